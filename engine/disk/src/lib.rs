@@ -1,0 +1,47 @@
+//! Virtual disks on host files.
+//!
+//! A disk is a [`DiskImage`]: so many bytes by position. [`open`] gives one from a file of any format in
+//! `formats.rs`; [`create`] makes a new file. Formats touch files only through [`BlockFile`], so that tests can
+//! crash and fail between any two operations; `FencedFile` in between turns host errors into [`DiskError`] and
+//! lets no write pass after a failed flush.
+//!
+//! ```text
+//!  device thread ─► dyn DiskImage: raw · iso · qcow2 ─► FencedFile ─► dyn BlockFile: HostFile (or SimFile in tests)
+//!                                     └─ backing: another DiskImage, read-only
+//! ```
+//!
+//! What this crate is not: it knows no sectors, controllers, CD commands or guest file systems, and starts no
+//! threads. All image content is treated as hostile: no panic, no unbounded loop or allocation follows from it.
+//! Never is a format guessed for a file that a guest could have written and can write again.
+//!
+//! Start at `image.rs` and `open.rs`; the interesting part is `qcow2/`, whose `mod.rs` tells the write ordering.
+
+#![forbid(unsafe_code)]
+
+mod block_file;
+mod error;
+mod fenced_file;
+mod formats;
+mod host_file;
+mod image;
+mod iso;
+mod iso_volume;
+mod open;
+mod overlay;
+mod probe;
+mod qcow2;
+mod raw;
+#[cfg(any(test, feature = "simulation"))]
+mod sim_file;
+
+pub use block_file::{Access, BlockFile, FileIdentity};
+pub use error::DiskError;
+pub use formats::{Format, UnknownFormat};
+pub use host_file::HostFile;
+pub use image::{DiskImage, Extent, ExtentKind};
+pub use iso_volume::{BootEntry, BootPlatform, GuestArch, GuestFamily, GuestGuess, VolumeDescription, describe_iso};
+pub use open::{Backing, BackingFiles, CreateOptions, OpenOptions, ProbedRaw, create, open};
+pub use probe::probe;
+pub use qcow2::{CheckReport, Compression, Qcow2Options, check as check_qcow2};
+#[cfg(any(test, feature = "simulation"))]
+pub use sim_file::{CrashImages, Fault, Operation, SimFile};

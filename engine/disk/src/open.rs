@@ -1,0 +1,254 @@
+//! Opening and making disks: from a file name to a [`DiskImage`].
+
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use crate::block_file::{Access, BlockFile, FileIdentity, read_zero_padded};
+use crate::formats::{HEAD_LENGTH, Opening};
+use crate::host_file::HostFile;
+use crate::image::DiskImage;
+use crate::overlay::throw_away;
+use crate::probe::recognise;
+use crate::qcow2::Qcow2Options;
+use crate::{DiskError, Format};
+
+/// How to open a disk. `OpenOptions::new(path)` asks for a writable disk with no guessing.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format. `None` asks for a look at its signature; a writable file without one is then treated as
+    /// [`probed_raw`](Self::probed_raw) says.
+    pub format: Option<Format>,
+    /// Whether the guest may write.
+    pub access: Access,
+    /// Whether what the guest writes is thrown away when the disk is closed. The file itself is then only read.
+    pub snapshot: bool,
+    /// Which base images may be opened.
+    pub backing_files: BackingFiles,
+    /// What to do with a writable file that carries no signature and whose format was not stated.
+    pub probed_raw: ProbedRaw,
+}
+
+impl OpenOptions {
+    /// A writable disk whose format is told by its signature, or else refused.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            format: None,
+            access: Access::ReadWrite,
+            snapshot: false,
+            backing_files: BackingFiles::Anywhere,
+            probed_raw: ProbedRaw::Refuse,
+        }
+    }
+
+    /// A medium that is only read.
+    pub fn read_only(path: impl Into<PathBuf>) -> Self {
+        Self { access: Access::ReadOnly, ..Self::new(path) }
+    }
+}
+
+/// Which base images may be opened. Their names stand in the disk file, and so may come from a stranger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackingFiles {
+    /// Any file that the person running us may read, as QEMU does.
+    Anywhere,
+    /// Only files in the disk's own folder or below it.
+    BesideDisk,
+    /// None: a disk with a base image is refused.
+    Refused,
+}
+
+/// What to do with a writable file without signature whose format was not stated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbedRaw {
+    /// Refuse it and ask for the format.
+    Refuse,
+    /// Take it as raw, but let the guest write no first sector that looks like another format.
+    Guarded,
+    /// Raw was stated: the guest may write what it likes.
+    Stated,
+}
+
+/// How to make a new disk file.
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    /// The format.
+    pub format: Format,
+    /// Size of the disk in bytes, a multiple of 512.
+    pub size: u64,
+    /// The base image, as it is to be written in the file (relative names are relative to the file's folder).
+    pub backing: Option<Backing>,
+    /// What only a qcow2 file has.
+    pub qcow2: Qcow2Options,
+}
+
+/// A base image of a new disk.
+#[derive(Clone, Debug)]
+pub struct Backing {
+    /// Its name as it is to be written in the file.
+    pub name: String,
+    /// Its format, which is always written down too.
+    pub format: Format,
+}
+
+impl CreateOptions {
+    /// A disk of `size` bytes with the format's usual options.
+    pub fn new(format: Format, size: u64) -> Self {
+        Self { format, size, backing: None, qcow2: Qcow2Options::default() }
+    }
+}
+
+/// How many files a disk may be built on.
+const MAX_CHAIN: usize = 64;
+
+/// Opens a disk.
+pub fn open(options: &OpenOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
+    let file_access = if options.snapshot { Access::ReadOnly } else { options.access };
+    let chain = Chain { backing_files: options.backing_files, visited: Vec::new() };
+    let disk = chain.open(&options.path, options.format, file_access, options.probed_raw)?;
+    if options.snapshot && options.access == Access::ReadWrite { throw_away(disk, &options.path) } else { Ok(disk) }
+}
+
+/// The files that were opened on the way to this one.
+pub(crate) struct Chain {
+    backing_files: BackingFiles,
+    visited: Vec<FileIdentity>,
+}
+
+impl Chain {
+    fn open(
+        &self,
+        path: &Path,
+        format: Option<Format>,
+        access: Access,
+        probed_raw: ProbedRaw,
+    ) -> Result<Arc<dyn DiskImage>, DiskError> {
+        // Looked at through a reading handle first, so that a CD image never needs write permission.
+        let reader = HostFile::open(path, Access::ReadOnly)?;
+        let (format, first_sector) = match format {
+            Some(format) => (format, ProbedRaw::Stated),
+            None => (decide_format(&reader, access, probed_raw)?, probed_raw),
+        };
+        let driver = format.driver();
+        let access = if driver.writable { access } else { Access::ReadOnly };
+        let file = match access {
+            Access::ReadOnly => reader,
+            Access::ReadWrite => HostFile::open(path, Access::ReadWrite)?,
+        };
+        let identity = file.identity();
+        if let Some(identity) = identity
+            && self.visited.contains(&identity)
+        {
+            let reason = "the files are built on each other in a circle".into();
+            return Err(DiskError::Backing { reason, path: path.to_path_buf() });
+        }
+        file.lock(access).map_err(|source| match (source.kind(), access) {
+            (std::io::ErrorKind::WouldBlock, Access::ReadOnly) => DiskError::InUse { hint: "", path: path.to_path_buf() },
+            (std::io::ErrorKind::WouldBlock, Access::ReadWrite) => {
+                DiskError::InUse { hint: ", or attach the disk read-only", path: path.to_path_buf() }
+            }
+            _ => DiskError::host("lock", path, source),
+        })?;
+        let visited = self.visited.iter().copied().chain(identity).collect();
+        let chain = Chain { backing_files: self.backing_files, visited };
+        (driver.open)(Opening { file: Arc::new(file), access, first_sector, chain: &chain })
+    }
+
+    /// Opens the base image that the disk at `overlay` names.
+    pub(crate) fn open_backing(
+        &self,
+        overlay: &Path,
+        name: &str,
+        format: Option<Format>,
+    ) -> Result<Arc<dyn DiskImage>, DiskError> {
+        let refuse = |reason: &str| DiskError::Backing { reason: reason.into(), path: overlay.to_path_buf() };
+        if self.visited.len() >= MAX_CHAIN {
+            return Err(refuse("more than 64 files are built on each other"));
+        }
+        let Some(format) = format else {
+            return Err(refuse("the format of its base image is not written down, and guessing it would be unsafe"));
+        };
+        let named = Path::new(name);
+        let is_beside = named.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+        match self.backing_files {
+            BackingFiles::Anywhere => {}
+            BackingFiles::BesideDisk if is_beside => {}
+            BackingFiles::BesideDisk => return Err(refuse("its base image lies outside the disk's own folder")),
+            BackingFiles::Refused => return Err(refuse("base images are not allowed here")),
+        }
+        let path = overlay.parent().unwrap_or(Path::new("")).join(named);
+        self.open(&path, Some(format), Access::ReadOnly, ProbedRaw::Refuse).map_err(|error| match error {
+            DiskError::Backing { .. } => error,
+            error => refuse(&error.to_string()),
+        })
+    }
+}
+
+/// The format of a file about which nothing was said.
+fn decide_format(file: &HostFile, access: Access, probed_raw: ProbedRaw) -> Result<Format, DiskError> {
+    let mut head = vec![0; HEAD_LENGTH];
+    read_zero_padded(file, 0, &mut head).map_err(|source| DiskError::host("read", file.path(), source))?;
+    match (recognise(&head), access, probed_raw) {
+        // A hard disk may begin with a CD's descriptors (installation sticks do); only a reader takes it for a CD.
+        (Some(format), _, _) if format.driver().writable => Ok(format),
+        (Some(format), Access::ReadOnly, _) => Ok(format),
+        (None, Access::ReadOnly, _) => Ok(Format::Raw),
+        (_, Access::ReadWrite, ProbedRaw::Guarded | ProbedRaw::Stated) => Ok(Format::Raw),
+        (_, Access::ReadWrite, ProbedRaw::Refuse) => Err(DiskError::FormatNotStated { path: file.path().to_path_buf() }),
+    }
+}
+
+/// Makes a new disk file. It appears under its name only when it is complete; an existing file is never replaced.
+pub fn create(path: &Path, options: &CreateOptions) -> Result<(), DiskError> {
+    let bad = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: path.to_path_buf() };
+    let driver = options.format.driver();
+    let Some(write_empty) = driver.create else {
+        return Err(bad("Bellglass does not make files of this format. Use raw or qcow2"));
+    };
+    if !options.size.is_multiple_of(512) {
+        return Err(bad("The size of a disk must be a multiple of 512 bytes"));
+    }
+    if options.size > i64::MAX as u64 {
+        return Err(bad("This size is larger than any file can be. Choose a smaller one"));
+    }
+    if path.symlink_metadata().is_ok() {
+        return Err(DiskError::AlreadyExists { path: path.to_path_buf() });
+    }
+    let Some(name) = path.file_name() else {
+        return Err(bad("This names no file. Choose a file name"));
+    };
+    let mut unfinished = std::ffi::OsString::from(".");
+    unfinished.push(name);
+    unfinished.push(format!(".{}.unfinished", std::process::id()));
+    let unfinished = path.with_file_name(unfinished);
+    let file = HostFile::create_new(&unfinished)?;
+    let result = write_empty(&file, options)
+        .and_then(|()| file.flush().map_err(|source| DiskError::host("flush", path, source)))
+        .and_then(|()| publish(&unfinished, path));
+    if result.is_err() {
+        // The error that counts is on its way already; a file that stays behind is only clutter.
+        std::fs::remove_file(&unfinished).ok();
+    }
+    result
+}
+
+/// Gives a finished file its name, without replacing another, and makes the name durable.
+fn publish(unfinished: &Path, path: &Path) -> Result<(), DiskError> {
+    // A hard link fails when the name is taken, on every file system that has links.
+    match std::fs::hard_link(unfinished, path) {
+        Ok(()) => std::fs::remove_file(unfinished).map_err(|source| DiskError::host("tidy", unfinished, source))?,
+        Err(source) if source.kind() == std::io::ErrorKind::AlreadyExists => {
+            return Err(DiskError::AlreadyExists { path: path.to_path_buf() });
+        }
+        Err(_) if path.symlink_metadata().is_ok() => return Err(DiskError::AlreadyExists { path: path.to_path_buf() }),
+        Err(_) => std::fs::rename(unfinished, path).map_err(|source| DiskError::host("name", path, source))?,
+    }
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let folder = std::fs::File::open(folder).map_err(|source| DiskError::host("open the folder of", path, source))?;
+    folder.sync_all().map_err(|source| DiskError::host("flush the folder of", path, source))
+}

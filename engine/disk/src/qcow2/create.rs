@@ -1,0 +1,164 @@
+//! Making an empty qcow2 file: header, refcount table and blocks, first-level table, in this order.
+
+use crate::block_file::BlockFile;
+use crate::open::CreateOptions;
+use crate::{DiskError, Format};
+
+use super::header::{
+    Compression, EXTENSION_BACKING_FORMAT, EXTENSION_END, INCOMPATIBLE_COMPRESSION, MAGIC, MAX_CLUSTER_BITS, MAX_L1_BYTES,
+    MAX_REFCOUNT_TABLE_BYTES, MIN_CLUSTER_BITS, V2_LENGTH, V3_LENGTH, V3_LENGTH_WITH_COMPRESSION,
+};
+use super::mapping::Geometry;
+use super::refcounts::set;
+
+/// What can be chosen for a new qcow2 file. The defaults are QEMU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Qcow2Options {
+    /// 2 (for QEMU before 1.1) or 3.
+    pub version: u32,
+    /// Bytes in a cluster: a power of two from 512 to 2 MiB.
+    pub cluster_size: u64,
+    /// Width of a reference count: 1, 2, 4, 8, 16, 32 or 64 bits; version 2 has 16 only.
+    pub refcount_bits: u32,
+    /// How clusters would be compressed; only version 3 has a choice.
+    pub compression: Compression,
+}
+
+impl Default for Qcow2Options {
+    fn default() -> Self {
+        Self { version: 3, cluster_size: 65_536, refcount_bits: 16, compression: Compression::Deflate }
+    }
+}
+
+/// Where things lie in a new file, in clusters.
+struct Layout {
+    table_clusters: u64,
+    blocks: u64,
+    l1_entries: u64,
+    l1_clusters: u64,
+}
+
+impl Layout {
+    fn of(geometry: Geometry, size: u64) -> Self {
+        let cluster_size = geometry.cluster_size();
+        let l1_entries = size.div_ceil(cluster_size * geometry.l2_entries()).max(1);
+        let l1_clusters = (l1_entries * 8).div_ceil(cluster_size);
+        let (mut table_clusters, mut blocks) = (1, 1);
+        // Each round can only grow; it ends as soon as the blocks count everything and the table finds the blocks.
+        loop {
+            let total = 1 + table_clusters + blocks + l1_clusters;
+            let needed = (total.div_ceil(geometry.block_entries()), (blocks * 8).div_ceil(cluster_size));
+            if needed.0 <= blocks && needed.1 <= table_clusters {
+                return Self { table_clusters, blocks, l1_entries, l1_clusters };
+            }
+            (blocks, table_clusters) = (blocks.max(needed.0), table_clusters.max(needed.1));
+        }
+    }
+}
+
+pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
+    let Qcow2Options { version, cluster_size, refcount_bits, compression } = options.qcow2;
+    let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
+    let cluster_bits = cluster_size.trailing_zeros();
+    if !cluster_size.is_power_of_two() || !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
+        return Err(refuse("The cluster size must be a power of two from 512 bytes to 2 MiB"));
+    }
+    if !refcount_bits.is_power_of_two() || refcount_bits > 64 {
+        return Err(refuse("The refcount width must be 1, 2, 4, 8, 16, 32 or 64 bits"));
+    }
+    match version {
+        3 => {}
+        2 if refcount_bits == 16 && compression == Compression::Deflate => {}
+        2 => return Err(refuse("Version 2 has only 16-bit refcounts and deflate. Use version 3 for others")),
+        _ => return Err(refuse("The qcow2 version must be 2 or 3")),
+    }
+    let geometry = Geometry { cluster_bits, refcount_order: refcount_bits.trailing_zeros(), version };
+    let layout = Layout::of(geometry, options.size);
+    let table_fits = layout.table_clusters * cluster_size <= MAX_REFCOUNT_TABLE_BYTES;
+    if layout.l1_entries * 8 > MAX_L1_BYTES || !table_fits {
+        return Err(refuse("A disk of this size needs larger clusters. Choose a larger cluster size"));
+    }
+    let header = encode_header(options, geometry, &layout).ok_or_else(|| refuse("The name of the base image is too long"))?;
+
+    let first_block = 1 + layout.table_clusters;
+    let l1 = first_block + layout.blocks;
+    let used = l1 + layout.l1_clusters;
+    let mut table = vec![0; (layout.table_clusters * cluster_size) as usize];
+    for number in 0..layout.blocks {
+        let entry = (first_block + number) * cluster_size;
+        table[number as usize * 8..][..8].copy_from_slice(&entry.to_be_bytes());
+    }
+    let mut blocks = vec![0; (layout.blocks * cluster_size) as usize];
+    for cluster in 0..used {
+        let block = (cluster / geometry.block_entries()) * cluster_size;
+        let entry = (cluster % geometry.block_entries()) as usize;
+        set(&mut blocks[block as usize..][..cluster_size as usize], entry, geometry.refcount_order, 1);
+    }
+    let write =
+        |offset: u64, bytes: &[u8]| file.write_at(offset, bytes).map_err(|source| DiskError::host("write", file.path(), source));
+    // The first-level table is all zeros, which is what a file grown by `truncate` holds.
+    file.truncate(used * cluster_size).map_err(|source| DiskError::host("create", file.path(), source))?;
+    write(cluster_size, &table)?;
+    write(first_block * cluster_size, &blocks)?;
+    write(0, &header)
+}
+
+/// The header with its extensions and the name of the base image; `None` if that does not fit the first cluster.
+fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Option<Vec<u8>> {
+    let cluster_size = geometry.cluster_size();
+    let with_zstd = options.qcow2.compression == Compression::Zstd;
+    let length = match (geometry.version, with_zstd) {
+        (2, _) => V2_LENGTH,
+        (_, false) => V3_LENGTH,
+        (_, true) => V3_LENGTH_WITH_COMPRESSION,
+    };
+    let mut extensions = Vec::new();
+    if let Some(backing) = &options.backing {
+        let word = backing_word(backing.format).as_bytes();
+        extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
+        extensions.extend((word.len() as u32).to_be_bytes());
+        extensions.extend(word);
+        extensions.resize(extensions.len().next_multiple_of(8), 0);
+    }
+    extensions.extend(EXTENSION_END.to_be_bytes());
+    extensions.extend([0; 4]);
+    let name = options.backing.as_ref().map_or(&[][..], |backing| backing.name.as_bytes());
+    let name_offset = if name.is_empty() { 0 } else { (length + extensions.len()) as u64 };
+    if name.len() > 1023 || (length + extensions.len() + name.len()) as u64 > cluster_size || name.contains(&0) {
+        return None;
+    }
+    let l1_offset = (1 + layout.table_clusters + layout.blocks) * cluster_size;
+    let mut header = Vec::with_capacity(length);
+    header.extend(MAGIC);
+    header.extend(geometry.version.to_be_bytes());
+    header.extend(name_offset.to_be_bytes());
+    header.extend((name.len() as u32).to_be_bytes());
+    header.extend(geometry.cluster_bits.to_be_bytes());
+    header.extend(options.size.to_be_bytes());
+    header.extend([0; 4]); // encryption: none
+    header.extend((layout.l1_entries as u32).to_be_bytes());
+    header.extend(l1_offset.to_be_bytes());
+    header.extend(cluster_size.to_be_bytes()); // the refcount table follows the header
+    header.extend((layout.table_clusters as u32).to_be_bytes());
+    header.extend([0; 12]); // snapshots: none
+    if geometry.version >= 3 {
+        header.extend((if with_zstd { INCOMPATIBLE_COMPRESSION } else { 0 }).to_be_bytes());
+        header.extend([0; 16]); // compatible and autoclear features: none
+        header.extend(geometry.refcount_order.to_be_bytes());
+        header.extend((length as u32).to_be_bytes());
+        if with_zstd {
+            header.extend([1, 0, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+    header.extend(extensions);
+    header.extend(name);
+    Some(header)
+}
+
+/// The word that QEMU knows a format by; it has none for CD images, which are raw to it.
+fn backing_word(format: Format) -> &'static str {
+    match format {
+        Format::Iso => Format::Raw.name(),
+        other => other.name(),
+    }
+}

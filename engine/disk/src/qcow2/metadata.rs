@@ -1,0 +1,456 @@
+//! The tables of an open image in memory, and the one place where they are written down: [`Metadata::commit`].
+//!
+//! Between two commits the file's tables do not change at all, so a crash finds the state of the last commit, plus
+//! data in clusters that nothing points at. The story of the ordering is told in `mod.rs`.
+
+use std::collections::{BTreeSet, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::DiskError;
+use crate::fenced_file::FencedFile;
+
+use super::header::{AT_INCOMPATIBLE, Header, INCOMPATIBLE_CORRUPT, be64};
+use super::mapping::{BadEntry, COPIED, Geometry, L2Cache, Mapping, OFFSET_MASK, write_words};
+use super::refcounts::{AllocateError, BLOCK_OFFSET_MASK, Growth, Refcounts};
+use super::snapshots::SnapshotTable;
+
+/// All that is known of where things lie in the file.
+pub(super) struct Metadata {
+    geometry: Geometry,
+    file: Arc<FencedFile>,
+    incompatible: u64,
+    l1: Vec<u64>,
+    l1_offset: u64,
+    /// First-level entries that the file does not have yet.
+    dirty_l1: BTreeSet<usize>,
+    l2: L2Cache,
+    /// `None` while the image is only read.
+    refcounts: Option<Refcounts>,
+    /// Clusters of the header, first-level and snapshot tables: they stay where they are.
+    fixed: Vec<Range<u64>>,
+    /// Clusters of second-level tables, of the refcount table and of its blocks.
+    tables: HashSet<u64>,
+    /// Clusters that lose a reference with the next commit.
+    released: Vec<u64>,
+    /// Clusters from this offset on have never been written and so hold zeros.
+    end: u64,
+    /// Whether freed clusters are given back to the host.
+    can_punch: bool,
+    /// Whether every second-level table was checked against the refcounts at opening.
+    all_verified: bool,
+}
+
+/// A table or cluster that cannot be what it claims.
+pub(super) enum TableError {
+    /// The image contradicts itself.
+    Bad(&'static str),
+    /// The format cannot describe a larger file.
+    Full,
+    /// The host failed.
+    Disk(DiskError),
+}
+
+impl From<DiskError> for TableError {
+    fn from(error: DiskError) -> Self {
+        TableError::Disk(error)
+    }
+}
+
+impl From<BadEntry> for TableError {
+    fn from(BadEntry(detail): BadEntry) -> Self {
+        TableError::Bad(detail)
+    }
+}
+
+impl From<AllocateError> for TableError {
+    fn from(error: AllocateError) -> Self {
+        match error {
+            AllocateError::Full => TableError::Full,
+            AllocateError::Disk(error) => TableError::Disk(error),
+        }
+    }
+}
+
+/// Clusters just allocated.
+pub(super) struct Allocation {
+    /// Host cluster numbers.
+    pub(super) clusters: Range<u64>,
+    /// Whether they hold zeros, never having been written.
+    pub(super) is_fresh: bool,
+}
+
+/// At opening for writing, so many bytes of second-level tables are checked; larger images are checked as they go.
+const VERIFY_BYTES: u64 = 16 << 20;
+/// Counting the references of more clusters than this would take too much memory.
+const MAX_VERIFIED_CLUSTERS: u64 = 16 << 20;
+/// So many released clusters are kept waiting for a flush before we flush by ourselves.
+const MAX_RELEASED: usize = 1 << 18;
+
+impl Metadata {
+    /// Reads what a reader needs.
+    pub(super) fn read(file: &Arc<FencedFile>, header: &Header, geometry: Geometry, end: u64) -> Result<Self, DiskError> {
+        let mut bytes = vec![0; header.l1_entries as usize * 8];
+        file.read_exact(header.l1_offset, &mut bytes)?;
+        Ok(Self {
+            geometry,
+            file: Arc::clone(file),
+            incompatible: header.incompatible,
+            l1: bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect(),
+            l1_offset: header.l1_offset,
+            dirty_l1: BTreeSet::new(),
+            l2: L2Cache::new(geometry),
+            refcounts: None,
+            fixed: Vec::new(),
+            tables: HashSet::new(),
+            released: Vec::new(),
+            end,
+            can_punch: true,
+            all_verified: false,
+        })
+    }
+
+    /// Reads and checks what a writer needs besides. An inconsistency that writing could make worse is an error.
+    pub(super) fn prepare_writing(&mut self, header: &Header, snapshots: &SnapshotTable) -> Result<(), TableError> {
+        let mut refcounts = Refcounts::read(&self.file, header, self.geometry)?;
+        let mut fixed = vec![0..1, self.clusters(self.l1_offset, self.l1.len() as u64 * 8)];
+        fixed.push(self.clusters(header.snapshots_offset, snapshots.bytes));
+        for snapshot in &snapshots.snapshots {
+            fixed.push(self.clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8));
+        }
+        fixed.retain(|range| !range.is_empty());
+        fixed.sort_unstable_by_key(|range| range.start);
+        if fixed.windows(2).any(|pair| pair[0].end > pair[1].start) {
+            return Err(TableError::Bad("two of its tables overlap"));
+        }
+        self.fixed = fixed;
+        for cluster in refcounts.table_range() {
+            self.claim_table(cluster)?;
+        }
+        for entry in refcounts.table().iter().filter(|entry| **entry != 0) {
+            if entry & !BLOCK_OFFSET_MASK != 0 || entry % self.geometry.cluster_size() != 0 || *entry >= self.end {
+                return Err(TableError::Bad("a refcount block lies outside the file"));
+            }
+            self.claim_table(entry / self.geometry.cluster_size())?;
+        }
+        for index in 0..self.l1.len() {
+            if let Some(offset) = self.l2_offset(index)? {
+                self.claim_table(offset / self.geometry.cluster_size())?;
+            }
+        }
+        let fixed = self.fixed.iter().cloned().flatten();
+        for cluster in fixed.chain(self.tables.iter().copied()) {
+            if refcounts.get(&self.file, cluster)? == 0 {
+                return Err(TableError::Bad("a table is counted as free space"));
+            }
+        }
+        for entry in self.l1.iter().filter(|entry| *entry & COPIED != 0) {
+            if refcounts.get(&self.file, (entry & OFFSET_MASK) >> self.geometry.cluster_bits)? != 1 {
+                return Err(TableError::Bad("a shared table is marked as writable in place"));
+            }
+        }
+        self.refcounts = Some(refcounts);
+        self.verify_tables()
+    }
+
+    fn clusters(&self, offset: u64, length: u64) -> Range<u64> {
+        let bits = self.geometry.cluster_bits;
+        offset >> bits..(offset + length).div_ceil(self.geometry.cluster_size())
+    }
+
+    fn claim_table(&mut self, cluster: u64) -> Result<(), TableError> {
+        if self.is_fixed(cluster) || !self.tables.insert(cluster) {
+            return Err(TableError::Bad("two of its tables overlap"));
+        }
+        Ok(())
+    }
+
+    fn is_fixed(&self, cluster: u64) -> bool {
+        let after = self.fixed.partition_point(|range| range.start <= cluster);
+        after.checked_sub(1).and_then(|index| self.fixed.get(index)).is_some_and(|range| range.contains(&cluster))
+    }
+
+    /// Whether a cluster holds metadata, so that no data may ever be written there.
+    fn is_metadata(&self, cluster: u64) -> bool {
+        self.is_fixed(cluster) || self.tables.contains(&cluster)
+    }
+
+    /// Checks the second-level tables against the refcounts, as far as the budget goes.
+    fn verify_tables(&mut self) -> Result<(), TableError> {
+        let used: Vec<usize> = (0..self.l1.len()).filter(|index| self.l1[*index] != 0).collect();
+        let clusters = self.end.div_ceil(self.geometry.cluster_size());
+        if used.len() as u64 * self.geometry.cluster_size() > VERIFY_BYTES || clusters > MAX_VERIFIED_CLUSTERS {
+            return Ok(());
+        }
+        let mut references = vec![0_u16; clusters as usize];
+        for index in used {
+            let Some(offset) = self.l2_offset(index)? else { continue };
+            let entries = self.l2.load(&self.file, offset)?.to_vec();
+            self.verify_entries(&entries, |cluster, count| {
+                let Some(references) = references.get_mut(cluster as usize) else { return false };
+                *references = references.saturating_add(1);
+                u64::from(*references) <= count
+            })?;
+        }
+        self.all_verified = true;
+        Ok(())
+    }
+
+    /// Checks the entries of one table. `is_counted` is asked about each reference: the cluster and its count.
+    fn verify_entries(&mut self, entries: &[u64], mut is_counted: impl FnMut(u64, u64) -> bool) -> Result<(), TableError> {
+        for entry in entries.iter().filter(|entry| **entry != 0) {
+            let mapping = Mapping::decode(*entry, self.geometry)?;
+            for cluster in mapping.host_clusters(self.geometry) {
+                if cluster << self.geometry.cluster_bits >= self.end {
+                    return Err(TableError::Bad("a cluster lies past the end of the file"));
+                }
+                if self.is_metadata(cluster) {
+                    return Err(TableError::Bad("a cluster overlaps a table"));
+                }
+                let count = self.refcount(cluster)?;
+                if count == 0 {
+                    return Err(TableError::Bad("a used cluster is counted as free space"));
+                }
+                if entry & COPIED != 0 && count != 1 {
+                    return Err(TableError::Bad("a shared cluster is marked as writable in place"));
+                }
+                if !is_counted(cluster, count) {
+                    return Err(TableError::Bad("more entries use a cluster than are counted"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refcount(&mut self, cluster: u64) -> Result<u64, DiskError> {
+        match &mut self.refcounts {
+            Some(refcounts) => refcounts.get(&self.file, cluster),
+            None => Ok(0),
+        }
+    }
+
+    /// Where the second-level table under a first-level entry lies; `None` if there is none.
+    fn l2_offset(&self, index: usize) -> Result<Option<u64>, BadEntry> {
+        let entry = self.l1.get(index).copied().unwrap_or(0);
+        if entry == 0 {
+            return Ok(None);
+        }
+        let offset = entry & OFFSET_MASK;
+        if entry & !(COPIED | OFFSET_MASK) != 0 || offset == 0 || !offset.is_multiple_of(self.geometry.cluster_size()) {
+            return Err(BadEntry("a first-level entry makes no sense"));
+        }
+        // A table not yet written lies past the end of the file, but not past what we have handed out.
+        if offset >= self.end {
+            return Err(BadEntry("a second-level table lies past the end of the file"));
+        }
+        Ok(Some(offset))
+    }
+
+    /// The second-level entries that map `guest_offset`, if they are in memory: `Ok(None)` says that they must be
+    /// loaded first, an empty slice that there is no table.
+    pub(super) fn peek_entries(&self, guest_offset: u64) -> Result<Option<&[u64]>, BadEntry> {
+        let (index, _) = self.geometry.indices(guest_offset);
+        match self.l2_offset(index)? {
+            None => Ok(Some(&[])),
+            Some(offset) => Ok(self.l2.peek(offset)),
+        }
+    }
+
+    /// Brings the table that maps `guest_offset` into memory.
+    pub(super) fn load_entries(&mut self, guest_offset: u64) -> Result<(), TableError> {
+        let (index, _) = self.geometry.indices(guest_offset);
+        let Some(offset) = self.l2_offset(index)? else { return Ok(()) };
+        if self.l2.peek(offset).is_some() {
+            return Ok(());
+        }
+        let entries = self.l2.load(&self.file, offset)?;
+        if self.refcounts.is_some() && !self.all_verified {
+            let entries = entries.to_vec();
+            if let Err(error) = self.verify_entries(&entries, |_, _| true) {
+                self.l2.forget(offset);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a data cluster may be overwritten where it is. `None`: its count must be read first.
+    pub(super) fn is_writable_in_place(&self, mapping: Mapping) -> Result<Option<bool>, BadEntry> {
+        let Mapping::Data { host, copied: true } = mapping else { return Ok(Some(false)) };
+        let cluster = host >> self.geometry.cluster_bits;
+        if self.is_metadata(cluster) {
+            return Err(BadEntry("a cluster overlaps a table"));
+        }
+        if host >= self.end {
+            return Err(BadEntry("a cluster lies past the end of the file"));
+        }
+        match self.refcounts.as_ref().and_then(|refcounts| refcounts.peek(cluster)) {
+            Some(1) => Ok(Some(true)),
+            Some(_) => Err(BadEntry("a shared cluster is marked as writable in place")),
+            None => Ok(None),
+        }
+    }
+
+    /// The same, reading what must be read; also for a cluster that was set aside for zeros.
+    pub(super) fn check_own_cluster(&mut self, host: u64) -> Result<(), TableError> {
+        self.refcount(host >> self.geometry.cluster_bits)?;
+        self.is_writable_in_place(Mapping::Data { host, copied: true })?;
+        Ok(())
+    }
+
+    /// Makes sure that the table under a first-level entry exists, is in memory and belongs to nobody else.
+    pub(super) fn writable_table(&mut self, index: usize) -> Result<u64, TableError> {
+        let bytes_per_table = self.geometry.l2_entries() << self.geometry.cluster_bits;
+        self.load_entries(index as u64 * bytes_per_table)?;
+        let old = self.l2_offset(index)?;
+        let entries = match old {
+            Some(offset) => {
+                let count = self.refcount(offset >> self.geometry.cluster_bits)?;
+                match (self.l1[index] & COPIED != 0, count) {
+                    (true, 1) => return Ok(offset),
+                    (true, _) => return Err(TableError::Bad("a shared table is marked as writable in place")),
+                    // A snapshot uses this table too. Its clusters are shared, and none of them is marked as ours.
+                    (false, _) => self.l2.load(&self.file, offset)?.iter().map(|entry| clear_copied(*entry)).collect(),
+                }
+            }
+            None => vec![0; self.geometry.l2_entries() as usize].into_boxed_slice(),
+        };
+        let cluster = self.allocate(1)?.clusters.start;
+        let offset = cluster << self.geometry.cluster_bits;
+        self.tables.insert(cluster);
+        self.l2.insert_new(offset, entries);
+        if let Some(old) = old {
+            self.released.push(old >> self.geometry.cluster_bits);
+        }
+        self.l1[index] = offset | COPIED;
+        self.dirty_l1.insert(index);
+        Ok(offset)
+    }
+
+    /// Entries of a table that [`writable_table`](Self::writable_table) gave.
+    pub(super) fn entries(&self, table: u64) -> &[u64] {
+        self.l2.peek(table).unwrap_or_default()
+    }
+
+    /// Changes an entry; what the old one pointed at is released with the next commit.
+    pub(super) fn set_entry(&mut self, table: u64, index: usize, entry: u64) -> Result<(), BadEntry> {
+        let old = self.entries(table).get(index).copied().unwrap_or(0);
+        let old_clusters = Mapping::decode(old, self.geometry)?.host_clusters(self.geometry);
+        let new_clusters = Mapping::decode(entry, self.geometry)?.host_clusters(self.geometry);
+        if old_clusters != new_clusters {
+            self.released.extend(old_clusters);
+        }
+        self.l2.set(table, index, entry);
+        Ok(())
+    }
+
+    /// Hands out at most `wanted` clusters that lie together.
+    pub(super) fn allocate(&mut self, wanted: u64) -> Result<Allocation, TableError> {
+        let mut growth = Growth::default();
+        let Some(refcounts) = &mut self.refcounts else { return Err(TableError::Bad("the disk is read-only")) };
+        let result = refcounts.allocate(&self.file, wanted, &mut growth);
+        for cluster in &growth.taken {
+            self.end = self.end.max((cluster + 1) << self.geometry.cluster_bits);
+        }
+        self.tables.extend(growth.taken);
+        self.released.extend(growth.left);
+        let clusters = result?;
+        if clusters.clone().any(|cluster| self.is_metadata(cluster)) {
+            self.take_back(clusters);
+            return Err(TableError::Bad("a table is counted as free space"));
+        }
+        let is_fresh = clusters.start << self.geometry.cluster_bits >= self.end;
+        self.end = self.end.max(clusters.end << self.geometry.cluster_bits);
+        Ok(Allocation { clusters, is_fresh })
+    }
+
+    /// Takes back clusters that were allocated and that no entry points at.
+    pub(super) fn take_back(&mut self, clusters: Range<u64>) {
+        if let Some(refcounts) = &mut self.refcounts {
+            refcounts.take_back(clusters);
+        }
+    }
+
+    /// Whether a flush must write tables.
+    pub(super) fn has_changes(&self) -> bool {
+        let counts = self.refcounts.as_ref().is_some_and(|r| r.has_dirty_blocks() || r.has_unpublished_blocks());
+        counts || !self.dirty_l1.is_empty() || !self.l2.is_clean() || !self.released.is_empty()
+    }
+
+    /// Commits when too much has piled up since the last flush.
+    pub(super) fn commit_if_crowded(&mut self) -> Result<(), DiskError> {
+        if self.l2.has_too_much_to_write() || self.released.len() > MAX_RELEASED { self.commit() } else { Ok(()) }
+    }
+
+    /// Writes all changes, in an order that leaves nothing but unused clusters behind wherever it is cut off.
+    ///
+    /// After an error nothing is lost: what could not be written is still marked as changed, and the next commit
+    /// writes it again in the same order. (After a failed *flush* there is no next commit; the file is fenced.)
+    pub(super) fn commit(&mut self) -> Result<(), DiskError> {
+        let Some(refcounts) = &mut self.refcounts else { return Ok(()) };
+        // 1. Counts that rose, and tables that nothing points at yet. With them the guest's data becomes durable.
+        refcounts.write_blocks(&self.file)?;
+        self.l2.write_dirty(&self.file, false)?;
+        self.file.flush()?;
+        // 2. Pointers to new refcount blocks.
+        if refcounts.has_unpublished_blocks() {
+            refcounts.publish_blocks(&self.file)?;
+            self.file.flush()?;
+        }
+        // 3. Pointers to data and to new second-level tables: what they point at is durable and counted by now.
+        if !self.l2.is_clean() || !self.dirty_l1.is_empty() {
+            self.l2.publish_all(self.dirty_l1.iter().map(|index| self.l1[*index] & OFFSET_MASK));
+            self.l2.write_dirty(&self.file, true)?;
+            for index in self.dirty_l1.clone() {
+                write_words(&self.file, self.l1_offset, &self.l1, index..index + 1)?;
+                self.dirty_l1.remove(&index);
+            }
+            self.file.flush()?;
+        }
+        // 4. No pointer to the released clusters is left in the file, so their counts may fall.
+        self.release();
+        Ok(())
+    }
+
+    /// Lowers the counts of released clusters and gives the free ones back to the host.
+    fn release(&mut self) {
+        let Some(refcounts) = &mut self.refcounts else { return };
+        let mut freed = Vec::new();
+        for cluster in std::mem::take(&mut self.released) {
+            match refcounts.lower(&self.file, cluster) {
+                Ok(0) => freed.push(cluster),
+                Ok(_) => {}
+                // The cluster stays counted: unused space, but nothing worse.
+                Err(error) => tracing::warn!(%error, cluster, "a freed cluster could not be given back"),
+            }
+            // A table that a snapshot keeps is no longer ours to guard; its count guards it.
+            if self.tables.remove(&cluster) {
+                self.l2.forget(cluster << self.geometry.cluster_bits);
+            }
+        }
+        freed.sort_unstable();
+        let bits = self.geometry.cluster_bits;
+        for run in freed.chunk_by(|left, right| left + 1 == *right) {
+            let (Some(first), true) = (run.first(), self.can_punch) else { break };
+            // Giving space back is a courtesy; a host that cannot is asked no more.
+            self.can_punch = matches!(self.file.punch_hole(first << bits, (run.len() as u64) << bits), Ok(true));
+        }
+    }
+
+    /// Sets the bit in the header that tells every program that the image contradicts itself.
+    pub(super) fn mark_corrupt(&mut self) -> Result<(), DiskError> {
+        if self.geometry.version < 3 || self.incompatible & INCOMPATIBLE_CORRUPT != 0 || self.refcounts.is_none() {
+            return Ok(());
+        }
+        let mut field = [0; 8];
+        self.file.read_exact(AT_INCOMPATIBLE, &mut field)?;
+        self.incompatible = be64(&field, 0) | INCOMPATIBLE_CORRUPT;
+        self.file.write_at(AT_INCOMPATIBLE, &self.incompatible.to_be_bytes())?;
+        self.file.flush()
+    }
+}
+
+/// An entry that no longer says "ours alone". Compressed entries never say so, and their bit 63 is clear already.
+fn clear_copied(entry: u64) -> u64 {
+    entry & !COPIED
+}

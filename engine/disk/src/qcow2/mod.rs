@@ -1,0 +1,408 @@
+//! qcow2: a disk that grows, can be built on another, and survives a crash at any instant.
+//!
+//! Done: versions 2 and 3, all cluster sizes and refcount widths, base images, zero and compressed clusters (read),
+//! discard, and copy-on-write around internal snapshots. Not here yet: making and loading snapshots, resizing,
+//! extended second-level entries, external data files, encryption, bitmaps (kept, but marked as out of date).
+//!
+//! ## The order of writes
+//!
+//! Tables change in memory only; data goes to the file at once, into clusters that nothing in the file points at
+//! (or in place, where the mapping exists already). A flush then writes the tables in this order, with `fdatasync`
+//! where a bar stands:
+//!
+//! ```text
+//!   data, raised counts, new tables ┃ pointers to new refcount blocks ┃ pointers to data and new tables ┃ lowered counts
+//! ```
+//!
+//! So nothing is ever pointed at before it is there and counted, and nothing is counted as free while a pointer to
+//! it may survive. A crash leaves the last flushed state and at worst some unused clusters. The second bar is only
+//! needed when a refcount block was added, the third only when a pointer changed. Lowered counts are written with
+//! the next flush. After a failed flush the file is fenced: nobody knows what it holds until it is opened again.
+//!
+//! See: the qcow2 specification (`docs/interop/qcow2` of QEMU).
+
+mod check;
+mod compressed;
+mod create;
+mod header;
+mod mapping;
+mod metadata;
+mod refcounts;
+mod snapshots;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use crate::DiskError;
+use crate::block_file::{Access, BlockFile};
+use crate::fenced_file::FencedFile;
+use crate::formats::{Driver, Format, Opening};
+use crate::image::{DiskImage, Extent, ExtentKind, check_range};
+use crate::open::Chain;
+
+pub use check::{CheckReport, check};
+pub use create::Qcow2Options;
+pub use header::Compression;
+
+use compressed::UnpackedCache;
+use header::{Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
+use mapping::{Geometry, Mapping};
+use metadata::{Metadata, TableError};
+use snapshots::SnapshotTable;
+
+pub(crate) const DRIVER: Driver = Driver {
+    format: Format::Qcow2,
+    name: "qcow2",
+    title: "qcow2 disk",
+    recognise: |head| head.starts_with(header::MAGIC),
+    open: |opening| Ok(Arc::new(Qcow2::open_with_chain(opening)?)),
+    create: Some(create::create),
+    writable: true,
+};
+
+const HOW_TO_REPAIR: &str = "Repair it with qemu-img check -r all, or open it read-only to save what is there";
+
+/// An open qcow2 disk.
+pub(crate) struct Qcow2 {
+    file: Arc<FencedFile>,
+    access: Access,
+    geometry: Geometry,
+    size: u64,
+    compression: header::Compression,
+    backing: Option<Arc<dyn DiskImage>>,
+    unpacked: UnpackedCache,
+    warnings: Vec<String>,
+    /// Shared by reads and by writes in place, which hold it while they touch the file, so that no cluster changes
+    /// its owner under them. Whatever changes a table holds it alone.
+    metadata: RwLock<Metadata>,
+    /// Autoclear bits, until the first write has cleared them.
+    autoclear: u64,
+    is_prepared: AtomicBool,
+    is_corrupt: AtomicBool,
+}
+
+/// A stretch of the disk that can be read in one go.
+struct Run {
+    mapping: Mapping,
+    length: u64,
+}
+
+impl Qcow2 {
+    fn open_with_chain(opening: Opening<'_>) -> Result<Self, DiskError> {
+        let Opening { file, access, first_sector: _, chain } = opening;
+        let path = file.path().to_path_buf();
+        Self::open(file, access, |backing| open_named_backing(chain, &path, backing))
+    }
+
+    /// Opens an image; `open_backing` finds the base image that its header names.
+    fn open(
+        file: Arc<dyn BlockFile>,
+        access: Access,
+        open_backing: impl FnOnce(&header::BackingName) -> Result<Arc<dyn DiskImage>, DiskError>,
+    ) -> Result<Self, DiskError> {
+        let file = Arc::new(FencedFile::new(file));
+        let end = file.len()?;
+        let header = Header::read(&file, end)?;
+        let snapshots = SnapshotTable::read(&file, &header, end)?;
+        let path = file.path().to_path_buf();
+        let (version, refcount_order) = (header.version, header.refcount_order);
+        let geometry = Geometry { cluster_bits: header.cluster_bits, refcount_order, version };
+        let damaged = |detail: &str| DiskError::Damaged { detail: detail.into(), advice: HOW_TO_REPAIR, path: path.clone() };
+        let mut warnings = Vec::new();
+        for (bit, detail) in [
+            (INCOMPATIBLE_CORRUPT, "an earlier program found contradictions in it"),
+            (INCOMPATIBLE_DIRTY, "it was not closed properly and its free space is not counted"),
+        ] {
+            match access {
+                _ if header.incompatible & bit == 0 => {}
+                Access::ReadWrite => return Err(damaged(detail)),
+                Access::ReadOnly => warnings.push(format!("This disk needs a repair before it can be written: {detail}.")),
+            }
+        }
+        let mut metadata = Metadata::read(&file, &header, geometry, end)?;
+        if access == Access::ReadWrite {
+            metadata.prepare_writing(&header, &snapshots).map_err(|error| match error {
+                TableError::Bad(detail) => damaged(detail),
+                TableError::Full => DiskError::FormatFull { path: path.clone() },
+                TableError::Disk(error) => error,
+            })?;
+        }
+        let backing = header.backing.as_ref().map(open_backing).transpose()?;
+        warnings.extend(backing.iter().flat_map(|backing| backing.warnings()));
+        Ok(Self {
+            file,
+            access,
+            geometry,
+            size: header.size,
+            compression: header.compression,
+            backing,
+            unpacked: UnpackedCache::new(geometry.cluster_size()),
+            warnings,
+            metadata: RwLock::new(metadata),
+            autoclear: header.autoclear,
+            is_prepared: AtomicBool::new(header.autoclear == 0),
+            is_corrupt: AtomicBool::new(false),
+        })
+    }
+
+    /// Opens an image for writing, built on `base` whatever its header says.
+    pub(crate) fn open_on(file: Arc<dyn BlockFile>, base: Arc<dyn DiskImage>) -> Result<Self, DiskError> {
+        let mut disk = Self::open(file, Access::ReadWrite, |_| Ok(Arc::clone(&base)))?;
+        disk.backing = Some(base);
+        Ok(disk)
+    }
+
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    fn shared(&self) -> Result<RwLockReadGuard<'_, Metadata>, DiskError> {
+        self.metadata.read().map_err(|_| self.fence())
+    }
+
+    fn alone(&self) -> Result<RwLockWriteGuard<'_, Metadata>, DiskError> {
+        self.metadata.write().map_err(|_| self.fence())
+    }
+
+    /// A thread died while it was changing the tables: what is in memory must not reach the file.
+    fn fence(&self) -> DiskError {
+        self.file.fence();
+        DiskError::Fenced { path: self.path().to_path_buf() }
+    }
+
+    fn damaged(&self, detail: &str) -> DiskError {
+        DiskError::Damaged { detail: detail.into(), advice: HOW_TO_REPAIR, path: self.path().to_path_buf() }
+    }
+
+    /// Reports a contradiction in the tables; a writable image is marked so that nobody writes to it any more.
+    fn explain(&self, metadata: &mut Metadata, error: TableError) -> DiskError {
+        match error {
+            TableError::Disk(error) => error,
+            TableError::Full => DiskError::FormatFull { path: self.path().to_path_buf() },
+            TableError::Bad(detail) => {
+                if self.access == Access::ReadWrite && !self.is_corrupt.swap(true, Ordering::AcqRel) {
+                    tracing::error!(path = %self.path().display(), detail, "disk found damaged; it takes no more writes");
+                    if let Err(error) = metadata.mark_corrupt() {
+                        tracing::warn!(%error, "the disk could not be marked as damaged");
+                    }
+                }
+                self.damaged(detail)
+            }
+        }
+    }
+
+    /// Finds how the disk is mapped at `offset`, and how far the same mapping goes on (at most `limit` bytes).
+    /// The lock that is returned keeps it true.
+    fn find_run(&self, offset: u64, limit: u64) -> Result<(RwLockReadGuard<'_, Metadata>, Run), DiskError> {
+        // Normally the second round succeeds; others may push the table out of the cache in between.
+        for _ in 0..MAX_LOAD_ATTEMPTS {
+            let metadata = self.shared()?;
+            let found = match metadata.peek_entries(offset) {
+                Ok(Some(entries)) => Some(self.run_in(entries, offset, limit)),
+                Ok(None) => None,
+                Err(error) => Some(Err(error)),
+            };
+            match found {
+                Some(Ok(run)) => return Ok((metadata, run)),
+                Some(Err(bad)) => {
+                    drop(metadata);
+                    return Err(self.explain(&mut *self.alone()?, bad.into()));
+                }
+                None => {
+                    drop(metadata);
+                    let mut metadata = self.alone()?;
+                    if let Err(error) = metadata.load_entries(offset) {
+                        return Err(self.explain(&mut metadata, error));
+                    }
+                }
+            }
+        }
+        Err(self.damaged("its tables are used by too many at once"))
+    }
+
+    fn run_in(&self, entries: &[u64], offset: u64, limit: u64) -> Result<Run, mapping::BadEntry> {
+        let cluster_size = self.geometry.cluster_size();
+        let (_, first) = self.geometry.indices(offset);
+        let in_cluster = offset % cluster_size;
+        if entries.is_empty() {
+            let rest = (self.geometry.l2_entries() - first as u64) * cluster_size - in_cluster;
+            return Ok(Run { mapping: Mapping::Unallocated, length: rest.min(limit) });
+        }
+        let at = |index: usize| Mapping::decode(entries.get(index).copied().unwrap_or(0), self.geometry);
+        let mapping = at(first)?;
+        let mut clusters = 1;
+        while clusters * cluster_size - in_cluster < limit && first + (clusters as usize) < entries.len() {
+            // A bad entry further on is met by the read that begins there.
+            let Ok(next) = at(first + clusters as usize) else { break };
+            let continues = match (mapping, next) {
+                (Mapping::Unallocated, Mapping::Unallocated) | (Mapping::Zero { .. }, Mapping::Zero { .. }) => true,
+                (Mapping::Data { host, .. }, Mapping::Data { host: next, .. }) => host + clusters * cluster_size == next,
+                _ => false,
+            };
+            if !continues {
+                break;
+            }
+            clusters += 1;
+        }
+        Ok(Run { mapping, length: (clusters * cluster_size - in_cluster).min(limit) })
+    }
+
+    /// Reads from a run. `buffer` lies inside it.
+    fn read_mapped(&self, mapping: Mapping, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let in_cluster = offset % self.geometry.cluster_size();
+        match mapping {
+            Mapping::Zero { .. } => buffer.fill(0),
+            Mapping::Unallocated => match &self.backing {
+                Some(backing) => read_backing(&**backing, offset, buffer)?,
+                None => buffer.fill(0),
+            },
+            Mapping::Data { host, .. } => {
+                // Only the last cluster of a file may be cut short; one wholly outside was never written by anybody.
+                if self.file.len()? <= host {
+                    return Err(self.damaged("a cluster lies past the end of the file"));
+                }
+                self.file.read_zero_padded(host + in_cluster, buffer)?;
+            }
+            Mapping::Compressed { start, length } => {
+                let content = self.unpacked_cluster(start, length)?;
+                let from = in_cluster as usize;
+                let Some(part) = content.get(from..from + buffer.len()) else {
+                    return Err(self.damaged("a read reaches past its cluster"));
+                };
+                buffer.copy_from_slice(part);
+            }
+        }
+        Ok(())
+    }
+
+    fn unpacked_cluster(&self, start: u64, length: u64) -> Result<Arc<[u8]>, DiskError> {
+        if let Some(content) = self.unpacked.get(start) {
+            return Ok(content);
+        }
+        if self.file.len()? <= start {
+            return Err(self.damaged("a compressed cluster lies past the end of the file"));
+        }
+        let mut input = vec![0; length as usize];
+        self.file.read_zero_padded(start, &mut input)?;
+        let mut content = vec![0; self.geometry.cluster_size() as usize];
+        compressed::unpack(self.compression, &input, &mut content)
+            .map_err(|_| self.damaged("a compressed cluster cannot be unpacked"))?;
+        let content: Arc<[u8]> = content.into();
+        self.unpacked.put(start, Arc::clone(&content));
+        Ok(content)
+    }
+}
+
+/// How often a lookup tries again when its table is pushed out of the cache before it could be used.
+const MAX_LOAD_ATTEMPTS: usize = 1000;
+
+/// Reads a base image, which may be shorter than the disk built on it: zeros follow.
+fn read_backing(backing: &dyn DiskImage, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+    let inside = backing.len().saturating_sub(offset).min(buffer.len() as u64) as usize;
+    let (stored, past_end) = buffer.split_at_mut(inside);
+    past_end.fill(0);
+    if stored.is_empty() { Ok(()) } else { backing.read_at(offset, stored) }
+}
+
+fn open_named_backing(chain: &Chain, path: &Path, backing: &header::BackingName) -> Result<Arc<dyn DiskImage>, DiskError> {
+    let format = match &backing.format {
+        None => None,
+        Some(word) => Some(word.parse().map_err(|error: crate::formats::UnknownFormat| DiskError::Backing {
+            reason: error.to_string(),
+            path: path.to_path_buf(),
+        })?),
+    };
+    chain.open_backing(path, &backing.name, format)
+}
+
+impl DiskImage for Qcow2 {
+    fn len(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        check_range(self.path(), self.size, offset, buffer.len() as u64)?;
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let (_unchanging, run) = self.find_run(at, (buffer.len() - done) as u64)?;
+            let end = done + run.length as usize;
+            self.read_mapped(run.mapping, at, &mut buffer[done..end])?;
+            done = end;
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.check_write(offset, data.len() as u64)?;
+        self.write(offset, data)
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        if self.access == Access::ReadOnly {
+            return Ok(());
+        }
+        self.file.check_fence()?;
+        if self.is_corrupt.load(Ordering::Acquire) {
+            return Err(self.damaged("a contradiction was found in it earlier"));
+        }
+        let has_changes = self.shared()?.has_changes();
+        if has_changes { self.alone()?.commit() } else { self.file.flush() }
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> Result<(), DiskError> {
+        self.check_write(offset, length)?;
+        self.drop_clusters(offset, length)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), DiskError> {
+        self.check_write(offset, length)?;
+        self.zero(offset, length)
+    }
+
+    fn read_only(&self) -> bool {
+        self.access == Access::ReadOnly
+    }
+
+    fn format(&self) -> Format {
+        Format::Qcow2
+    }
+
+    fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
+        check_range(self.path(), self.size, offset, 0)?;
+        let (_unchanging, run) = self.find_run(offset, self.size - offset)?;
+        let kind = match run.mapping {
+            Mapping::Unallocated if self.backing.is_some() => ExtentKind::Backing,
+            Mapping::Unallocated | Mapping::Zero { .. } => ExtentKind::Zero,
+            Mapping::Data { .. } | Mapping::Compressed { .. } => ExtentKind::Data,
+        };
+        Ok(Extent { kind, length: run.length })
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+}
+
+impl Drop for Qcow2 {
+    fn drop(&mut self) {
+        if self.access == Access::ReadOnly || self.is_corrupt.load(Ordering::Acquire) || self.file.check_fence().is_err() {
+            return;
+        }
+        let Ok(metadata) = self.metadata.get_mut() else { return };
+        // Twice, because lowered counts are written by the commit after the one that lowered them.
+        for _ in 0..2 {
+            if metadata.has_changes()
+                && let Err(error) = metadata.commit()
+            {
+                tracing::error!(%error, "a disk could not be closed properly; writes since its last flush are lost");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! A file in memory that records every change, and plays what a crash or a failing host could leave behind.
+//!
+//! Only in tests. A crash may lose any of the writes since the last flush, in any combination, may tear a write at
+//! any 512-byte boundary, and may keep or lose a change of size apart from the data. [`CrashImages`] makes such
+//! images; [`Fault`] makes the n-th operation fail.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::block_file::{Access, BlockFile, FileIdentity};
+
+/// A recorded change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Data written at an offset.
+    Write(u64, Vec<u8>),
+    /// A range turned into zeros: offset, length.
+    PunchHole(u64, u64),
+    /// The size set.
+    Truncate(u64),
+    /// Everything before this became durable.
+    Flush,
+}
+
+/// When and how operations fail.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// The first operation to fail, counted from 0 (reads count too).
+    pub at: u64,
+    /// Whether all later ones fail as well.
+    pub persists: bool,
+    /// The host's error number.
+    pub errno: i32,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    content: Vec<u8>,
+    log: Option<Vec<Operation>>,
+    operations: u64,
+    fault: Option<Fault>,
+}
+
+/// The file.
+#[derive(Debug)]
+pub struct SimFile {
+    state: Mutex<State>,
+    path: PathBuf,
+}
+
+impl SimFile {
+    /// A file with some content; nothing is recorded yet.
+    pub fn new(content: Vec<u8>) -> Self {
+        let state = State { content, ..State::default() };
+        Self { state: Mutex::new(state), path: PathBuf::from("/simulated/disk") }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The content as a program sees it.
+    pub fn content(&self) -> Vec<u8> {
+        self.state().content.clone()
+    }
+
+    /// Begins to record, and returns the content at this moment.
+    pub fn start_recording(&self) -> Vec<u8> {
+        let mut state = self.state();
+        state.log = Some(Vec::new());
+        state.content.clone()
+    }
+
+    /// How many changes were recorded.
+    pub fn recorded(&self) -> usize {
+        self.state().log.as_ref().map_or(0, Vec::len)
+    }
+
+    /// The recorded changes.
+    pub fn log(&self) -> Vec<Operation> {
+        self.state().log.clone().unwrap_or_default()
+    }
+
+    /// How many operations there have been, reads included.
+    pub fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    /// Plans a failure, counted from now on.
+    pub fn fail(&self, fault: Option<Fault>) {
+        let mut state = self.state();
+        state.operations = 0;
+        state.fault = fault;
+    }
+}
+
+impl State {
+    /// Counts an operation; fails if the plan says so.
+    fn begin(&mut self) -> io::Result<()> {
+        let number = self.operations;
+        self.operations += 1;
+        match self.fault {
+            Some(fault) if number == fault.at || (fault.persists && number > fault.at) => {
+                Err(io::Error::from_raw_os_error(fault.errno))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn record(&mut self, operation: Operation) {
+        apply(&mut self.content, &operation);
+        if let Some(log) = &mut self.log {
+            log.push(operation);
+        }
+    }
+}
+
+/// Does to an image what the operation did to the file.
+fn apply(image: &mut Vec<u8>, operation: &Operation) {
+    match operation {
+        Operation::Write(offset, data) => {
+            let end = *offset as usize + data.len();
+            if image.len() < end {
+                image.resize(end, 0);
+            }
+            image[*offset as usize..end].copy_from_slice(data);
+        }
+        Operation::PunchHole(offset, length) => {
+            let start = image.len().min(*offset as usize);
+            let end = image.len().min((*offset + *length) as usize);
+            image[start..end].fill(0);
+        }
+        Operation::Truncate(size) => image.resize(*size as usize, 0),
+        Operation::Flush => {}
+    }
+}
+
+impl BlockFile for SimFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut state = self.state();
+        state.begin()?;
+        let start = state.content.len().min(offset as usize);
+        let count = buffer.len().min(state.content.len() - start);
+        buffer[..count].copy_from_slice(&state.content[start..start + count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        if let Err(error) = state.begin() {
+            // A failed write may have done a part of its work.
+            let done = data.len() / 2 / 512 * 512;
+            if done > 0 {
+                state.record(Operation::Write(offset, data[..done].to_vec()));
+            }
+            return Err(error);
+        }
+        state.record(Operation::Write(offset, data.to_vec()));
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let mut state = self.state();
+        state.begin()?;
+        state.record(Operation::Flush);
+        Ok(())
+    }
+
+    fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.state();
+        state.begin()?;
+        state.record(Operation::PunchHole(offset, length));
+        Ok(())
+    }
+
+    fn truncate(&self, size: u64) -> io::Result<()> {
+        let mut state = self.state();
+        state.begin()?;
+        state.record(Operation::Truncate(size));
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state().content.len() as u64)
+    }
+
+    fn lock(&self, _access: Access) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn identity(&self) -> Option<FileIdentity> {
+        None
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// Images that crashes could have left behind.
+#[derive(Clone, Copy, Debug)]
+pub struct CrashImages {
+    /// Seed of all that is random.
+    pub seed: u64,
+    /// Pairs of lost writes tried after each flush.
+    pub pairs: usize,
+    /// Random sets of lost writes tried after each flush.
+    pub random_sets: usize,
+}
+
+impl CrashImages {
+    /// Calls `visit` with each image and the number of operations that had been started when the crash came.
+    pub fn visit(self, base: &[u8], log: &[Operation], mut visit: impl FnMut(usize, &[u8])) {
+        let mut random = self.seed | 1;
+        let mut durable = base.to_vec();
+        let mut started = 0;
+        for epoch in log.split_inclusive(|operation| *operation == Operation::Flush) {
+            let writes = match epoch.split_last() {
+                Some((Operation::Flush, writes)) => writes,
+                _ => epoch,
+            };
+            self.visit_epoch(&durable, writes, started, &mut random, &mut visit);
+            writes.iter().for_each(|operation| apply(&mut durable, operation));
+            started += epoch.len();
+        }
+        visit(started, &durable);
+    }
+
+    fn visit_epoch(
+        self,
+        durable: &[u8],
+        writes: &[Operation],
+        started: usize,
+        random: &mut u64,
+        visit: &mut impl FnMut(usize, &[u8]),
+    ) {
+        let count = writes.len();
+        // Cut off between any two writes, in the order in which they were made.
+        let mut image = durable.to_vec();
+        for (index, operation) in writes.iter().enumerate() {
+            visit(started + index, &image);
+            apply(&mut image, operation);
+        }
+        let all = started + count;
+        let mut visit_without = |is_lost: &dyn Fn(usize) -> bool| {
+            let mut image = durable.to_vec();
+            writes.iter().enumerate().filter(|(index, _)| !is_lost(*index)).for_each(|(_, write)| apply(&mut image, write));
+            visit(all, &image);
+        };
+        for lost in 0..count {
+            visit_without(&|index| index == lost);
+        }
+        let pairs = (0..count).flat_map(|first| (first + 1..count).map(move |second| (first, second)));
+        for (first, second) in pairs.take(self.pairs) {
+            visit_without(&|index| index == first || index == second);
+        }
+        for _ in 0..if count > 2 { self.random_sets } else { 0 } {
+            let salt = next(random);
+            visit_without(&|index| mix(salt ^ index as u64) & 1 == 0);
+        }
+        // One write torn at a sector, with and without those after it.
+        for (torn, operation) in writes.iter().enumerate() {
+            let Operation::Write(offset, data) = operation else { continue };
+            let sectors = data.len() / 512;
+            if sectors < 2 {
+                continue;
+            }
+            let kept = 1 + next(random) as usize % (sectors - 1);
+            let (front, back) = data.split_at(kept * 512);
+            let parts = [Operation::Write(*offset, front.to_vec()), Operation::Write(offset + front.len() as u64, back.to_vec())];
+            for part in &parts {
+                let mut image = durable.to_vec();
+                let with_later = next(random) & 1 == 0;
+                for (index, write) in writes.iter().enumerate() {
+                    match index.cmp(&torn) {
+                        std::cmp::Ordering::Less => apply(&mut image, write),
+                        std::cmp::Ordering::Equal => apply(&mut image, part),
+                        std::cmp::Ordering::Greater if with_later => apply(&mut image, write),
+                        std::cmp::Ordering::Greater => {}
+                    }
+                }
+                visit(all, &image);
+            }
+        }
+        // The size grew but the data did not come, and the other way round.
+        let mut grown = durable.to_vec();
+        writes.iter().for_each(|operation| apply(&mut grown, operation));
+        if grown.len() > durable.len() {
+            let new_size = grown.len();
+            grown.truncate(durable.len());
+            visit(all, &grown);
+            let mut only_size = durable.to_vec();
+            only_size.resize(new_size, 0);
+            visit(all, &only_size);
+        }
+    }
+}
+
+/// The next number of a small random sequence (xorshift).
+pub(crate) fn next(state: &mut u64) -> u64 {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    mix(*state)
+}
+
+fn mix(value: u64) -> u64 {
+    let value = (value ^ value >> 31).wrapping_mul(0x7fb5_d329_728e_a185);
+    value ^ value >> 27
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn flushed_writes_are_in_every_later_image_and_unflushed_ones_in_some() {
+        let file = SimFile::new(vec![0; 2048]);
+        let base = file.start_recording();
+        file.write_at(0, &[1; 512]).unwrap();
+        file.flush().unwrap();
+        file.write_at(512, &[2; 1024]).unwrap();
+        file.write_at(2048, &[3; 512]).unwrap();
+        let mut seen = HashSet::new();
+        let crashes = CrashImages { seed: 7, pairs: 200, random_sets: 4 };
+        crashes.visit(&base, &file.log(), |started, image| {
+            assert!(started < 2 || image[0] == 1);
+            seen.insert((image[0], image[512], image[1024], image.get(2048).copied()));
+        });
+        // Nothing, only the first, the second torn either way, the third without the second, all …
+        for expected in
+            [(0, 0, 0, None), (1, 0, 0, None), (1, 2, 0, None), (1, 0, 0, Some(3)), (1, 2, 2, Some(3)), (1, 0, 0, Some(0))]
+        {
+            assert!(seen.contains(&expected), "{expected:?} is missing from {seen:?}");
+        }
+    }
+
+    #[test]
+    fn the_planned_operation_fails_and_the_next_does_not() {
+        let file = SimFile::new(vec![0; 2048]);
+        file.fail(Some(Fault { at: 1, persists: false, errno: 28 }));
+        file.write_at(0, &[1; 512]).unwrap();
+        assert_eq!(file.write_at(0, &[2; 2048]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        file.write_at(1536, &[3; 512]).unwrap();
+        let content = file.content();
+        assert_eq!((content[0], content[1024], content[1536]), (2, 0, 3), "the failed write did half of its work");
+    }
+}
