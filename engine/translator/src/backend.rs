@@ -1,0 +1,97 @@
+//! The seam: [`Interpreter`] is the backend, `InterpreterCpu` one vCPU of it.
+
+use crate::guest::x86::cpu::Cpu;
+use crate::guest::x86::cpuid::CpuidPolicy;
+use crate::shared::{CpuShared, Fabric, attention};
+use engine_cpu::x86::X86State;
+use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuModel, CpuState, Exit, Kicker, Vcpu};
+use engine_memory::GuestMemory;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// The interpreter: the CPUs of one machine.
+pub struct Interpreter {
+    fabric: Arc<Fabric>,
+}
+
+impl Interpreter {
+    /// A backend for a machine with this memory.
+    pub fn new(memory: GuestMemory) -> Self {
+        Self { fabric: Arc::new(Fabric::new(memory)) }
+    }
+}
+
+impl CpuBackend for Interpreter {
+    fn name(&self) -> &'static str {
+        "interpreter"
+    }
+
+    fn create_vcpu(&self, index: u32, model: &CpuModel) -> Result<Box<dyn Vcpu>, CpuError> {
+        let cpuid = CpuidPolicy::new(model)?;
+        let shared = CpuShared::new(index, X86State::after_reset(index).apic);
+        self.fabric.add(shared.clone());
+        Ok(Box::new(InterpreterCpu { cpu: Box::new(Cpu::new(index, cpuid, shared, self.fabric.clone())) }))
+    }
+
+    fn signal(&self, message: ApicMessage) {
+        self.fabric.apics.signal(message);
+    }
+
+    fn set_intr(&self, high: bool) {
+        self.fabric.apics.each(|apic| apic.set_intr(high));
+    }
+
+    fn set_nmi(&self, high: bool) {
+        self.fabric.apics.each(|apic| apic.set_nmi(high));
+    }
+
+    fn set_a20(&self, open: bool) {
+        let mask = if open { u64::MAX } else { !(1 << 20) };
+        if self.fabric.a20_mask.swap(mask, Ordering::SeqCst) != mask {
+            self.fabric.flush_all();
+        }
+    }
+
+    fn timer_due(&self, cpu: u32) {
+        if let Some(apic) = self.fabric.apics.of_cpu(cpu) {
+            apic.timer_due();
+        }
+    }
+}
+
+/// One vCPU.
+struct InterpreterCpu {
+    cpu: Box<Cpu>,
+}
+
+impl Vcpu for InterpreterCpu {
+    fn run(&mut self, io: &dyn CpuIo) -> Exit {
+        self.cpu.run(io)
+    }
+
+    fn kicker(&self) -> Kicker {
+        let shared = self.cpu.shared.clone();
+        Kicker::new(move || shared.raise(attention::KICK))
+    }
+
+    fn state(&self) -> Result<CpuState, CpuError> {
+        Ok(CpuState::X86(Box::new(self.cpu.save())))
+    }
+
+    fn set_state(&mut self, state: &CpuState) -> Result<(), CpuError> {
+        let CpuState::X86(state) = state;
+        if state.rflags & 2 == 0 {
+            return Err(CpuError::State("the flags register has an impossible value".to_owned()));
+        }
+        self.cpu.load(state);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.cpu.reset();
+    }
+
+    fn retired_instructions(&self) -> u64 {
+        self.cpu.retired
+    }
+}

@@ -1,0 +1,3 @@
+//! One folder for each guest architecture.
+
+pub(crate) mod x86;

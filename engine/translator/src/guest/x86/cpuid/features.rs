@@ -1,0 +1,259 @@
+//! The table of CPU features: where CPUID shows each, under which names the command line knows it, and who gets it.
+
+/// A word of CPUID that holds feature bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    Leaf1Ecx,
+    Leaf1Edx,
+    Leaf6Eax,
+    Leaf7Ebx,
+    Leaf7Ecx,
+    Leaf7Edx,
+    Leaf7Sub2Edx,
+    XsaveEax,
+    Extended1Ecx,
+    Extended1Edx,
+    PowerEdx,
+}
+
+const WORDS: usize = Word::PowerEdx as usize + 1;
+
+/// One feature bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Feature(Word, u8);
+
+/// Which model has a feature without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Offer {
+    /// Every model.
+    Always,
+    /// Only `max`: exact, but it costs speed.
+    Max,
+}
+
+/// One row of the table.
+pub struct Row {
+    pub feature: Feature,
+    pub names: &'static [&'static str],
+    pub offer: Offer,
+    /// What it builds on.
+    pub needs: Option<Feature>,
+}
+
+/// The features, by the manuals' names.
+#[allow(missing_docs, reason = "the manuals' names")]
+pub mod feature {
+    use super::{Feature, Word::*};
+
+    pub const SSE3: Feature = Feature(Leaf1Ecx, 0);
+    pub const SSSE3: Feature = Feature(Leaf1Ecx, 9);
+    pub const CX16: Feature = Feature(Leaf1Ecx, 13);
+    pub const PCID: Feature = Feature(Leaf1Ecx, 17);
+    pub const SSE4_1: Feature = Feature(Leaf1Ecx, 19);
+    pub const SSE4_2: Feature = Feature(Leaf1Ecx, 20);
+    pub const X2APIC: Feature = Feature(Leaf1Ecx, 21);
+    pub const POPCNT: Feature = Feature(Leaf1Ecx, 23);
+    pub const TSC_DEADLINE: Feature = Feature(Leaf1Ecx, 24);
+    pub const XSAVE: Feature = Feature(Leaf1Ecx, 26);
+    pub const AVX: Feature = Feature(Leaf1Ecx, 28);
+    pub const RDRAND: Feature = Feature(Leaf1Ecx, 30);
+    pub const HYPERVISOR: Feature = Feature(Leaf1Ecx, 31);
+    pub const FPU: Feature = Feature(Leaf1Edx, 0);
+    pub const VME: Feature = Feature(Leaf1Edx, 1);
+    pub const DE: Feature = Feature(Leaf1Edx, 2);
+    pub const PSE: Feature = Feature(Leaf1Edx, 3);
+    pub const TSC: Feature = Feature(Leaf1Edx, 4);
+    pub const MSR: Feature = Feature(Leaf1Edx, 5);
+    pub const PAE: Feature = Feature(Leaf1Edx, 6);
+    pub const MCE: Feature = Feature(Leaf1Edx, 7);
+    pub const CX8: Feature = Feature(Leaf1Edx, 8);
+    pub const APIC: Feature = Feature(Leaf1Edx, 9);
+    pub const SEP: Feature = Feature(Leaf1Edx, 11);
+    pub const MTRR: Feature = Feature(Leaf1Edx, 12);
+    pub const PGE: Feature = Feature(Leaf1Edx, 13);
+    pub const MCA: Feature = Feature(Leaf1Edx, 14);
+    pub const CMOV: Feature = Feature(Leaf1Edx, 15);
+    pub const PAT: Feature = Feature(Leaf1Edx, 16);
+    pub const PSE36: Feature = Feature(Leaf1Edx, 17);
+    pub const CLFLUSH: Feature = Feature(Leaf1Edx, 19);
+    pub const MMX: Feature = Feature(Leaf1Edx, 23);
+    pub const FXSR: Feature = Feature(Leaf1Edx, 24);
+    pub const SSE: Feature = Feature(Leaf1Edx, 25);
+    pub const SSE2: Feature = Feature(Leaf1Edx, 26);
+    pub const HTT: Feature = Feature(Leaf1Edx, 28);
+    pub const ARAT: Feature = Feature(Leaf6Eax, 2);
+    pub const FSGSBASE: Feature = Feature(Leaf7Ebx, 0);
+    pub const TSC_ADJUST: Feature = Feature(Leaf7Ebx, 1);
+    pub const FDP_EXCPTN_ONLY: Feature = Feature(Leaf7Ebx, 6);
+    pub const SMEP: Feature = Feature(Leaf7Ebx, 7);
+    pub const ERMS: Feature = Feature(Leaf7Ebx, 9);
+    pub const INVPCID: Feature = Feature(Leaf7Ebx, 10);
+    pub const ZERO_FCS_FDS: Feature = Feature(Leaf7Ebx, 13);
+    pub const RDSEED: Feature = Feature(Leaf7Ebx, 18);
+    pub const SMAP: Feature = Feature(Leaf7Ebx, 20);
+    pub const FSRM: Feature = Feature(Leaf7Edx, 4);
+    pub const SPEC_CTRL: Feature = Feature(Leaf7Edx, 26);
+    pub const STIBP: Feature = Feature(Leaf7Edx, 27);
+    pub const ARCH_CAPABILITIES: Feature = Feature(Leaf7Edx, 29);
+    pub const SSBD: Feature = Feature(Leaf7Edx, 31);
+    pub const BHI_CTRL: Feature = Feature(Leaf7Sub2Edx, 4);
+    pub const XSAVEOPT: Feature = Feature(XsaveEax, 0);
+    pub const XSAVEC: Feature = Feature(XsaveEax, 1);
+    pub const XGETBV1: Feature = Feature(XsaveEax, 2);
+    pub const XSAVES: Feature = Feature(XsaveEax, 3);
+    pub const LAHF_LM: Feature = Feature(Extended1Ecx, 0);
+    pub const PREFETCHW: Feature = Feature(Extended1Ecx, 8);
+    pub const SYSCALL: Feature = Feature(Extended1Edx, 11);
+    pub const NX: Feature = Feature(Extended1Edx, 20);
+    pub const PDPE1GB: Feature = Feature(Extended1Edx, 26);
+    pub const RDTSCP: Feature = Feature(Extended1Edx, 27);
+    pub const LM: Feature = Feature(Extended1Edx, 29);
+    pub const INVARIANT_TSC: Feature = Feature(PowerEdx, 8);
+}
+
+use feature as f;
+
+const fn row(feature: Feature, names: &'static [&'static str]) -> Row {
+    Row { feature, names, offer: Offer::Always, needs: None }
+}
+
+const fn on(feature: Feature, names: &'static [&'static str], needs: Feature) -> Row {
+    Row { feature, names, offer: Offer::Always, needs: Some(needs) }
+}
+
+/// All that can be offered. A row stands below what it needs.
+pub const TABLE: &[Row] = &[
+    row(f::FPU, &["fpu"]),
+    row(f::DE, &["de"]),
+    row(f::PSE, &["pse"]),
+    row(f::TSC, &["tsc"]),
+    row(f::MSR, &["msr"]),
+    row(f::PAE, &["pae"]),
+    row(f::MCE, &["mce"]),
+    row(f::CX8, &["cx8"]),
+    row(f::APIC, &["apic"]),
+    row(f::SEP, &["sep"]),
+    row(f::MTRR, &["mtrr"]),
+    row(f::PGE, &["pge"]),
+    on(f::MCA, &["mca"], f::MCE),
+    row(f::CMOV, &["cmov"]),
+    row(f::PAT, &["pat"]),
+    on(f::PSE36, &["pse36"], f::PSE),
+    row(f::CLFLUSH, &["clflush", "clfsh"]),
+    on(f::MMX, &["mmx"], f::FPU),
+    on(f::FXSR, &["fxsr"], f::FPU),
+    on(f::SSE, &["sse"], f::FXSR),
+    on(f::SSE2, &["sse2"], f::SSE),
+    row(f::HTT, &["ht", "htt"]),
+    on(f::SSE3, &["sse3", "pni"], f::SSE2),
+    on(f::SSSE3, &["ssse3"], f::SSE3),
+    on(f::SSE4_1, &["sse4.1"], f::SSSE3),
+    on(f::SSE4_2, &["sse4.2"], f::SSE4_1),
+    row(f::POPCNT, &["popcnt"]),
+    on(f::CX16, &["cx16"], f::CX8),
+    on(f::X2APIC, &["x2apic"], f::APIC),
+    on(f::TSC_DEADLINE, &["tsc-deadline", "tsc-deadline-timer"], f::APIC),
+    on(f::XSAVE, &["xsave"], f::FXSR),
+    on(f::XSAVEOPT, &["xsaveopt"], f::XSAVE),
+    on(f::XSAVEC, &["xsavec"], f::XSAVE),
+    on(f::XGETBV1, &["xgetbv1"], f::XSAVE),
+    row(f::RDRAND, &["rdrand"]),
+    row(f::RDSEED, &["rdseed"]),
+    row(f::HYPERVISOR, &["hypervisor"]),
+    row(f::ARAT, &["arat"]),
+    row(f::TSC_ADJUST, &["tsc-adjust"]),
+    row(f::FDP_EXCPTN_ONLY, &["fdp-excptn-only"]),
+    row(f::ZERO_FCS_FDS, &["zero-fcs-fds"]),
+    row(f::SMEP, &["smep"]),
+    Row { feature: f::SMAP, names: &["smap"], offer: Offer::Max, needs: None },
+    row(f::ERMS, &["erms"]),
+    row(f::FSRM, &["fsrm"]),
+    row(f::SPEC_CTRL, &["spec-ctrl", "ibrs"]),
+    row(f::STIBP, &["stibp"]),
+    row(f::SSBD, &["ssbd"]),
+    row(f::ARCH_CAPABILITIES, &["arch-capabilities"]),
+    // Linux then sets a bit once instead of clearing the branch history in software at every system call.
+    on(f::BHI_CTRL, &["bhi-ctrl"], f::SPEC_CTRL),
+    row(f::PREFETCHW, &["3dnowprefetch"]),
+    row(f::NX, &["nx", "xd"]),
+    on(f::LM, &["lm"], f::PAE),
+    on(f::LAHF_LM, &["lahf-lm"], f::LM),
+    on(f::SYSCALL, &["syscall"], f::LM),
+    on(f::PDPE1GB, &["pdpe1gb"], f::LM),
+    on(f::PCID, &["pcid"], f::LM),
+    on(f::INVPCID, &["invpcid"], f::LM),
+    on(f::FSGSBASE, &["fsgsbase"], f::LM),
+    on(f::RDTSCP, &["rdtscp"], f::TSC),
+    on(f::INVARIANT_TSC, &["invtsc"], f::TSC),
+];
+
+/// Features that exist and that this backend does not have: `-flag` is always true of them, `+flag` is refused.
+pub const NOT_YET: &[(&[&str], Feature)] = &[
+    (&["vme"], f::VME),
+    (&["pclmulqdq", "pclmuldq"], Feature(Word::Leaf1Ecx, 1)),
+    (&["monitor"], Feature(Word::Leaf1Ecx, 3)),
+    (&["vmx"], Feature(Word::Leaf1Ecx, 5)),
+    (&["smx"], Feature(Word::Leaf1Ecx, 6)),
+    (&["est"], Feature(Word::Leaf1Ecx, 7)),
+    (&["fma"], Feature(Word::Leaf1Ecx, 12)),
+    (&["pdcm"], Feature(Word::Leaf1Ecx, 15)),
+    (&["movbe"], Feature(Word::Leaf1Ecx, 22)),
+    (&["aes"], Feature(Word::Leaf1Ecx, 25)),
+    (&["avx"], f::AVX),
+    (&["f16c"], Feature(Word::Leaf1Ecx, 29)),
+    (&["ds"], Feature(Word::Leaf1Edx, 21)),
+    (&["acpi"], Feature(Word::Leaf1Edx, 22)),
+    (&["bmi1"], Feature(Word::Leaf7Ebx, 3)),
+    (&["hle"], Feature(Word::Leaf7Ebx, 4)),
+    (&["avx2"], Feature(Word::Leaf7Ebx, 5)),
+    (&["bmi2"], Feature(Word::Leaf7Ebx, 8)),
+    (&["rtm"], Feature(Word::Leaf7Ebx, 11)),
+    (&["mpx"], Feature(Word::Leaf7Ebx, 14)),
+    (&["avx512f"], Feature(Word::Leaf7Ebx, 16)),
+    (&["adx"], Feature(Word::Leaf7Ebx, 19)),
+    (&["clflushopt"], Feature(Word::Leaf7Ebx, 23)),
+    (&["clwb"], Feature(Word::Leaf7Ebx, 24)),
+    (&["sha-ni"], Feature(Word::Leaf7Ebx, 29)),
+    (&["umip"], Feature(Word::Leaf7Ecx, 2)),
+    (&["pku"], Feature(Word::Leaf7Ecx, 3)),
+    (&["la57"], Feature(Word::Leaf7Ecx, 16)),
+    (&["rdpid"], Feature(Word::Leaf7Ecx, 22)),
+    (&["md-clear"], Feature(Word::Leaf7Edx, 10)),
+    (&["xsaves"], f::XSAVES),
+    (&["svm"], Feature(Word::Extended1Ecx, 2)),
+    (&["abm", "lzcnt"], Feature(Word::Extended1Ecx, 5)),
+    (&["sse4a"], Feature(Word::Extended1Ecx, 6)),
+    (&["xop"], Feature(Word::Extended1Ecx, 11)),
+    (&["fma4"], Feature(Word::Extended1Ecx, 16)),
+    (&["mmxext"], Feature(Word::Extended1Edx, 22)),
+    (&["3dnowext"], Feature(Word::Extended1Edx, 30)),
+    (&["3dnow"], Feature(Word::Extended1Edx, 31)),
+];
+
+/// The feature bits of one CPU.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FeatureSet([u32; WORDS]);
+
+impl FeatureSet {
+    pub fn word(&self, word: Word) -> u32 {
+        self.0[word as usize]
+    }
+
+    pub fn has(&self, Feature(word, bit): Feature) -> bool {
+        self.0[word as usize] >> bit & 1 != 0
+    }
+
+    pub fn set(&mut self, Feature(word, bit): Feature, on: bool) {
+        let word = &mut self.0[word as usize];
+        *word = *word & !(1 << bit) | u32::from(on) << bit;
+    }
+
+    /// Without its base a feature cannot be: `-sse2` takes SSE3 with it.
+    pub fn drop_what_lacks_its_base(&mut self) {
+        for row in TABLE {
+            if row.needs.is_some_and(|base| !self.has(base)) {
+                self.set(row.feature, false);
+            }
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Our own CPU backend, `interpreter`: tier 0 of the plan, an interpreter of pre-decoded traces behind a software TLB.
+//! It is the reference for whatever faster tiers come later: exact first, then fast.
+//!
+//! It is *not* KVM (`engine_kvm`) and knows no devices: a CPU reaches its board through [`engine_cpu::CpuIo`].
+//!
+//! How it works: `guest/x86/decode.rs` turns guest bytes into [`Op`](guest)s of a trace (≤ 32 instructions up to a transfer),
+//! each with the address of its handler; `guest/x86/run.rs` looks the trace up and calls the handlers one after the
+//! other; `guest/x86/interp_*.rs` and their neighbours are the handlers; `mmu/` is the TLB and the page walk under them.
+//!
+//! Threads: none of its own. Each vCPU belongs to the thread that runs it; what others may touch is in `shared.rs`
+//! (attention bits, the local APIC behind its lock) and nothing else.
+//! Start at [`Interpreter`]; then `guest/x86/op.rs`, which holds the conventions that every handler follows.
+
+mod backend;
+mod guest;
+mod mmu;
+mod shared;
+
+pub use backend::Interpreter;

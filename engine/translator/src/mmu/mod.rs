@@ -1,0 +1,21 @@
+//! From linear addresses to host memory: the software TLB (`tlb.rs`), the page walk (`walk.rs`) and everything that is
+//! not a plain access to RAM (`slow.rs`).
+
+mod slow;
+mod tlb;
+mod walk;
+
+pub(crate) use slow::{PhysicalPage, PhysicalPages};
+pub(crate) use tlb::{Tlb, class};
+pub(crate) use walk::PHYSICAL_BITS;
+
+/// Bits of an address above the page offset.
+pub(crate) const PAGE_MASK: u64 = !0xfff;
+
+/// What an access does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    Read,
+    Write,
+    Execute,
+}

@@ -1,0 +1,234 @@
+//! Runs cases on the interpreter, through the seam that machines use: user code in a small paged guest whose interrupt
+//! table leads every vector to its own stub, and a stub tells the board that a case is over by writing to a port.
+//!
+//! As in the native process, code pages are filled with INT3 and nothing is mapped around code and window.
+
+use crate::{
+    case::{CODE_BASE, CODE_BYTES, Case, Fault, FxImage, MODE_32, Outcome, Registers, WINDOW_BASE, WINDOW_BYTES},
+    native::GS_BASE,
+};
+use engine_base::{Clock, ClockMode, VmTime};
+use engine_cpu::{
+    CpuBackend, CpuIo, CpuModel, CpuState, Exit, Kicker, Topology, Vcpu,
+    x86::{FpuState, Segment, TableRegister, X86State},
+};
+use engine_memory::{Contents, GuestMemory, Layer};
+use engine_translator::Interpreter;
+use std::sync::OnceLock;
+
+/// Where the supervisor's pages are: far from what cases touch.
+const SYSTEM: u64 = 0xffff_9000_0000_0000;
+// Physical addresses, and offsets in SYSTEM.
+const PML4: u64 = 0x1000;
+const LOW_PDPT: u64 = 0x2000;
+const LOW_DIRECTORY: u64 = 0x3000;
+const CODE_TABLE: u64 = 0x4000;
+const WINDOW_TABLE: u64 = 0x5000;
+const HIGH_PDPT: u64 = 0x6000;
+const HIGH_DIRECTORY: u64 = 0x7000;
+const IDT: u64 = 0x8000;
+const GDT: u64 = 0x9000;
+const TSS: u64 = 0xa000;
+const STUBS: u64 = 0xb000;
+const STACK_TOP: u64 = 0xe000;
+const CODE: u64 = 0x1_0000;
+const WINDOW: u64 = 0x2_0000;
+const RAM: u64 = 0x10_0000;
+const STUB_BYTES: u64 = 16;
+
+struct Board {
+    clock: Clock,
+    kicker: OnceLock<Kicker>,
+}
+
+impl CpuIo for Board {
+    fn port_read(&self, _port: u16, _bytes: u8) -> u32 {
+        u32::MAX
+    }
+    fn port_write(&self, _port: u16, _bytes: u8, _value: u32) {
+        if let Some(kicker) = self.kicker.get() {
+            kicker.kick();
+        }
+    }
+    fn mmio_read(&self, _address: u64, _bytes: u8) -> u64 {
+        u64::MAX
+    }
+    fn mmio_write(&self, _address: u64, _bytes: u8, _value: u64) {}
+    fn acknowledge_interrupt(&self) -> u8 {
+        0xff
+    }
+    fn end_of_interrupt(&self, _vector: u8) {}
+    fn clock(&self) -> &Clock {
+        &self.clock
+    }
+    fn set_cpu_timer(&self, _cpu: u32, _deadline: VmTime) {}
+    fn next_timer(&self) -> VmTime {
+        VmTime::NEVER
+    }
+    fn fire_timers(&self) {}
+}
+
+/// Runs cases on the interpreter.
+pub struct Interpreted {
+    memory: GuestMemory,
+    board: Board,
+    vcpu: Box<dyn Vcpu>,
+    base: X86State,
+}
+
+impl Interpreted {
+    pub fn new() -> anyhow::Result<Self> {
+        let memory = GuestMemory::new();
+        let block = memory.add_block("ram", RAM)?;
+        memory.set_layer(Layer { name: "ram".into(), priority: 0, base: 0, len: RAM, contents: Contents::Ram(block, 0) });
+        lay_out(&memory)?;
+        let backend = Interpreter::new(memory.clone());
+        let model =
+            CpuModel { name: "max".into(), features: Vec::new(), topology: Topology { sockets: 1, cores: 1, threads: 1 } };
+        let vcpu = backend.create_vcpu(0, &model)?;
+        let clock = Clock::new(ClockMode::Real, VmTime::ZERO);
+        let board = Board { clock, kicker: OnceLock::new() };
+        board.kicker.set(vcpu.kicker()).ok();
+        Ok(Self { memory, board, vcpu, base: supervisor_state() })
+    }
+
+    pub fn run(&mut self, case: &Case) -> anyhow::Result<Outcome> {
+        self.memory.write(CODE + (case.registers.rip - CODE_BASE), &case.code)?;
+        self.memory.write(WINDOW, &case.window[..])?;
+        self.vcpu.set_state(&CpuState::X86(Box::new(state_of(&self.base, case))))?;
+        let exit = self.vcpu.run(&self.board);
+        let CpuState::X86(after) = self.vcpu.state()?;
+        self.memory.write(CODE + (case.registers.rip - CODE_BASE), &vec![0xcc; case.code.len()])?;
+
+        let mut window = Box::new([0; WINDOW_BYTES]);
+        self.memory.read(WINDOW, &mut window[..])?;
+        let stub = after.rip.wrapping_sub(SYSTEM + STUBS) / STUB_BYTES;
+        if exit != Exit::Kicked || stub > 0xff {
+            // A triple fault, or something else that must not happen: certainly a difference.
+            let registers = Registers { fx: to_image(&after.fpu), gpr: after.gpr, rip: after.rip, rflags: after.rflags };
+            return Ok(Outcome { registers, fault: Some(Fault { vector: 0xff, error: 0, address: 0 }), window });
+        }
+        let vector = stub as u8;
+        let frame = after.gpr[4].wrapping_sub(SYSTEM);
+        let has_error = matches!(vector, 8 | 10..=14 | 17 | 21);
+        let mut words = [0u64; 6];
+        let first = if has_error { 0 } else { 1 };
+        for (i, word) in words.iter_mut().enumerate().skip(first) {
+            *word = u64::from_le_bytes(self.memory.read_array(frame + 8 * (i - first) as u64)?);
+        }
+        let [error, rip, _cs, rflags, rsp, _ss] = words;
+        let mut registers = Registers { fx: to_image(&after.fpu), gpr: after.gpr, rip, rflags };
+        registers.gpr[4] = rsp;
+        let fault = if vector == 3 {
+            registers.rip = registers.rip.wrapping_sub(1);
+            None
+        } else {
+            Some(Fault { vector, error: error as u32, address: after.cr2 })
+        };
+        Ok(Outcome { registers, fault, window })
+    }
+}
+
+fn put(memory: &GuestMemory, address: u64, value: u64) -> anyhow::Result<()> {
+    Ok(memory.write(address, &value.to_le_bytes())?)
+}
+
+/// Page tables, descriptor tables, stubs.
+fn lay_out(memory: &GuestMemory) -> anyhow::Result<()> {
+    const USER: u64 = 0x67; // present, writable, user, accessed, dirty
+    const SUPERVISOR: u64 = 0x63;
+    put(memory, PML4, LOW_PDPT | USER)?;
+    put(memory, PML4 + 8 * (SYSTEM >> 39 & 511), HIGH_PDPT | SUPERVISOR)?;
+    put(memory, LOW_PDPT, LOW_DIRECTORY | USER)?;
+    put(memory, LOW_DIRECTORY + 8 * (CODE_BASE >> 21), CODE_TABLE | USER)?;
+    put(memory, LOW_DIRECTORY + 8 * (WINDOW_BASE >> 21), WINDOW_TABLE | USER)?;
+    for page in 0..CODE_BYTES as u64 >> 12 {
+        put(memory, CODE_TABLE + 8 * page, (CODE + page * 0x1000) | USER)?;
+    }
+    for page in 0..WINDOW_BYTES as u64 >> 12 {
+        put(memory, WINDOW_TABLE + 8 * page, (WINDOW + page * 0x1000) | USER | 1 << 63)?;
+    }
+    put(memory, HIGH_PDPT, HIGH_DIRECTORY | SUPERVISOR)?;
+    put(memory, HIGH_DIRECTORY, SUPERVISOR | 0x80)?;
+    // Linux's selectors: 10h kernel code, 18h kernel data, 23h 32-bit code, 2Bh data, 33h 64-bit code.
+    for (index, descriptor) in [
+        (2, 0x00af_9b00_0000_ffff),
+        (3, 0x00cf_9300_0000_ffff),
+        (4, 0x00cf_fb00_0000_ffff),
+        (5, 0x00cf_f300_0000_ffff),
+        (6, 0x00af_fb00_0000_ffff),
+    ] {
+        put(memory, GDT + 8 * index, descriptor)?;
+    }
+    put(memory, TSS + 4, SYSTEM + STACK_TOP)?;
+    // No I/O permission bitmap: it would begin behind the limit.
+    put(memory, TSS + 0x60, 0x68 << 48)?;
+    for vector in 0..256u64 {
+        let stub = SYSTEM + STUBS + vector * STUB_BYTES;
+        // INT3 and INTO may be executed by user code.
+        let access: u64 = if matches!(vector, 3 | 4) { 0xee } else { 0x8e };
+        put(memory, IDT + 16 * vector, stub & 0xffff | 0x10 << 16 | access << 40 | (stub >> 16 & 0xffff) << 48)?;
+        put(memory, IDT + 16 * vector + 8, stub >> 32)?;
+        // here: out 0xe9, al; jmp here
+        memory.write(STUBS + vector * STUB_BYTES, &[0xe6, 0xe9, 0xeb, 0xfc])?;
+    }
+    memory.write(CODE, &vec![0xcc; CODE_BYTES])?;
+    Ok(())
+}
+
+fn supervisor_state() -> X86State {
+    let mut state = X86State::after_reset(0);
+    let data = Segment { selector: 0x2b, base: 0, limit: u32::MAX, attributes: 0xc0f3 };
+    let null = Segment { selector: 0, base: 0, limit: 0, attributes: 0 };
+    state.segments = [data, data, data, data, null, Segment { base: GS_BASE, ..null }];
+    state.gdtr = TableRegister { base: SYSTEM + GDT, limit: 7 * 8 - 1 };
+    state.idtr = TableRegister { base: SYSTEM + IDT, limit: 0xfff };
+    state.tr = Segment { selector: 0x40, base: SYSTEM + TSS, limit: 0x67, attributes: 0x8b };
+    // PE, MP, ET, NE, WP, AM, PG; PAE, PGE, OSFXSR, OSXMMEXCPT, OSXSAVE; SCE, LME, LMA, NXE
+    state.cr0 = 0x8005_0033;
+    state.cr3 = PML4;
+    state.cr4 = 0x4_06a0;
+    state.msr.efer = 0xd01;
+    state.xcr0 = 3;
+    state
+}
+
+fn state_of(base: &X86State, case: &Case) -> X86State {
+    let mut state = base.clone();
+    state.gpr = case.registers.gpr;
+    state.rip = case.registers.rip;
+    state.rflags = case.registers.rflags;
+    let attributes = if case.mode == MODE_32 { (0x23, 0xc0fb) } else { (0x33, 0xa0fb) };
+    state.segments[1] = Segment { selector: attributes.0, base: 0, limit: u32::MAX, attributes: attributes.1 };
+    state.fpu = from_image(&case.registers.fx);
+    state
+}
+
+fn from_image(fx: &FxImage) -> FpuState {
+    let mut fpu =
+        FpuState { control: fx.control(), status: fx.status(), tags: fx.tags(), mxcsr: fx.mxcsr(), ..FpuState::default() };
+    let top = usize::from(fx.status() >> 11 & 7);
+    for i in 0..8 {
+        fpu.registers[(top + i) & 7] = fx.st(i);
+    }
+    for i in 0..16 {
+        fpu.xmm[i] = fx.xmm(i);
+    }
+    fpu
+}
+
+fn to_image(fpu: &FpuState) -> FxImage {
+    let mut fx = FxImage([0; 512]);
+    fx.put(0, &fpu.control.to_le_bytes());
+    fx.put(2, &fpu.status.to_le_bytes());
+    fx.put(4, &[fpu.tags]);
+    fx.put(24, &fpu.mxcsr.to_le_bytes());
+    let top = usize::from(fpu.status >> 11 & 7);
+    for i in 0..8 {
+        fx.put(32 + 16 * i, &fpu.registers[(top + i) & 7].to_le_bytes()[..10]);
+    }
+    for i in 0..16 {
+        fx.put(160 + 16 * i, &fpu.xmm[i].to_le_bytes());
+    }
+    fx
+}
