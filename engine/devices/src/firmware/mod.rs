@@ -1,0 +1,3 @@
+//! What firmware asks the machine about itself.
+
+pub mod fw_cfg;

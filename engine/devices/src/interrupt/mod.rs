@@ -1,0 +1,4 @@
+//! Interrupt controllers.
+
+pub mod i8259;
+pub mod ioapic;

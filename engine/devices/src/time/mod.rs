@@ -1,0 +1,6 @@
+//! Timers and clocks.
+
+mod calendar;
+pub mod hpet;
+pub mod i8254;
+pub mod mc146818rtc;
