@@ -1,0 +1,151 @@
+//! What computer to build: resolved from a machine file or a command line, with nothing left to guess.
+
+use engine_base::ClockMode;
+use engine_bus::{CharPort, Options};
+use engine_cpu::{CpuModel, Topology};
+use engine_disk::Format;
+use engine_firmware::linux::DirectKernel;
+use engine_firmware::pc::BootDevice;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// A computer.
+pub struct Spec {
+    /// Its name, for logs and the monitor.
+    pub name: String,
+    /// RAM in bytes, a multiple of 1 MiB.
+    pub memory_bytes: u64,
+    /// Which CPU, and how many.
+    pub cpu: CpuModel,
+    /// Drives present, with what is in them.
+    pub drives: Vec<DriveSpec>,
+    /// Boot order.
+    pub boot_order: Vec<BootDevice>,
+    /// Whether the BIOS offers its boot menu, and for how long.
+    pub boot_menu_millis: Option<u16>,
+    /// Another BIOS image than the board's own.
+    pub bios: Option<String>,
+    /// Direct kernel boot.
+    pub kernel: Option<DirectKernel>,
+    /// Whether there is a display adapter (`-vga std`) or none.
+    pub display: Display,
+    /// Whether the BIOS uses the first serial port as its console (`-nographic`).
+    pub serial_console: bool,
+    /// Parts beyond the board's own: `-device isa-debug-exit,iobase=0x501`.
+    pub parts: Vec<Part>,
+    /// Where serial ports and the debug port lead, by name: `serial0`, `debugcon`. A serial port exists if it leads somewhere.
+    pub char_ports: BTreeMap<String, CharPort>,
+    /// What drives time.
+    pub clock: ClockMode,
+}
+
+/// The display adapter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Display {
+    /// Standard VGA.
+    StandardVga,
+    /// None.
+    None,
+}
+
+/// A part beyond the board's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The model's id in the device registry.
+    pub model: String,
+    /// Its options.
+    pub options: Options,
+}
+
+/// A drive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriveSpec {
+    /// Where it is plugged in.
+    pub slot: DriveSlot,
+    /// Hard disk, CD-ROM or floppy.
+    pub kind: DriveKind,
+    /// What is in it.
+    pub source: Option<ImageSource>,
+}
+
+/// Where a drive is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DriveSlot {
+    /// IDE channel (0, 1) and unit (0 master, 1 slave).
+    Ide {
+        /// 0 or 1.
+        channel: u8,
+        /// 0 or 1.
+        unit: u8,
+    },
+    /// Floppy drive 0 or 1.
+    Floppy(u8),
+}
+
+/// What kind of drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriveKind {
+    /// A hard disk.
+    Disk,
+    /// A CD-ROM.
+    Cdrom,
+    /// A floppy.
+    Floppy,
+}
+
+/// An image file and how to use it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageSource {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format; `None` looks at its signature.
+    pub format: Option<Format>,
+    /// Whether writes are thrown away at the end.
+    pub snapshot: bool,
+    /// Whether the guest may not write.
+    pub read_only: bool,
+}
+
+impl DriveSlot {
+    /// The drive's name on the board, which controllers look for.
+    pub fn board_name(self) -> String {
+        match self {
+            DriveSlot::Ide { channel, unit } => format!("ide{channel}-{unit}"),
+            DriveSlot::Floppy(unit) => format!("floppy{unit}"),
+        }
+    }
+
+    /// The name that QEMU's monitor uses: `ide1-cd0`.
+    pub fn monitor_name(self, kind: DriveKind) -> String {
+        match (self, kind) {
+            (DriveSlot::Ide { channel, unit }, DriveKind::Cdrom) => format!("ide{channel}-cd{unit}"),
+            (DriveSlot::Ide { channel, unit }, _) => format!("ide{channel}-hd{unit}"),
+            (DriveSlot::Floppy(unit), _) => format!("floppy{unit}"),
+        }
+    }
+}
+
+impl Default for Spec {
+    /// A PC with one CPU, 128 MiB and no drives: what `qemu-system-x86_64 -nodefaults` would give.
+    fn default() -> Self {
+        Self {
+            name: "bellglass".to_owned(),
+            memory_bytes: 128 << 20,
+            cpu: CpuModel {
+                name: "default".to_owned(),
+                features: Vec::new(),
+                topology: Topology { sockets: 1, cores: 1, threads: 1 },
+            },
+            drives: Vec::new(),
+            boot_order: vec![BootDevice::Disk, BootDevice::Cdrom, BootDevice::Floppy],
+            boot_menu_millis: None,
+            bios: None,
+            kernel: None,
+            display: Display::StandardVga,
+            serial_console: false,
+            parts: Vec::new(),
+            char_ports: BTreeMap::new(),
+            clock: ClockMode::Real,
+        }
+    }
+}
