@@ -1,0 +1,63 @@
+//! The command line: `bellglass <word> …`, or a symlink with the name of the program to be (`qemu-system-x86_64`).
+//! No word at all is the manager's window (see `main.rs`).
+
+mod machines;
+mod qemu;
+pub mod signals;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Whether `name` is a program that we can be.
+pub fn is_program(name: &str) -> bool {
+    matches!(name, "qemu-system-x86_64" | "qemu-system-i386" | "qemu")
+}
+
+/// Bellglass runs whole computers. Without a command it opens the window with your machines.
+#[derive(Parser)]
+#[command(name = "bellglass", version, disable_help_subcommand = false, arg_required_else_help = true)]
+#[command(after_help = "bellglass qemu-system-x86_64 … runs a machine by QEMU's command line; so does a symlink of that name.")]
+struct Cli {
+    #[command(subcommand)]
+    command: machines::MachineCommand,
+}
+
+/// Runs the command line; the first argument is the word (or the program we were called as).
+pub fn main(arguments: &[OsString]) -> ExitCode {
+    if let Some((word, rest)) = arguments.split_first()
+        && is_program(&word.to_string_lossy())
+    {
+        return qemu::run::main(rest);
+    }
+    let words = std::iter::once(OsString::from("bellglass")).chain(arguments.iter().cloned());
+    let cli = match Cli::try_parse_from(words) {
+        Ok(cli) => cli,
+        Err(error) => {
+            error.print().ok(); // With the terminal gone there is nobody to tell.
+            return ExitCode::from(error.exit_code() as u8);
+        }
+    };
+    machines::carry_out(cli.command).unwrap_or_else(|error| {
+        eprintln!("bellglass: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_table_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_unknown_command_names_the_nearest() {
+        let error = Cli::try_parse_from(["bellglass", "lst"]).err().unwrap();
+        assert!(error.to_string().contains("list"), "{error}");
+    }
+}

@@ -1,0 +1,694 @@
+//! From QEMU's options to a [`Plan`]. Options may come in any order; what depends on others is decided at the end.
+
+use super::chardev::{Lead, chardev, lead};
+use super::key_values::{KeyValues, nearest, size};
+use super::kvm;
+use anyhow::{Context, Result, bail};
+use engine_base::ClockMode;
+use engine_bus::Options;
+use engine_cpu::{CpuModel, Topology};
+use engine_session::{
+    BootDevice, DirectKernel, Display, DriveSlot, DriveSpec, ImageSource, MachineDriveKind as DriveKind, OnReset, OnShutdown,
+    Part, Policy, Spec, StartAs, StreamTarget,
+};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Everything a command line asks for.
+pub struct Plan {
+    /// The computer, without its character ports.
+    pub spec: Spec,
+    /// What happens at its turning points.
+    pub policy: Policy,
+    /// Where serial ports lead, from the first.
+    pub serials: Vec<Lead>,
+    /// Where port E9h leads.
+    pub debug_port: Option<Lead>,
+    /// Human monitors.
+    pub monitors: Vec<Lead>,
+    /// QMP servers.
+    pub qmps: Vec<Lead>,
+    /// Whether a window is wanted.
+    pub window: Window,
+    /// Where to write the process id.
+    pub pid_file: Option<PathBuf>,
+    /// Things worth a line on standard error.
+    pub notes: Vec<String>,
+}
+
+/// Whether there is to be a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window {
+    /// As a person expects.
+    Wanted,
+    /// `-display none`, `-nographic`.
+    None,
+}
+
+/// What the command line asks for beside a machine.
+pub enum Request {
+    /// Run a machine.
+    Run(Box<Plan>),
+    /// Print this and be done.
+    Print(String),
+}
+
+/// Options with an argument, for messages and for knowing when to take one.
+const WITH_ARGUMENT: &[&str] = &[
+    "-M",
+    "-machine",
+    "-m",
+    "-smp",
+    "-cpu",
+    "-name",
+    "-cdrom",
+    "-hda",
+    "-hdb",
+    "-hdc",
+    "-hdd",
+    "-fda",
+    "-fdb",
+    "-drive",
+    "-boot",
+    "-kernel",
+    "-initrd",
+    "-append",
+    "-serial",
+    "-chardev",
+    "-debugcon",
+    "-device",
+    "-display",
+    "-vga",
+    "-monitor",
+    "-qmp",
+    "-accel",
+    "-pidfile",
+    "-bios",
+    "-icount",
+    "-nic",
+    "-net",
+    "-usbdevice",
+    "-L",
+];
+const WITHOUT_ARGUMENT: &[&str] = &[
+    "-nodefaults",
+    "-nographic",
+    "-no-reboot",
+    "-no-shutdown",
+    "-S",
+    "-snapshot",
+    "-usb",
+    "-enable-kvm",
+    "-h",
+    "-help",
+    "-version",
+];
+
+/// Parses everything after the program's name.
+///
+/// # Errors
+/// With a sentence that names the option.
+pub fn parse(arguments: &[String]) -> Result<Request> {
+    let mut options = Vec::new();
+    let mut rest = arguments.iter();
+    while let Some(word) = rest.next() {
+        let Some(name) = word.strip_prefix('-') else {
+            // A lone file name is the first hard disk, as in QEMU.
+            options.push(("-hda".to_owned(), word.clone()));
+            continue;
+        };
+        let name = format!("-{}", name.strip_prefix('-').unwrap_or(name));
+        if WITH_ARGUMENT.contains(&name.as_str()) {
+            let value = rest.next().with_context(|| format!("{name} needs an argument."))?;
+            options.push((name, value.clone()));
+        } else if WITHOUT_ARGUMENT.contains(&name.as_str()) {
+            options.push((name, String::new()));
+        } else {
+            let known = [WITH_ARGUMENT, WITHOUT_ARGUMENT].concat();
+            match nearest(&name, &known) {
+                Some(near) => bail!("The option {name} is not known. Did you mean {near}?"),
+                None => bail!("The option {name} is not known. “-help” lists those that are."),
+            }
+        }
+    }
+    Builder::default().build(options)
+}
+
+#[derive(Default)]
+struct Builder {
+    spec: Spec,
+    drives: Vec<(Option<DriveSlot>, DriveSpecDraft)>,
+    chardevs: BTreeMap<String, StreamTarget>,
+    serials: Vec<Lead>,
+    debug_port: Option<Lead>,
+    monitors: Vec<Lead>,
+    qmps: Vec<Lead>,
+    display: Option<Window>,
+    no_graphic: bool,
+    no_defaults: bool,
+    snapshot: bool,
+    policy: Policy,
+    pid_file: Option<PathBuf>,
+    notes: Vec<String>,
+    kernel: DirectKernel,
+    accelerators: Vec<String>,
+}
+
+struct DriveSpecDraft {
+    kind: DriveKind,
+    source: Option<ImageSource>,
+}
+
+impl Builder {
+    fn build(mut self, options: Vec<(String, String)>) -> Result<Request> {
+        // -chardev may come after what uses it.
+        for (_, value) in options.iter().filter(|(name, _)| name == "-chardev") {
+            let (id, target) = chardev(value)?;
+            if self.chardevs.insert(id.clone(), target).is_some() {
+                bail!("-chardev: the id {id} is used twice.");
+            }
+        }
+        for (name, value) in &options {
+            match name.as_str() {
+                "-h" | "-help" => return Ok(Request::Print(help())),
+                "-version" => return Ok(Request::Print(version())),
+                "-cpu" if value == "help" => return Ok(Request::Print(cpu_help())),
+                "-M" | "-machine" if value == "help" => {
+                    return Ok(Request::Print(
+                        "Supported machines are:\npc                   Standard PC (i440FX + PIIX) (default)\n".into(),
+                    ));
+                }
+                "-device" if value == "help" => return Ok(Request::Print(device_help())),
+                _ => self.option(name, value)?,
+            }
+        }
+        self.finish().map(|plan| Request::Run(Box::new(plan)))
+    }
+
+    fn option(&mut self, name: &str, value: &str) -> Result<()> {
+        match name {
+            "-M" | "-machine" => self.machine(value)?,
+            "-m" => self.memory(value)?,
+            "-smp" => self.spec.cpu.topology = topology(value)?,
+            "-cpu" => self.cpu(value)?,
+            "-name" => {
+                let mut values = KeyValues::parse(name, value, "guest")?;
+                self.spec.name = values.need("guest")?;
+                values.take("debug-threads");
+                values.finish(&["guest"])?;
+            }
+            "-hda" | "-hdb" | "-hdc" | "-hdd" => {
+                let index = name.as_bytes()[3] - b'a';
+                self.drive(Some(ide(index)), DriveKind::Disk, Some(source(value)));
+            }
+            "-cdrom" => self.drive(Some(ide(2)), DriveKind::Cdrom, Some(source(value))),
+            "-fda" | "-fdb" => {
+                let unit = name.as_bytes()[3] - b'a';
+                self.drive(Some(DriveSlot::Floppy(unit)), DriveKind::Floppy, Some(source(value)));
+            }
+            "-drive" => self.drive_option(value)?,
+            "-boot" => self.boot(value)?,
+            "-kernel" => self.kernel.kernel = value.into(),
+            "-initrd" => self.kernel.initrd = Some(value.into()),
+            "-append" => value.clone_into(&mut self.kernel.command_line),
+            "-bios" => self.spec.bios = Some(value.to_owned()),
+            "-serial" => self.serials.push(lead(name, value, &self.chardevs)?),
+            "-debugcon" => self.debug_port = Some(lead(name, value, &self.chardevs)?),
+            "-monitor" => self.monitors.push(lead(name, value, &self.chardevs)?),
+            "-qmp" => self.qmps.push(lead(name, value, &self.chardevs)?),
+            "-device" => self.device(value)?,
+            "-display" => {
+                let kind = value.split(',').next().unwrap_or(value);
+                self.display = Some(match kind {
+                    "none" => Window::None,
+                    "gtk" | "sdl" | "default" => Window::Wanted,
+                    _ => bail!("-display {value}: possible are gtk (our window) and none."),
+                });
+            }
+            "-vga" => {
+                self.spec.display = match value {
+                    "std" => Display::StandardVga,
+                    "none" => Display::None,
+                    _ => bail!("-vga {value}: possible are std and none."),
+                }
+            }
+            "-accel" => self.accelerators.extend(value.split(',').take(1).flat_map(|list| list.split(':')).map(str::to_owned)),
+            "-enable-kvm" => self.accelerators.push("kvm".to_owned()),
+            "-icount" => {
+                let mut values = KeyValues::parse(name, value, "shift")?;
+                let shift = values.take_number("shift")?.unwrap_or(0);
+                values.take("sleep");
+                values.finish(&["shift"])?;
+                if shift > 10 {
+                    bail!("-icount shift={shift}: at most 10 is possible.");
+                }
+                self.spec.clock = ClockMode::Counted { picos_per_instruction: 1000 << shift };
+            }
+            "-nic" | "-net" if value == "none" => {}
+            "-nic" | "-net" => bail!("{name} {value}: networking is not there yet; only “none” is possible."),
+            "-usbdevice" if value != "tablet" => bail!("-usbdevice {value}: possible is tablet."),
+            "-pidfile" => self.pid_file = Some(value.into()),
+            "-nodefaults" => self.no_defaults = true,
+            "-nographic" => self.no_graphic = true,
+            "-no-reboot" => self.policy.on_reset = OnReset::End,
+            "-no-shutdown" => self.policy.on_shutdown = OnShutdown::Stay,
+            "-S" => self.policy.start = StartAs::Paused,
+            "-snapshot" => self.snapshot = true,
+            "-L" => self
+                .notes
+                .push(format!("-L {value}: firmware is looked for in BELLGLASS_FIRMWARE and the system's folders only.")),
+            // The board has its USB controller and tablet always; -chardev was read before.
+            "-usb" | "-usbdevice" | "-chardev" => {}
+            other => bail!("The option {other} is not known."),
+        }
+        Ok(())
+    }
+
+    fn machine(&mut self, value: &str) -> Result<()> {
+        let mut values = KeyValues::parse("-machine", value, "type")?;
+        if let Some(kind) = values.take("type")
+            && kind != "pc"
+            && !kind.starts_with("pc-i440fx")
+        {
+            bail!("-machine {kind}: this machine is not there yet. Possible is pc.");
+        }
+        if let Some(list) = values.take("accel") {
+            self.accelerators.extend(list.split(':').map(str::to_owned));
+        }
+        if values.take_switch("usb")? == Some(false) {
+            bail!("-machine usb=off: the board's USB controller cannot be left out.");
+        }
+        values.finish(&["type", "accel", "usb"])
+    }
+
+    fn memory(&mut self, value: &str) -> Result<()> {
+        let mut values = KeyValues::parse("-m", value, "size")?;
+        let bytes = size("-m", &values.need("size")?, 1 << 20)?;
+        values.finish(&["size"])?;
+        if bytes < 1 << 20 {
+            bail!("-m {value}: a machine needs at least 1 MiB of memory.");
+        }
+        self.spec.memory_bytes = bytes.next_multiple_of(1 << 20);
+        Ok(())
+    }
+
+    fn cpu(&mut self, value: &str) -> Result<()> {
+        let mut words = value.split(',');
+        let name = words.next().unwrap_or_default().to_owned();
+        let mut features = Vec::new();
+        for word in words {
+            let feature = match (word.strip_prefix('+'), word.strip_prefix('-'), word.split_once('=')) {
+                (Some(on), ..) => (on.to_lowercase(), true),
+                (_, Some(off), _) => (off.to_lowercase(), false),
+                (.., Some((name, "on"))) => (name.to_lowercase(), true),
+                (.., Some((name, "off"))) => (name.to_lowercase(), false),
+                _ => bail!("-cpu {value}: “{word}” must be +flag, -flag, flag=on or flag=off."),
+            };
+            features.push(feature);
+        }
+        self.spec.cpu = CpuModel { name, features, topology: self.spec.cpu.topology };
+        Ok(())
+    }
+
+    fn drive(&mut self, slot: Option<DriveSlot>, kind: DriveKind, source: Option<ImageSource>) {
+        self.drives.push((slot, DriveSpecDraft { kind, source }));
+    }
+
+    fn drive_option(&mut self, value: &str) -> Result<()> {
+        let mut values = KeyValues::parse("-drive", value, "")?;
+        let interface = values.take("if").unwrap_or_else(|| "ide".to_owned());
+        let media = values.take("media");
+        let (index, bus, unit) = (values.take_number("index")?, values.take_number("bus")?, values.take_number("unit")?);
+        let format = values.take("format");
+        let file = values.take("file").filter(|file| !file.is_empty());
+        let snapshot = values.take_switch("snapshot")?.unwrap_or(false);
+        let read_only = values.take_switch("readonly")?.or(values.take_switch("read-only")?).unwrap_or(false);
+        values.take("id");
+        for ignored in ["cache", "aio", "discard", "detect-zeroes", "werror", "rerror"] {
+            if let Some(setting) = values.take(ignored) {
+                self.notes.push(format!(
+                    "-drive {ignored}={setting}: this setting has no effect yet; writes reach the disk when the guest flushes."
+                ));
+            }
+        }
+        values.finish(&["file", "format", "if", "media", "index", "bus", "unit", "snapshot", "readonly", "id"])?;
+        let kind = match (interface.as_str(), media.as_deref()) {
+            ("ide", None | Some("disk")) => DriveKind::Disk,
+            ("ide", Some("cdrom")) => DriveKind::Cdrom,
+            ("floppy", None | Some("disk")) => DriveKind::Floppy,
+            ("ide" | "floppy", Some(media)) => bail!("-drive media={media}: possible are disk and cdrom."),
+            _ => bail!("-drive if={interface}: possible are ide and floppy."),
+        };
+        let place = match (index, bus, unit) {
+            (None, None, None) => None,
+            (Some(index), None, None) => Some(index),
+            (None, bus, unit) => Some(bus.unwrap_or(0) * 2 + unit.unwrap_or(0)),
+            _ => bail!("-drive: give index, or bus and unit, not both."),
+        };
+        let slot = match place {
+            None => None,
+            Some(place) if kind == DriveKind::Floppy && place < 2 => Some(DriveSlot::Floppy(place as u8)),
+            Some(place) if kind != DriveKind::Floppy && place < 4 => Some(ide(place as u8)),
+            Some(place) => bail!("-drive: there is no place {place}; IDE has 0 to 3, floppies 0 and 1."),
+        };
+        let format =
+            format.map(|name| name.parse().map_err(|error| anyhow::anyhow!("-drive format={name}: {error}"))).transpose()?;
+        let source = file.map(|file| ImageSource { path: file.into(), format, snapshot, read_only });
+        self.drive(slot, kind, source);
+        Ok(())
+    }
+
+    fn boot(&mut self, value: &str) -> Result<()> {
+        let mut values = KeyValues::parse("-boot", value, "order")?;
+        let order = values.take("once").or_else(|| values.take("order"));
+        values.take("order");
+        if let Some(order) = order {
+            let device = |letter| match letter {
+                'a' | 'b' => Ok(BootDevice::Floppy),
+                'c' => Ok(BootDevice::Disk),
+                'd' => Ok(BootDevice::Cdrom),
+                'n' => Ok(BootDevice::Network),
+                other => bail!(
+                    "-boot {value}: “{other}” is no boot device. Possible are a (floppy), c (disk), d (CD-ROM), n (network)."
+                ),
+            };
+            self.spec.boot_order = order.chars().map(device).collect::<Result<_>>()?;
+        }
+        let wait = values.take_number("splash-time")?;
+        if values.take_switch("menu")?.unwrap_or(false) {
+            self.spec.boot_menu_millis = Some(wait.unwrap_or(2500).min(0xffff) as u16);
+        }
+        values.take_switch("strict")?;
+        values.finish(&["order", "once", "menu", "splash-time", "strict"])
+    }
+
+    fn device(&mut self, value: &str) -> Result<()> {
+        let mut values = KeyValues::parse("-device", value, "driver")?;
+        let driver = values.need("driver")?;
+        values.take("id");
+        match driver.as_str() {
+            // The board has one always.
+            "usb-tablet" | "piix3-usb-uhci" => values.finish(&[]),
+            "isa-serial" => {
+                let id = values.need("chardev")?;
+                self.serials.push(lead("-device isa-serial", &format!("chardev:{id}"), &self.chardevs)?);
+                values.finish(&["chardev"])
+            }
+            "isa-debugcon" => {
+                if let Some(id) = values.take("chardev") {
+                    self.debug_port = Some(lead("-device isa-debugcon", &format!("chardev:{id}"), &self.chardevs)?);
+                }
+                self.part(driver, values)
+            }
+            "isa-debug-exit" => self.part(driver, values),
+            other => {
+                let known = ["isa-debug-exit", "isa-debugcon", "isa-serial", "usb-tablet"];
+                match nearest(other, &known) {
+                    Some(near) => bail!("-device {other}: there is no such device yet. Did you mean {near}?"),
+                    None => bail!("-device {other}: there is no such device yet. Possible are: {}.", known.join(", ")),
+                }
+            }
+        }
+    }
+
+    /// A part from the registry, with the options that its model declares.
+    fn part(&mut self, model: String, values: KeyValues) -> Result<()> {
+        let known: Vec<&str> = engine_session::device_options(&model).unwrap_or_default().iter().map(|(name, _)| *name).collect();
+        let options = values.only(&known)?;
+        self.spec.parts.push(Part { model, options: Options(options) });
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Plan> {
+        self.choose_accelerator()?;
+        self.place_drives()?;
+        if self.kernel != DirectKernel::default() {
+            if self.kernel.kernel.as_os_str().is_empty() {
+                bail!("-initrd and -append need -kernel.");
+            }
+            self.spec.kernel = Some(self.kernel);
+        }
+        let window = match self.display {
+            Some(window) => window,
+            None if self.no_graphic => Window::None,
+            None => Window::Wanted,
+        };
+        if !self.no_defaults && self.serials.is_empty() {
+            self.serials.push(if self.no_graphic { Lead::SharedTerminal } else { Lead::Stream(StreamTarget::Null) });
+        }
+        self.spec.serial_console = self.no_graphic && self.spec.display == Display::None;
+        let terminals = self.serials.iter().chain(&self.debug_port).chain(&self.monitors).chain(&self.qmps);
+        let terminals = terminals.filter(|lead| matches!(lead, Lead::SharedTerminal | Lead::Stream(StreamTarget::Stdio))).count();
+        if terminals > 1 {
+            bail!("Only one of -serial, -monitor, -qmp and -debugcon can have the terminal (stdio). Use mon:stdio to share it.");
+        }
+        if self.serials.len() > 4 {
+            bail!("A PC has at most four serial ports.");
+        }
+        if self.debug_port.is_some() && !self.spec.parts.iter().any(|part| part.model == "isa-debugcon") {
+            self.spec.parts.push(Part { model: "isa-debugcon".to_owned(), options: Options::default() });
+        }
+        Ok(Plan {
+            spec: self.spec,
+            policy: self.policy,
+            serials: self.serials,
+            debug_port: self.debug_port,
+            monitors: self.monitors,
+            qmps: self.qmps,
+            window,
+            pid_file: self.pid_file,
+            notes: self.notes,
+        })
+    }
+
+    fn choose_accelerator(&mut self) -> Result<()> {
+        for name in &self.accelerators {
+            match name.as_str() {
+                "tcg" => return Ok(()),
+                "kvm" => self.notes.push(kvm::why_not()),
+                other => bail!("-accel {other}: possible are tcg and kvm."),
+            }
+        }
+        Ok(())
+    }
+
+    /// Drives without a place take the first free one of their kind; there is always a CD drive unless -nodefaults.
+    fn place_drives(&mut self) -> Result<()> {
+        let mut taken: BTreeMap<DriveSlot, DriveSpec> = BTreeMap::new();
+        let (placed, free): (Vec<_>, Vec<_>) = std::mem::take(&mut self.drives).into_iter().partition(|(slot, _)| slot.is_some());
+        for (slot, draft) in placed.into_iter().chain(free) {
+            let slot = match (slot, draft.kind) {
+                (Some(slot), _) => slot,
+                (None, DriveKind::Floppy) => {
+                    let free = (0..2).map(DriveSlot::Floppy).find(|slot| !taken.contains_key(slot));
+                    free.context("There are only two floppy drives.")?
+                }
+                (None, kind) => {
+                    let order: [u8; 4] = if kind == DriveKind::Cdrom { [2, 3, 1, 0] } else { [0, 1, 2, 3] };
+                    let free = order.into_iter().map(ide).find(|slot| !taken.contains_key(slot));
+                    free.context("There are only four IDE drives.")?
+                }
+            };
+            let mut source = draft.source;
+            if let Some(source) = &mut source {
+                source.snapshot |= self.snapshot;
+            }
+            if taken.insert(slot, DriveSpec { slot, kind: draft.kind, source }).is_some() {
+                bail!("Two drives want the place {}. -hdc and -cdrom share one.", slot.board_name());
+            }
+        }
+        if !self.no_defaults && !taken.values().any(|drive| drive.kind == DriveKind::Cdrom) {
+            taken.entry(ide(2)).or_insert(DriveSpec { slot: ide(2), kind: DriveKind::Cdrom, source: None });
+        }
+        self.spec.drives = taken.into_values().collect();
+        Ok(())
+    }
+}
+
+fn ide(index: u8) -> DriveSlot {
+    DriveSlot::Ide { channel: index / 2, unit: index % 2 }
+}
+
+fn source(path: &str) -> ImageSource {
+    ImageSource { path: path.into(), format: None, snapshot: false, read_only: false }
+}
+
+fn topology(value: &str) -> Result<Topology> {
+    let mut values = KeyValues::parse("-smp", value, "cpus")?;
+    let cpus = values.take_number("cpus")?;
+    let (sockets, cores, threads) =
+        (values.take_number("sockets")?, values.take_number("cores")?, values.take_number("threads")?);
+    let most = values.take_number("maxcpus")?;
+    values.finish(&["cpus", "sockets", "cores", "threads", "maxcpus"])?;
+    let threads = threads.unwrap_or(1);
+    let (sockets, cores) = match (sockets, cores, cpus) {
+        (Some(sockets), Some(cores), _) => (sockets, cores),
+        (None, Some(cores), Some(cpus)) => (cpus / (cores * threads).max(1), cores),
+        (None, Some(cores), None) => (1, cores),
+        // As in QEMU since 6.2: more cores rather than more sockets.
+        (Some(sockets), None, cpus) => (sockets, cpus.unwrap_or(sockets * threads) / (sockets * threads).max(1)),
+        (None, None, cpus) => (1, cpus.unwrap_or(1) / threads.max(1)),
+    };
+    let total = sockets.checked_mul(cores).and_then(|n| n.checked_mul(threads)).unwrap_or(0);
+    if total == 0 || total > 64 || cpus.is_some_and(|cpus| cpus != total) {
+        bail!("-smp {value}: sockets × cores × threads must give the number of CPUs, from 1 to 64.");
+    }
+    if most.is_some_and(|most| most != total) {
+        bail!("-smp {value}: CPUs cannot be added while the machine runs, so maxcpus must be {total}.");
+    }
+    Ok(Topology { sockets: sockets as u32, cores: cores as u32, threads: threads as u32 })
+}
+
+fn version() -> String {
+    format!("Bellglass {} (takes QEMU's command line)\n", env!("CARGO_PKG_VERSION"))
+}
+
+fn help() -> String {
+    let list = |names: &[&str]| names.join(" ");
+    format!(
+        "usage: bellglass qemu-system-x86_64 [options] [disk image]\n\nOptions with an argument, as in QEMU:\n  {}\n\nOptions without:\n  {}\n\n-cpu help, -machine help and -device help list what there is.\n",
+        list(WITH_ARGUMENT),
+        list(WITHOUT_ARGUMENT)
+    )
+}
+
+fn cpu_help() -> String {
+    "Available CPUs:\n  default              x86-64-v2 with all that the software CPU does exactly\n  qemu64               a plain 64-bit CPU\n  max                  everything there is\n\n+flag and -flag switch single features.\n".to_owned()
+}
+
+fn device_help() -> String {
+    let lines: Vec<String> =
+        engine_session::device_models().map(|(id, title)| format!("name \"{id}\", desc \"{title}\"")).collect();
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(line: &str) -> Plan {
+        match parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).unwrap() {
+            Request::Run(plan) => *plan,
+            Request::Print(text) => panic!("{text}"),
+        }
+    }
+
+    fn refusal(line: &str) -> String {
+        parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn a_typical_line_becomes_a_machine() {
+        let plan = plan("-M pc -m 512 -smp 2 -cdrom a.iso -hda b.qcow2 -boot d -nographic -no-reboot");
+        assert_eq!(plan.spec.memory_bytes, 512 << 20);
+        assert_eq!(plan.spec.cpu.topology.cpus(), 2);
+        assert_eq!(plan.spec.boot_order, [BootDevice::Cdrom]);
+        assert_eq!(plan.spec.drives.len(), 2);
+        assert_eq!(plan.serials, [Lead::SharedTerminal]);
+        assert_eq!((plan.window, plan.policy.on_reset), (Window::None, OnReset::End));
+    }
+
+    #[test]
+    fn unknown_options_name_the_nearest() {
+        assert!(refusal("-cdrm a.iso").contains("-cdrom"));
+        assert!(refusal("-device isa-debug-exti").contains("isa-debug-exit"));
+    }
+
+    #[test]
+    fn one_place_is_not_given_twice() {
+        assert!(refusal("-hdc a -cdrom b").contains("ide1-0"));
+        assert!(refusal("-serial stdio -monitor stdio").contains("mon:stdio"));
+    }
+
+    #[test]
+    fn every_option_that_scripts_use_is_taken() {
+        let plan = plan(
+            "-M pc -m 1G -smp cpus=4,cores=2,threads=2 -cpu qemu64,+sse4.2 -name guest=box,debug-threads=on -cdrom a.iso -hda a -hdb b \
+             -hdd d -fda f.img -boot order=dc,menu=on,splash-time=100 -kernel k -initrd i -append quiet -chardev null,id=n \
+             -chardev file,id=f,path=/l -serial chardev:n -serial file:/s -serial unix:/u,server,nowait -serial none \
+             -debugcon chardev:f -device isa-debug-exit,iobase=0xf4,iosize=4 -nodefaults -display none -vga std \
+             -monitor unix:/m,server,nowait -qmp unix:/q,server=on,wait=off -accel tcg -no-reboot -no-shutdown -S -snapshot \
+             -pidfile /p -usb -device usb-tablet -enable-kvm",
+        );
+        assert_eq!((plan.spec.name.as_str(), plan.spec.cpu.topology.cpus()), ("box", 4));
+        assert_eq!(plan.spec.drives.len(), 5);
+        assert!(plan.spec.drives.iter().filter_map(|drive| drive.source.as_ref()).all(|source| source.snapshot));
+        assert_eq!(plan.spec.boot_order, [BootDevice::Cdrom, BootDevice::Disk]);
+        assert_eq!(plan.spec.boot_menu_millis, Some(100));
+        assert_eq!(plan.spec.kernel.as_ref().unwrap().command_line, "quiet");
+        assert_eq!((plan.serials.len(), plan.monitors.len(), plan.qmps.len()), (4, 1, 1));
+        assert_eq!(plan.serials[3], Lead::Absent);
+        assert_eq!(plan.debug_port, Some(Lead::Stream(StreamTarget::File("/l".into()))));
+        assert_eq!(plan.pid_file, Some("/p".into()));
+        assert_eq!(plan.policy, Policy { on_reset: OnReset::End, on_shutdown: OnShutdown::Stay, start: StartAs::Paused });
+        // tcg was asked for first, so there is nothing to be said about KVM.
+        assert_eq!(plan.notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn drives_say_what_becomes_of_what_is_written() {
+        let plan = plan(
+            "-drive file=a.img,format=raw,if=ide,index=1,snapshot=on -drive file=b.iso,media=cdrom -drive file=c.img,if=floppy",
+        );
+        let drives = &plan.spec.drives;
+        assert_eq!(drives[0].slot, ide(1));
+        let source = drives[0].source.as_ref().unwrap();
+        assert!(source.snapshot && source.format == Some(engine_disk::Format::Raw));
+        assert_eq!((drives[1].slot, drives[1].kind), (ide(2), DriveKind::Cdrom));
+        assert_eq!(drives[2].slot, DriveSlot::Floppy(0));
+        assert!(!drives[2].source.as_ref().unwrap().snapshot);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_the_option_s_name() {
+        for (line, named) in [
+            ("-m", "-m needs"),
+            ("-m 1Q", "-m 1Q"),
+            ("-m 0", "at least 1 MiB"),
+            ("-smp 65", "-smp 65"),
+            ("-M q35x", "q35x"),
+            ("-vga qxl", "possible are"),
+            ("-display vnc=:1", "-display"),
+            ("-drive fil=x", "file"),
+            ("-drive file=x,if=virtio", "if=virtio"),
+            ("-drive file=x,format=zip", "format=zip"),
+            ("-drive file=x,index=9", "place 9"),
+            ("-boot x", "“x”"),
+            ("-serial floppy:x", "-serial"),
+            ("-serial chardev:x", "id=x"),
+            ("-chardev socket,path=/x", "id=…"),
+            ("-append quiet", "-kernel"),
+            ("-accel whpx", "whpx"),
+            ("-cpu qemu64,sse", "“sse”"),
+            ("-nic user", "networking"),
+            ("-monitr stdio", "-monitor"),
+            ("-device isa-debug-exit,iobas=1", "“iobase”"),
+        ] {
+            let refusal = refusal(line);
+            assert!(refusal.contains(named), "{line}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn kvm_is_answered_with_a_reason() {
+        let plan = plan("-accel kvm:tcg");
+        assert!(plan.notes[0].starts_with("KVM is not used: "), "{:?}", plan.notes);
+    }
+
+    #[test]
+    fn lists_are_printed_and_nothing_is_run() {
+        for (line, named) in
+            [("-device help", "isa-debug-exit"), ("-M help", "pc"), ("-cpu help", "qemu64"), ("-version", "Bellglass")]
+        {
+            let request = parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).unwrap();
+            assert!(matches!(request, Request::Print(text) if text.contains(named)), "{line}");
+        }
+    }
+
+    #[test]
+    fn topologies_must_multiply_up() {
+        assert_eq!(topology("cpus=4,sockets=1,cores=2,threads=2").unwrap().threads, 2);
+        assert!(topology("0").is_err());
+        assert!(topology("5,sockets=2,cores=2").is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! Carries a [`Plan`] out: opens its streams, starts its machine, waits for its end.
+
+use super::chardev::Lead;
+use super::command_line::{Plan, Request, Window, parse};
+use super::console::{self, Serial, Sharing};
+use crate::cli::signals;
+use anyhow::{Result, bail};
+use engine_session::{EndReason, Event, InterruptKey, RawTerminal, Session, StreamTarget};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// `qemu-system-x86_64` with these arguments.
+pub fn main(arguments: &[OsString]) -> ExitCode {
+    let arguments: Vec<String> = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let outcome = parse(&arguments).and_then(|request| match request {
+        Request::Print(text) => {
+            print!("{text}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Request::Run(plan) => run(*plan),
+    });
+    outcome.unwrap_or_else(|error| {
+        eprintln!("bellglass: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs a machine until it ends.
+pub fn run(mut plan: Plan) -> Result<ExitCode> {
+    for note in &plan.notes {
+        eprintln!("bellglass: {note}");
+    }
+    let mut serials = Vec::new();
+    let mut socket_files = Vec::new();
+    for (index, lead) in plan.serials.iter().enumerate() {
+        let Some((target, sharing)) = target(lead) else { continue };
+        let (port, serial) = Serial::open(&target, sharing)?;
+        socket_files.extend(serial.socket_file());
+        plan.spec.char_ports.insert(format!("serial{index}"), port);
+        serials.push(serial);
+    }
+    if let Some((target, _)) = plan.debug_port.as_ref().and_then(target) {
+        let (port, serial) = Serial::open(&target, Sharing::Alone)?;
+        socket_files.extend(serial.socket_file());
+        plan.spec.char_ports.insert("debugcon".to_owned(), port);
+        serials.push(serial);
+    }
+    let running = engine_session::start(&plan.spec, plan.policy)?;
+    let session = &running.session;
+    // Two listeners: one prints what goes wrong, window or not; the other is asked how it ended.
+    let (notes, events) = (session.events(), session.events());
+    signals::end_on_signals(session)?;
+    let _pid_file = plan.pid_file.as_deref().map(PidFile::write).transpose()?;
+    let printer = engine_base::spawn_guarded("notes", move || print_notes(&notes), |_| {})?;
+    for serial in serials {
+        serial.start(session)?;
+    }
+    // Ctrl-C ends the program unless the terminal is shared, as in QEMU.
+    let leads = plan.serials.iter().chain(&plan.debug_port).chain(&plan.monitors).chain(&plan.qmps);
+    let terminal = leads.filter_map(target).find(|(target, _)| *target == StreamTarget::Stdio);
+    let raw = terminal.map(|(_, sharing)| {
+        RawTerminal::enter(if sharing == Sharing::WithMonitor { InterruptKey::IsSent } else { InterruptKey::EndsProgram })
+    });
+    let mut tellers = Vec::new();
+    for (target, _) in plan.monitors.iter().filter_map(target) {
+        socket_files.extend(console::monitor(&target, session)?);
+    }
+    for (target, _) in plan.qmps.iter().filter_map(target) {
+        let (file, teller) = console::qmp(&target, session, &plan.spec.name)?;
+        socket_files.extend(file);
+        tellers.extend(teller);
+    }
+    if plan.window == Window::Wanted {
+        show_window(session, &plan.spec.name)?;
+    }
+    let reason = wait_for_end(session, &events);
+    running.wait();
+    // The last event is on its way; clients and the person are to see it.
+    tellers.into_iter().chain([printer]).for_each(|thread| thread.join().unwrap_or_default());
+    drop((raw, socket_files));
+    Ok(exit_code(reason))
+}
+
+fn target(lead: &Lead) -> Option<(StreamTarget, Sharing)> {
+    match lead {
+        Lead::Absent => None,
+        Lead::SharedTerminal => Some((StreamTarget::Stdio, Sharing::WithMonitor)),
+        Lead::Stream(target) => Some((target.clone(), Sharing::Alone)),
+    }
+}
+
+/// The thread `notes`: what goes wrong meanwhile, on standard error.
+fn print_notes(events: &crossbeam_channel::Receiver<Event>) {
+    for event in events {
+        match event {
+            Event::Ended(_) => return,
+            Event::Failed { what, advice } => eprintln!("bellglass: {what} {advice}"),
+            Event::Notice { text } => eprintln!("bellglass: {text}"),
+            _ => {}
+        }
+    }
+}
+
+/// Returns why the machine ended.
+fn wait_for_end(session: &Session, events: &crossbeam_channel::Receiver<Event>) -> EndReason {
+    for event in events {
+        if let Event::Ended(reason) = event {
+            return reason;
+        }
+    }
+    if session.state() == engine_session::RunState::Failed { EndReason::Failed } else { EndReason::PoweredOff }
+}
+
+fn exit_code(reason: EndReason) -> ExitCode {
+    match reason {
+        EndReason::GuestPoweredOff | EndReason::PoweredOff | EndReason::GuestReset => ExitCode::SUCCESS,
+        EndReason::DebugExit(status) => ExitCode::from(status as u8),
+        EndReason::Failed => ExitCode::from(70),
+    }
+}
+
+#[cfg(feature = "window")]
+fn show_window(session: &Session, name: &str) -> Result<()> {
+    crate::gui::show_machine(session.clone(), name)
+}
+
+#[cfg(not(feature = "window"))]
+fn show_window(_session: &Session, _name: &str) -> Result<()> {
+    bail!("This Bellglass was built without windows. Use -display none or -nographic.")
+}
+
+/// `-pidfile`: written when the machine runs, removed at the end.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &Path) -> Result<Self> {
+        if let Err(error) = std::fs::write(path, format!("{}\n", std::process::id())) {
+            bail!("The process id could not be written ({error}). Choose another place: {}", path.display());
+        }
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok(); // Somebody may have taken it away.
+    }
+}

@@ -1,0 +1,104 @@
+//! The manager by its labels, over a library in a temporary folder and with a script in place of the real program.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use egui_kittest::Harness;
+use egui_kittest::kittest::Queryable as _;
+use engine_config::{Host, Machine};
+use engine_session::library::{Library, NewMachine};
+
+use super::Manager;
+
+const HOST: Host = Host { memory_mib: 16_384, available_mib: 12_000, cpus: 8 };
+
+fn library(folder: &Path) -> Library {
+    Library::at(folder.join("machines"), folder.join("run"))
+}
+
+fn manager(folder: &Path, script: &str) -> Harness<'static, Manager> {
+    let program: PathBuf = folder.join("program");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let library = library(folder);
+    Harness::builder()
+        .with_size([1080.0, 700.0])
+        .build_eframe(move |cc| Manager::with(cc, library, program, HOST).unwrap_or_else(|error| panic!("{error}")))
+}
+
+fn settle(harness: &mut Harness<'_, Manager>, until: impl Fn(&Harness<'_, Manager>) -> bool) {
+    for _ in 0..500 {
+        harness.run_steps(2);
+        if until(harness) {
+            return;
+        }
+        harness.state().scanner.look_again();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("it never came to that");
+}
+
+#[test]
+fn without_machines_the_first_page_offers_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut harness = manager(folder.path(), "exit 0");
+    settle(&mut harness, |harness| harness.query_by_label("No machines yet").is_some());
+    harness.get_by_label("Try a live Linux");
+    harness.get_by_label("New from ISO…").click();
+    harness.run_steps(2);
+    harness.get_by_label("New machine");
+}
+
+#[test]
+fn a_machine_that_does_not_start_shows_what_it_said() {
+    let folder = tempfile::tempdir().unwrap();
+    library(folder.path()).create(NewMachine { machine: Machine::new("Debian 12"), disk_bytes: None }).unwrap();
+    let mut harness = manager(folder.path(), "echo 'bellglass: The ISO is gone. Choose it again.' >&2; exit 1");
+    settle(&mut harness, |harness| harness.query_by_label("Start").is_some());
+    harness.get_by_label("Debian 12, Off");
+    harness.get_by_label("Start").click();
+    settle(&mut harness, |harness| harness.query_by_label("The ISO is gone.").is_some());
+    harness.get_by_label("Choose it again.");
+    harness.get_by_label("Dismiss").click();
+    harness.run_steps(2);
+    assert!(harness.query_by_label("The ISO is gone.").is_none());
+}
+
+#[test]
+fn a_running_machine_offers_other_actions_and_cannot_be_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = library(folder.path()).create(NewMachine { machine: Machine::new("x"), disk_bytes: None }).unwrap();
+    let lock = made.lock().unwrap();
+    let mut harness = manager(folder.path(), "exit 0");
+    settle(&mut harness, |harness| harness.query_by_label("x, Busy").is_some());
+    harness.get_by_label("Power off…");
+    assert!(harness.query_by_label("Delete…").is_none());
+    drop(lock);
+    settle(&mut harness, |harness| harness.query_by_label("Delete…").is_some());
+}
+
+#[test]
+fn deleting_asks_first_and_names_the_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = library(folder.path()).create(NewMachine { machine: Machine::new("x"), disk_bytes: None }).unwrap();
+    let mut harness = manager(folder.path(), "exit 0");
+    settle(&mut harness, |harness| harness.query_by_label("Delete…").is_some());
+    harness.get_by_label("Delete…").click();
+    settle(&mut harness, |harness| harness.query_by_label_contains("machine.ron").is_some());
+    harness.get_by_label("Cancel").click();
+    harness.run_steps(3);
+    assert!(harness.query_by_label_contains("machine.ron").is_none());
+    assert!(made.settings_path().is_file());
+}
+
+#[test]
+fn a_damaged_machine_is_listed_with_the_reason_and_cannot_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = library(folder.path()).create(NewMachine { machine: Machine::new("x"), disk_bytes: None }).unwrap();
+    std::fs::write(made.settings_path(), "(version: 1").unwrap();
+    let mut harness = manager(folder.path(), "exit 0");
+    settle(&mut harness, |harness| harness.query_by_label("x, Damaged").is_some());
+    harness.get_by_label("This machine cannot be used.");
+    assert!(harness.state().available(super::UiCommand::Start).is_err());
+}

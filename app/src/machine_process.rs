@@ -1,0 +1,188 @@
+//! The process of one machine of the library: `bellglass run FOLDER`. It takes the machine's lock, builds the machine
+//! from its settings, listens on the control socket, and shows the window, or none. One process, one machine: a crash
+//! takes no other with it, and the manager is not needed.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use engine_config::{Host, Machine};
+use engine_cpu::Topology;
+use engine_disk::Format;
+use engine_remote::ControlSocket;
+use engine_session::library::{Library, MachineFolder};
+use engine_session::{BootDevice, DriveSlot, DriveSpec, EndReason, Event, ImageSource, MachineDriveKind, Policy, Session, Spec};
+
+/// What of a running machine is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Face {
+    /// Its window.
+    Window,
+    /// Nothing: others talk to it over its control socket.
+    Headless,
+}
+
+/// Runs the machine that a person means by `name` (its name, or its folder) until it ends.
+///
+/// # Errors
+/// A sentence that says what keeps the machine from starting.
+pub fn run(name: &str, face: Face) -> Result<ExitCode> {
+    let folder = Library::of_this_person()?.find(name)?;
+    let machine = folder.load()?;
+    let lock = folder.lock()?;
+    let problems = engine_config::check(&machine, folder.path(), &Host::this_computer());
+    if !problems.is_empty() {
+        let list: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
+        bail!("This machine cannot start. {}", list.join("\n"));
+    }
+    let spec = spec(&machine, folder.path())?;
+    let running = engine_session::start(&spec, Policy::default())?;
+    let events = running.session.events();
+    let _control = serve_control_socket(&folder, &running.session, &machine.name)?;
+    crate::cli::signals::end_on_signals(&running.session)?;
+    let reason = match face {
+        Face::Headless => wait_for_end(&events),
+        Face::Window => show(&running.session, &machine, &folder, &events)?,
+    };
+    running.wait();
+    std::fs::remove_dir_all(folder.runtime_folder()).ok(); // Sockets of a machine that is off help nobody.
+    if machine.lifetime == engine_config::Lifetime::Disposable && reason != EndReason::Failed {
+        folder.dispose()?;
+    }
+    drop(lock);
+    Ok(match reason {
+        EndReason::GuestPoweredOff | EndReason::PoweredOff | EndReason::GuestReset => ExitCode::SUCCESS,
+        EndReason::DebugExit(status) => ExitCode::from(status as u8),
+        EndReason::Failed => ExitCode::from(70),
+    })
+}
+
+/// The computer that the settings describe.
+fn spec(machine: &Machine, folder: &Path) -> Result<Spec> {
+    let disposable = machine.lifetime == engine_config::Lifetime::Disposable;
+    let mut places = (0..4).map(|index| DriveSlot::Ide { channel: index / 2, unit: index % 2 });
+    let mut drives = Vec::new();
+    for disk in &machine.disks {
+        let format: Format = disk.format.parse().map_err(|_| {
+            anyhow::anyhow!(
+                "The disk's format “{}” is not known. Write qcow2 or raw in machine.ron: {}",
+                disk.format,
+                disk.file.display()
+            )
+        })?;
+        let source = ImageSource { path: folder.join(&disk.file), format: Some(format), snapshot: disposable, read_only: false };
+        drives.push((places.next(), MachineDriveKind::Disk, Some(source)));
+    }
+    // A CD drive alone stands where PCs had it: first on the second channel.
+    let mut cd_places: Vec<_> = places.collect();
+    cd_places.sort_by_key(|slot| (!matches!(slot, DriveSlot::Ide { channel: 1, unit: 0 }), *slot));
+    let mut cd_places = cd_places.into_iter();
+    for drive in &machine.cdroms {
+        let source = drive.medium.as_ref().map(|medium| ImageSource {
+            path: folder.join(medium),
+            format: None,
+            snapshot: false,
+            read_only: true,
+        });
+        drives.push((cd_places.next(), MachineDriveKind::Cdrom, source));
+    }
+    for (unit, drive) in machine.floppies.iter().enumerate() {
+        let source = drive.medium.as_ref().map(|medium| ImageSource {
+            path: folder.join(medium),
+            format: Some(Format::Raw),
+            snapshot: disposable,
+            read_only: false,
+        });
+        drives.push((Some(DriveSlot::Floppy(unit as u8)), MachineDriveKind::Floppy, source));
+    }
+    let drives = drives
+        .into_iter()
+        .map(|(slot, kind, source)| slot.map(|slot| DriveSpec { slot, kind, source }))
+        .collect::<Option<Vec<_>>>()
+        .context("The board has no place for so many drives. Remove one from machine.ron.")?;
+    let mut spec = Spec {
+        name: machine.name.clone(),
+        memory_bytes: machine.memory_mib << 20,
+        drives,
+        // An empty disk does not boot, so the installer on the CD has its turn, and later the installed system goes first.
+        boot_order: vec![BootDevice::Disk, BootDevice::Cdrom, BootDevice::Floppy],
+        ..Spec::default()
+    };
+    spec.cpu.topology = Topology { sockets: 1, cores: machine.cpus, threads: 1 };
+    Ok(spec)
+}
+
+fn serve_control_socket(folder: &MachineFolder, session: &Session, name: &str) -> Result<ControlSocket> {
+    folder.make_runtime_folder()?;
+    let path = folder.control_socket();
+    ControlSocket::open(&path, session, name).with_context(|| {
+        format!("The machine's control socket could not be made. Check the permissions there: {}", path.display())
+    })
+}
+
+fn wait_for_end(events: &crossbeam_channel::Receiver<Event>) -> EndReason {
+    for event in events {
+        match event {
+            Event::Ended(reason) => return reason,
+            Event::Failed { what, advice } => eprintln!("bellglass: {what} {advice}"),
+            Event::Notice { text } => eprintln!("bellglass: {text}"),
+            _ => {}
+        }
+    }
+    EndReason::Failed
+}
+
+#[cfg(feature = "window")]
+fn show(
+    session: &Session,
+    machine: &Machine,
+    folder: &MachineFolder,
+    events: &crossbeam_channel::Receiver<Event>,
+) -> Result<EndReason> {
+    let shown = crate::gui::Shown { session: session.clone(), title: machine.name.clone(), folder: Some(folder.clone()) };
+    match crate::gui::show(shown).map_err(anyhow::Error::msg)? {
+        Some(reason) => Ok(reason),
+        None => Ok(wait_for_end(events)),
+    }
+}
+
+#[cfg(not(feature = "window"))]
+fn show(_: &Session, _: &Machine, _: &MachineFolder, _: &crossbeam_channel::Receiver<Event>) -> Result<EndReason> {
+    bail!("This Bellglass was built without windows. Add --headless.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use engine_config::{CdDrive, Disk, FloppyDrive};
+
+    #[test]
+    fn a_cd_drive_stands_on_the_second_channel_and_disks_on_the_first() {
+        let mut machine = Machine::new("x");
+        machine.cpus = 4;
+        machine.disks = vec![Disk { file: "disks/a.img".into(), format: "raw".into() }];
+        machine.floppies = vec![FloppyDrive::default()];
+        let spec = spec(&machine, Path::new("/m")).unwrap();
+        let slots: Vec<_> = spec.drives.iter().map(|drive| drive.slot).collect();
+        let ide = |channel, unit| DriveSlot::Ide { channel, unit };
+        assert_eq!(slots, [ide(0, 0), ide(1, 0), DriveSlot::Floppy(0)]);
+        assert_eq!(spec.drives[0].source.as_ref().unwrap().path, Path::new("/m/disks/a.img"));
+        assert_eq!(spec.cpu.topology.cpus(), 4);
+    }
+
+    #[test]
+    fn four_disks_and_a_cd_drive_do_not_fit() {
+        let mut machine = Machine::new("x");
+        machine.disks = vec![Disk { file: "a".into(), format: "raw".into() }; 4];
+        machine.cdroms = vec![CdDrive::default()];
+        assert!(spec(&machine, Path::new("/m")).is_err());
+    }
+
+    #[test]
+    fn an_unknown_disk_format_is_named() {
+        let mut machine = Machine::new("x");
+        machine.disks = vec![Disk { file: "a".into(), format: "zip".into() }];
+        let error = spec(&machine, Path::new("/m")).err().unwrap();
+        assert!(error.to_string().contains("zip"));
+    }
+}
