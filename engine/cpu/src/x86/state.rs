@@ -54,6 +54,10 @@ pub struct X86State {
     pub nmi_blocked: bool,
     /// An NMI is waiting.
     pub nmi_pending: bool,
+    /// An INIT has arrived and has not been carried out.
+    pub init_pending: bool,
+    /// A start-up message has arrived and has not been carried out; its page: execution begins at `page << 12`.
+    pub start_up_pending: Option<u8>,
 }
 
 /// Whether the CPU executes instructions.
@@ -293,6 +297,8 @@ impl X86State {
             interrupt_shadow: false,
             nmi_blocked: false,
             nmi_pending: false,
+            init_pending: false,
+            start_up_pending: None,
         }
     }
 }

@@ -282,6 +282,14 @@ impl Cpu {
 
     /// Takes an architectural state over.
     pub fn load(&mut self, state: &X86State) {
+        let apic = &self.shared.apic;
+        apic.load(&state.apic, state.msr.tsc_offset);
+        apic.load_latched(state.init_pending, state.start_up_pending);
+        self.load_core(state);
+    }
+
+    /// Takes over all of an architectural state but the local APIC, which other threads may be writing to.
+    pub fn load_core(&mut self, state: &X86State) {
         let X86State {
             gpr,
             rip,
@@ -307,6 +315,8 @@ impl Cpu {
             interrupt_shadow,
             nmi_blocked,
             nmi_pending,
+            init_pending: _,
+            start_up_pending: _,
         } = state;
         self.gpr[..16].copy_from_slice(gpr);
         self.rip = *rip;
@@ -320,7 +330,6 @@ impl Cpu {
         self.fpu = fpu.clone();
         self.activity = *activity;
         (self.interrupt_shadow, self.nmi_blocked, self.nmi_pending) = (*interrupt_shadow, *nmi_blocked, *nmi_pending);
-        self.shared.apic.load(apic, self.msr.tsc_offset);
         self.apic_base = apic.base;
         // The privilege level is SS.DPL whenever the CPU is in protected mode (SDM volume 3, 5.5); V86 code is at 3.
         self.cpl = if self.cr0 & cr0::PE == 0 {
@@ -340,6 +349,7 @@ impl Cpu {
     pub fn save(&self) -> X86State {
         let mut gpr = [0; 16];
         gpr.copy_from_slice(&self.gpr[..16]);
+        let latched = self.shared.apic.events();
         X86State {
             gpr,
             rip: self.rip,
@@ -364,7 +374,9 @@ impl Cpu {
             activity: self.activity,
             interrupt_shadow: self.interrupt_shadow,
             nmi_blocked: self.nmi_blocked,
-            nmi_pending: self.nmi_pending || self.shared.apic.events() & Event::NMI != 0,
+            nmi_pending: self.nmi_pending || latched & Event::NMI != 0,
+            init_pending: latched & Event::INIT != 0,
+            start_up_pending: (latched & Event::START_UP != 0).then(|| self.shared.apic.start_up_page()),
         }
     }
 

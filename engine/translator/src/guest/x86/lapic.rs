@@ -282,16 +282,38 @@ impl LocalApic {
         self.look(|file| file.state.clone())
     }
 
-    /// Takes registers over, with the offset of the time stamp counter. The levels of the wires stay; the timer is
-    /// armed when the vCPU next runs.
+    /// Takes registers over, with the offset of the time stamp counter; nothing is latched any more. The levels of the
+    /// wires stay; the timer is armed when the vCPU next runs.
     pub fn load(&self, state: &ApicState, tsc_offset: u64) {
         self.events.store(0, Ordering::Release);
-        self.change(|file| {
+        self.replace(|file| {
             file.state = state.clone();
             file.tsc_offset = tsc_offset;
+        });
+    }
+
+    /// What INIT does to the APIC. Messages that come while it is carried out stay latched: firmware sends the start-up
+    /// right behind the INIT, so the two meet here.
+    pub fn carry_out_init(&self) {
+        self.replace(|file| file.state = state_after_init(&file.state, self.cpu));
+    }
+
+    fn replace(&self, registers: impl FnOnce(&mut RegisterFile)) {
+        self.change(|file| {
+            registers(file);
             file.external_latched = false;
         });
         self.latch(Event::TIMER);
+    }
+
+    /// Latches again what a saved state had latched.
+    pub fn load_latched(&self, init: bool, start_up: Option<u8>) {
+        if init {
+            self.latch(Event::INIT);
+        }
+        if let Some(page) = start_up {
+            self.deliver(DeliveryMode::StartUp, page, false);
+        }
     }
 
     /// How busy it is, for lowest-priority delivery; `None` while software has it disabled.

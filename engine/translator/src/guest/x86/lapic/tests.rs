@@ -358,3 +358,34 @@ fn a_cpu_is_woken_for_what_is_new_only() {
     apic.deliver(DeliveryMode::Nmi, 0, false);
     assert_eq!(woken.load(Ordering::Relaxed), 2);
 }
+
+/// Firmware sends the start-up right behind the INIT; it may arrive while the CPU's own thread carries the INIT out.
+#[test]
+fn a_start_up_outlives_the_init_before_it() {
+    for round in 0..2_000 {
+        let apic = LocalApic::new(1, X86State::after_reset(1).apic, || {});
+        std::thread::scope(|scope| {
+            let cpu = scope.spawn(|| {
+                while apic.take_events(Event::INIT) == 0 {
+                    std::hint::spin_loop();
+                }
+                apic.carry_out_init();
+            });
+            apic.deliver(DeliveryMode::Init, 0, false);
+            apic.deliver(DeliveryMode::StartUp, 0x9f, false);
+            cpu.join().unwrap();
+        });
+        assert_ne!(apic.events() & Event::START_UP, 0, "lost in round {round}");
+        assert_eq!(apic.start_up_page(), 0x9f);
+    }
+}
+
+#[test]
+fn what_was_latched_is_latched_again() {
+    let apic = LocalApic::new(1, X86State::after_reset(1).apic, || {});
+    apic.load_latched(true, Some(7));
+    assert_eq!(apic.take_events(Event::INIT | Event::START_UP), Event::INIT | Event::START_UP);
+    assert_eq!(apic.start_up_page(), 7);
+    apic.load_latched(false, None);
+    assert_eq!(apic.events(), 0);
+}

@@ -30,21 +30,18 @@ pub(super) fn service_events(cpu: &mut Cpu) -> Exec {
     }
     cpu.sync_clock();
     let apic = cpu.shared.apic.clone();
-    if apic.take_events(Waiting::INIT) != 0 {
-        // A start-up that follows at once is already latched and must outlive the reset of the APIC.
-        let start_up = apic.take_events(Waiting::START_UP);
-        let page = apic.start_up_page();
-        let mut state = after_init(cpu.save(), cpu.index);
-        if start_up != 0 {
-            start_up_at(&mut state, page);
-        }
-        cpu.load(&state);
-        return Err(Stop::EndTrace);
+    let init = apic.take_events(Waiting::INIT) != 0;
+    if init {
+        apic.carry_out_init();
+        cpu.load_core(&after_init(cpu.save(), cpu.index));
     }
-    if apic.take_events(Waiting::START_UP) != 0 && cpu.activity == Activity::WaitForSipi {
+    let start_up = apic.take_events(Waiting::START_UP) != 0 && cpu.activity == Activity::WaitForSipi;
+    if start_up {
         let mut state = cpu.save();
         start_up_at(&mut state, apic.start_up_page());
-        cpu.load(&state);
+        cpu.load_core(&state);
+    }
+    if init || start_up {
         return Err(Stop::EndTrace);
     }
     if apic.take_events(Waiting::TIMER) != 0 {
@@ -91,17 +88,16 @@ fn enter_handler(cpu: &mut Cpu, number: u8) -> Exec {
 }
 
 /// What INIT leaves of a CPU (SDM volume 3, table 9-1): as after reset, but caches, x87, SSE and most MSRs stay. The boot
-/// processor goes to the reset vector, the others wait for a start-up.
+/// processor goes to the reset vector, the others wait for a start-up. The APIC is in `state` as INIT left it.
 pub(super) fn after_init(state: X86State, index: u32) -> X86State {
     let fresh = X86State::after_reset(index);
     let mut msr = state.msr;
     msr.efer = 0;
     let mut gpr = fresh.gpr;
     gpr[2] = super::super::cpuid::SIGNATURE.into();
-    let apic = super::super::lapic::state_after_init(&state.apic, index);
     // CD and NW stay as they were.
     let cr0 = fresh.cr0 & !0x6000_0000 | state.cr0 & 0x6000_0000;
-    X86State { gpr, cr0, msr, xcr0: state.xcr0, fpu: state.fpu, apic, ..fresh }
+    X86State { gpr, cr0, msr, xcr0: state.xcr0, fpu: state.fpu, apic: state.apic, ..fresh }
 }
 
 /// A start-up message: real mode at `page:0`.
