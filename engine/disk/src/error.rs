@@ -147,6 +147,22 @@ pub enum DiskError {
         /// The file to be made.
         path: PathBuf,
     },
+    /// The format has no such thing.
+    #[error("A {title} cannot {action}. Convert it to a format that can, such as qcow2")]
+    NotPossible {
+        /// What the format is called.
+        title: &'static str,
+        /// What was asked for; completes the sentence.
+        action: &'static str,
+    },
+    /// No snapshot inside the file has this id or name.
+    #[error("This disk has no snapshot \"{name}\". Look at the list of its snapshots: {}", path.display())]
+    NoSuchSnapshot {
+        /// What was asked for.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// The growing file reached what its format can describe.
     #[error("This disk file has grown as large as its format allows. Copy it into a new disk with larger clusters: {}", path.display())]
     FormatFull {

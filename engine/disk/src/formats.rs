@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::block_file::{Access, BlockFile};
+use crate::check::{CheckReport, Repair};
 use crate::image::DiskImage;
 use crate::open::{Chain, CreateOptions};
 use crate::{DiskError, ProbedRaw, iso, qcow2, raw};
@@ -23,6 +24,9 @@ pub enum Format {
 /// Writes an empty disk into an empty file.
 pub(crate) type WriteEmpty = fn(&dyn BlockFile, &CreateOptions) -> Result<(), DiskError>;
 
+/// Checks a file, and repairs what it is told to.
+pub(crate) type CheckFile = fn(Arc<dyn BlockFile>, Repair) -> Result<CheckReport, DiskError>;
+
 /// What a format can do; the table below has one for each.
 pub(crate) struct Driver {
     pub(crate) format: Format,
@@ -35,8 +39,12 @@ pub(crate) struct Driver {
     pub(crate) open: fn(Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError>,
     /// `None` where we do not make such files.
     pub(crate) create: Option<WriteEmpty>,
+    /// `None` where there is nothing to check.
+    pub(crate) check: Option<CheckFile>,
     /// Whether files of this format can be written to.
     pub(crate) writable: bool,
+    /// Whether files of this format can hold snapshots.
+    pub(crate) has_snapshots: bool,
 }
 
 /// All that a format needs to open a file. The file is locked already.
@@ -45,6 +53,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) access: Access,
     /// `Guarded` when raw was only guessed.
     pub(crate) first_sector: ProbedRaw,
+    /// The id or name of the snapshot that is to be read instead of the disk as it is now.
+    pub(crate) internal_snapshot: Option<&'a str>,
     /// Opens base images.
     pub(crate) chain: &'a Chain,
 }

@@ -1,8 +1,14 @@
 //! A virtual disk as the machine sees it: so many bytes, read and written by position.
 //!
 //! Nothing here knows of sectors, controllers or file formats. All calls take `&self`, because several device
-//! threads may work on one disk at once; an implementation does its own locking.
+//! threads may work on one disk at once; an implementation does its own locking. The first half of [`DiskImage`] is
+//! what a machine needs; the second half is for tools, and every format answers it: with what it can, or else with
+//! [`DiskError::NotPossible`].
 
+use std::sync::Arc;
+
+use crate::image_info::{ImageInfo, NewSnapshot, SnapshotInfo};
+use crate::open::{Backing, Preallocation};
 use crate::{DiskError, Format};
 
 /// What [`DiskImage::extent_at`] says of a stretch of the disk.
@@ -23,6 +29,21 @@ pub struct Extent {
     pub kind: ExtentKind,
     /// How many bytes from the asked offset on; never 0 inside the disk.
     pub length: u64,
+    /// Whether this layer has an entry for it, so that no base image shows through: true for all data, for zeros
+    /// that were written or set aside, false for what was never written.
+    pub present: bool,
+    /// Where in the file the first of these bytes lies; the others follow it. `None` where they lie nowhere as they
+    /// are, because they are zeros, compressed or encrypted.
+    pub host_offset: Option<u64>,
+    /// Whether they are stored compressed.
+    pub compressed: bool,
+}
+
+impl Extent {
+    /// An extent of which nothing more is known than its kind: data and zeros are present, the base's bytes are not.
+    pub fn new(kind: ExtentKind, length: u64) -> Self {
+        Self { kind, length, present: kind != ExtentKind::Backing, host_offset: None, compressed: false }
+    }
 }
 
 /// One virtual disk.
@@ -31,7 +52,7 @@ pub struct Extent {
 /// Any offset and length is allowed, whatever the format's block size. Where two calls overlap in time and place,
 /// each 512-byte sector holds the result of one of them.
 pub trait DiskImage: Send + Sync {
-    /// Size of the disk in bytes, as the guest sees it. Never changes while the image is open.
+    /// Size of the disk in bytes, as the guest sees it. Changes only by [`resize`](Self::resize).
     fn len(&self) -> u64;
 
     /// Whether the disk has no bytes at all.
@@ -69,6 +90,62 @@ pub trait DiskImage: Send + Sync {
     /// What the person should know about this file although it could be opened. Whole sentences.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// The opened base image that shows through where this image has nothing.
+    fn backing(&self) -> Option<Arc<dyn DiskImage>> {
+        None
+    }
+
+    /// What the file says of itself, for people and scripts. Costs no reading.
+    fn info(&self) -> ImageInfo {
+        ImageInfo::default()
+    }
+
+    /// Stores whole clusters compressed where that makes them smaller. `offset` lies between clusters, and so does
+    /// the end unless it is the disk's. Several threads may call this at once: they pack side by side.
+    fn write_compressed(&self, _offset: u64, _data: &[u8]) -> Result<(), DiskError> {
+        Err(self.cannot("store anything compressed"))
+    }
+
+    /// Changes the size of the disk, a multiple of 512 bytes. What is added reads as zeros, never as the base image;
+    /// what is cut off is gone. Durable when it returns. The caller sees to it that nobody reads or writes meanwhile.
+    fn resize(&self, _size: u64, _preallocation: Preallocation) -> Result<(), DiskError> {
+        Err(self.cannot("change its size"))
+    }
+
+    /// The snapshots inside the file, oldest first.
+    fn snapshots(&self) -> Vec<SnapshotInfo> {
+        Vec::new()
+    }
+
+    /// Keeps the disk as it is now under a new snapshot inside the file. Durable when it returns.
+    /// To read a snapshot, open the file with [`OpenOptions::internal_snapshot`](crate::OpenOptions::internal_snapshot).
+    fn create_snapshot(&self, _snapshot: &NewSnapshot) -> Result<(), DiskError> {
+        Err(self.cannot("keep snapshots"))
+    }
+
+    /// Makes the disk what it was when a snapshot was taken; what is on it now is lost unless another snapshot has it.
+    /// `name` is a snapshot's id or, if none has that id, its name. The size may change with it.
+    fn apply_snapshot(&self, _name: &str) -> Result<(), DiskError> {
+        Err(self.cannot("keep snapshots"))
+    }
+
+    /// Forgets a snapshot, named as in [`apply_snapshot`](Self::apply_snapshot).
+    fn delete_snapshot(&self, _name: &str) -> Result<(), DiskError> {
+        Err(self.cannot("keep snapshots"))
+    }
+
+    /// Writes another base image (or none) into the file. Nothing else changes, so the caller has made sure that the
+    /// content stays right, or wants it so. The image that is open now keeps reading its old base until it is
+    /// opened again.
+    fn set_backing(&self, _backing: Option<&Backing>) -> Result<(), DiskError> {
+        Err(self.cannot("be built on another disk"))
+    }
+
+    /// The error for what this format does not have. `action` completes "A … disk cannot".
+    fn cannot(&self, action: &'static str) -> DiskError {
+        DiskError::NotPossible { title: self.format().driver().title, action }
     }
 }
 

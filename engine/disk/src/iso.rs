@@ -16,7 +16,9 @@ pub(crate) const DRIVER: Driver = Driver {
     recognise: carries_descriptor,
     open: |opening| Ok(Arc::new(Iso::open(opening)?)),
     create: None,
+    check: None,
     writable: false,
+    has_snapshots: false,
 };
 
 const BLOCK: u64 = 2048;

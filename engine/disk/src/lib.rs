@@ -19,11 +19,13 @@
 #![forbid(unsafe_code)]
 
 mod block_file;
+mod check;
 mod error;
 mod fenced_file;
 mod formats;
 mod host_file;
 mod image;
+mod image_info;
 mod iso;
 mod iso_volume;
 mod open;
@@ -35,13 +37,15 @@ mod raw;
 mod sim_file;
 
 pub use block_file::{Access, BlockFile, FileIdentity};
+pub use check::{CheckReport, Repair, check};
 pub use error::DiskError;
 pub use formats::{Format, UnknownFormat};
 pub use host_file::HostFile;
 pub use image::{DiskImage, Extent, ExtentKind};
+pub use image_info::{BackingInfo, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
 pub use iso_volume::{BootEntry, BootPlatform, GuestArch, GuestFamily, GuestGuess, VolumeDescription, describe_iso};
-pub use open::{Backing, BackingFiles, CreateOptions, OpenOptions, ProbedRaw, create, open};
+pub use open::{Backing, BackingFiles, CreateOptions, OpenOptions, Preallocation, ProbedRaw, Sharing, create, open};
 pub use probe::probe;
-pub use qcow2::{CheckReport, Compression, Qcow2Options, check as check_qcow2};
+pub use qcow2::{Compression, Qcow2Options};
 #[cfg(any(test, feature = "simulation"))]
 pub use sim_file::{CrashImages, Fault, Operation, SimFile};

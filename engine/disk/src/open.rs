@@ -28,6 +28,10 @@ pub struct OpenOptions {
     pub backing_files: BackingFiles,
     /// What to do with a writable file that carries no signature and whose format was not stated.
     pub probed_raw: ProbedRaw,
+    /// Whether others may have the file open for writing at the same time.
+    pub sharing: Sharing,
+    /// The id or name of a snapshot inside the file that is to be read instead of the disk as it is now.
+    pub internal_snapshot: Option<String>,
 }
 
 impl OpenOptions {
@@ -40,6 +44,8 @@ impl OpenOptions {
             snapshot: false,
             backing_files: BackingFiles::Anywhere,
             probed_raw: ProbedRaw::Refuse,
+            sharing: Sharing::Locked,
+            internal_snapshot: None,
         }
     }
 
@@ -58,6 +64,32 @@ pub enum BackingFiles {
     BesideDisk,
     /// None: a disk with a base image is refused.
     Refused,
+    /// None: the disk is opened without its base image, for tools that look at one file alone. What it does not hold
+    /// itself reads as zeros.
+    LeftOut,
+}
+
+/// Whether a file may be used by several programs at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// A writer is alone, readers share.
+    Locked,
+    /// No locks are taken or looked at. What is read while somebody writes may be nonsense, but no worse than that.
+    Unlocked,
+}
+
+/// How much of a disk's space is set aside when it is made or grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preallocation {
+    /// None.
+    #[default]
+    Off,
+    /// All clusters are mapped, but the host sets no space aside.
+    Metadata,
+    /// The host sets space aside without writing it.
+    Falloc,
+    /// All space is written with zeros.
+    Full,
 }
 
 /// What to do with a writable file without signature whose format was not stated.
@@ -80,12 +112,14 @@ pub struct CreateOptions {
     pub size: u64,
     /// The base image, as it is to be written in the file (relative names are relative to the file's folder).
     pub backing: Option<Backing>,
+    /// How much space is set aside.
+    pub preallocation: Preallocation,
     /// What only a qcow2 file has.
     pub qcow2: Qcow2Options,
 }
 
 /// A base image of a new disk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backing {
     /// Its name as it is to be written in the file.
     pub name: String,
@@ -96,7 +130,7 @@ pub struct Backing {
 impl CreateOptions {
     /// A disk of `size` bytes with the format's usual options.
     pub fn new(format: Format, size: u64) -> Self {
-        Self { format, size, backing: None, qcow2: Qcow2Options::default() }
+        Self { format, size, backing: None, preallocation: Preallocation::Off, qcow2: Qcow2Options::default() }
     }
 }
 
@@ -106,54 +140,91 @@ const MAX_CHAIN: usize = 64;
 /// Opens a disk.
 pub fn open(options: &OpenOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
     let file_access = if options.snapshot { Access::ReadOnly } else { options.access };
-    let chain = Chain { backing_files: options.backing_files, visited: Vec::new() };
-    let disk = chain.open(&options.path, options.format, file_access, options.probed_raw)?;
+    let disk = Chain::default().open(&OpenOptions { access: file_access, ..options.clone() })?;
     if options.snapshot && options.access == Access::ReadWrite { throw_away(disk, &options.path) } else { Ok(disk) }
 }
 
-/// The files that were opened on the way to this one.
-pub(crate) struct Chain {
-    backing_files: BackingFiles,
-    visited: Vec<FileIdentity>,
+/// A file that is open, and what it is taken for.
+pub(crate) struct OpenedFile {
+    pub(crate) file: HostFile,
+    pub(crate) format: Format,
+    /// Reading only where the format has no writing.
+    access: Access,
+    first_sector: ProbedRaw,
 }
 
-impl Chain {
-    fn open(
-        &self,
-        path: &Path,
-        format: Option<Format>,
-        access: Access,
-        probed_raw: ProbedRaw,
-    ) -> Result<Arc<dyn DiskImage>, DiskError> {
-        // Looked at through a reading handle first, so that a CD image never needs write permission.
-        let reader = HostFile::open(path, Access::ReadOnly)?;
-        let (format, first_sector) = match format {
-            Some(format) => (format, ProbedRaw::Stated),
-            None => (decide_format(&reader, access, probed_raw)?, probed_raw),
-        };
-        let driver = format.driver();
-        let access = if driver.writable { access } else { Access::ReadOnly };
-        let file = match access {
-            Access::ReadOnly => reader,
-            Access::ReadWrite => HostFile::open(path, Access::ReadWrite)?,
-        };
-        let identity = file.identity();
-        if let Some(identity) = identity
-            && self.visited.contains(&identity)
-        {
-            let reason = "the files are built on each other in a circle".into();
-            return Err(DiskError::Backing { reason, path: path.to_path_buf() });
+impl OpenedFile {
+    /// Keeps others away from it.
+    pub(crate) fn lock(&self, sharing: Sharing) -> Result<(), DiskError> {
+        if sharing == Sharing::Unlocked {
+            return Ok(());
         }
-        file.lock(access).map_err(|source| match (source.kind(), access) {
+        let path = self.file.path();
+        self.file.lock(self.access).map_err(|source| match (source.kind(), self.access) {
             (std::io::ErrorKind::WouldBlock, Access::ReadOnly) => DiskError::InUse { hint: "", path: path.to_path_buf() },
             (std::io::ErrorKind::WouldBlock, Access::ReadWrite) => {
                 DiskError::InUse { hint: ", or attach the disk read-only", path: path.to_path_buf() }
             }
             _ => DiskError::host("lock", path, source),
-        })?;
+        })
+    }
+}
+
+/// Opens a file and decides its format.
+pub(crate) fn open_file(options: &OpenOptions) -> Result<OpenedFile, DiskError> {
+    let path = &options.path;
+    // Looked at through a reading handle first, so that a CD image never needs write permission.
+    let reader = HostFile::open(path, Access::ReadOnly)?;
+    let (format, first_sector) = match options.format {
+        Some(format) => (format, ProbedRaw::Stated),
+        None => (decide_format(&reader, options.access, options.probed_raw)?, options.probed_raw),
+    };
+    let access = if format.driver().writable { options.access } else { Access::ReadOnly };
+    let file = match access {
+        Access::ReadOnly => reader,
+        Access::ReadWrite => HostFile::open(path, Access::ReadWrite)?,
+    };
+    Ok(OpenedFile { file, format, access, first_sector })
+}
+
+/// The files that were opened on the way to this one, and what goes for all of them.
+pub(crate) struct Chain {
+    backing_files: BackingFiles,
+    sharing: Sharing,
+    visited: Vec<FileIdentity>,
+}
+
+impl Default for Chain {
+    fn default() -> Self {
+        Self { backing_files: BackingFiles::Anywhere, sharing: Sharing::Locked, visited: Vec::new() }
+    }
+}
+
+impl Chain {
+    fn open(&self, options: &OpenOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
+        let opened = open_file(options)?;
+        let identity = opened.file.identity();
+        if let Some(identity) = identity
+            && self.visited.contains(&identity)
+        {
+            let reason = "the files are built on each other in a circle".into();
+            return Err(DiskError::Backing { reason, path: options.path.clone() });
+        }
+        opened.lock(options.sharing)?;
+        let OpenedFile { file, format, access, first_sector } = opened;
         let visited = self.visited.iter().copied().chain(identity).collect();
-        let chain = Chain { backing_files: self.backing_files, visited };
-        (driver.open)(Opening { file: Arc::new(file), access, first_sector, chain: &chain })
+        let chain = Chain { backing_files: options.backing_files, sharing: options.sharing, visited };
+        let internal_snapshot = options.internal_snapshot.as_deref();
+        let driver = format.driver();
+        if internal_snapshot.is_some() && !driver.has_snapshots {
+            return Err(DiskError::NotPossible { title: driver.title, action: "keep snapshots" });
+        }
+        (driver.open)(Opening { file: Arc::new(file), access, first_sector, internal_snapshot, chain: &chain })
+    }
+
+    /// Whether base images are left out.
+    pub(crate) fn leaves_out_backing(&self) -> bool {
+        self.backing_files == BackingFiles::LeftOut
     }
 
     /// Opens the base image that the disk at `overlay` names.
@@ -176,10 +247,16 @@ impl Chain {
             BackingFiles::Anywhere => {}
             BackingFiles::BesideDisk if is_beside => {}
             BackingFiles::BesideDisk => return Err(refuse("its base image lies outside the disk's own folder")),
-            BackingFiles::Refused => return Err(refuse("base images are not allowed here")),
+            BackingFiles::Refused | BackingFiles::LeftOut => return Err(refuse("base images are not allowed here")),
         }
         let path = overlay.parent().unwrap_or(Path::new("")).join(named);
-        self.open(&path, Some(format), Access::ReadOnly, ProbedRaw::Refuse).map_err(|error| match error {
+        let options = OpenOptions {
+            format: Some(format),
+            backing_files: self.backing_files,
+            sharing: self.sharing,
+            ..OpenOptions::read_only(path)
+        };
+        self.open(&options).map_err(|error| match error {
             DiskError::Backing { .. } => error,
             error => refuse(&error.to_string()),
         })

@@ -22,7 +22,9 @@ pub(crate) const DRIVER: Driver = Driver {
     recognise: |_| false,
     open: |opening| Ok(Arc::new(Raw::open(opening)?)),
     create: Some(create),
+    check: None,
     writable: true,
+    has_snapshots: false,
 };
 
 const SECTOR: u64 = 512;
@@ -144,7 +146,8 @@ pub(crate) fn file_extent(file: &FencedFile, size: u64, offset: u64) -> Result<E
         Some((start, _)) if start > offset => (ExtentKind::Zero, start),
         Some((_, end)) => (ExtentKind::Data, end),
     };
-    Ok(Extent { kind, length: end.min(size).saturating_sub(offset) })
+    let length = end.min(size).saturating_sub(offset);
+    Ok(Extent { host_offset: Some(offset), ..Extent::new(kind, length) })
 }
 
 fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {

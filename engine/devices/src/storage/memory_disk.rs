@@ -56,7 +56,7 @@ impl DiskImage for MemoryDisk {
         Format::Raw
     }
     fn extent_at(&self, _offset: u64) -> Result<Extent, DiskError> {
-        Ok(Extent { kind: ExtentKind::Data, length: self.len() })
+        Ok(Extent::new(ExtentKind::Data, self.len()))
     }
 }
 

@@ -8,34 +8,11 @@ use std::sync::Arc;
 
 use crate::DiskError;
 use crate::block_file::BlockFile;
+use crate::check::CheckReport;
 use crate::fenced_file::FencedFile;
 
 use super::header::{AUTOCLEAR_BITMAPS, EXTENSION_BITMAPS, Header, be32, be64};
 use super::snapshots::SnapshotTable;
-
-/// What a check found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CheckReport {
-    /// Clusters that are counted more often than they are used. Wasted space, nothing worse.
-    pub leaks: u64,
-    /// Entries that could say "ours alone" and do not. It costs a copy at the next write; QEMU's check complains.
-    pub unmarked: u64,
-    /// Contradictions that can lose data.
-    pub errors: u64,
-    /// The first of the contradictions, in words.
-    pub details: Vec<String>,
-    /// Clusters of the guest that are stored.
-    pub allocated_clusters: u64,
-}
-
-impl CheckReport {
-    fn error(&mut self, detail: String) {
-        self.errors += 1;
-        if self.details.len() < 20 {
-            self.details.push(detail);
-        }
-    }
-}
 
 /// More clusters than this (in 64 KiB clusters: 16 TiB) would need too much memory.
 const MAX_CLUSTERS: u64 = 1 << 28;
@@ -236,13 +213,11 @@ impl Checker<'_> {
             let used = u64::from(*used);
             if *counted < used {
                 let detail = format!("cluster {cluster} is used {used} times but counted {counted} times");
-                self.report.errors += 1;
-                self.report.details.push(detail);
+                self.report.error(detail);
             } else if *counted > used {
                 self.report.leaks += 1;
             }
         }
-        self.report.details.truncate(20);
         for (host, copied) in std::mem::take(&mut self.flags) {
             let counted = counts.get((host / self.cluster) as usize).copied().unwrap_or(0);
             match (copied, counted) {

@@ -208,11 +208,6 @@ impl Header {
             let Some(name) = name else {
                 return Err(wrong(path, "the name of its base image is not text"));
             };
-            if let Some((protocol, _)) = name.split_once(':')
-                && !protocol.contains('/')
-            {
-                return Err(unsupported(path, format!("a base image reached by \"{}:\"", protocol.escape_debug())));
-            }
             let format = self.extension(EXTENSION_BACKING_FORMAT).map(|data| String::from_utf8_lossy(data).into_owned());
             self.backing = Some(BackingName { name: name.to_owned(), format });
         }

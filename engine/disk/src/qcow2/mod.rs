@@ -40,17 +40,19 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::DiskError;
 use crate::block_file::{Access, BlockFile};
+use crate::check::Repair;
 use crate::fenced_file::FencedFile;
 use crate::formats::{Driver, Format, Opening};
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
+use crate::image_info::{BackingInfo, ImageInfo, InfoValue, SnapshotInfo};
 use crate::open::Chain;
 
-pub use check::{CheckReport, check};
 pub use create::Qcow2Options;
 pub use header::Compression;
 
+use check::check;
 use compressed::UnpackedCache;
-use header::{Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
+use header::{BackingName, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
 use mapping::{Geometry, Mapping};
 use metadata::{Metadata, TableError};
 use snapshots::SnapshotTable;
@@ -62,7 +64,12 @@ pub(crate) const DRIVER: Driver = Driver {
     recognise: |head| head.starts_with(header::MAGIC),
     open: |opening| Ok(Arc::new(Qcow2::open_with_chain(opening)?)),
     create: Some(create::create),
+    check: Some(|file, repair| match repair {
+        Repair::Nothing => check(file),
+        Repair::Leaks | Repair::All => Err(DiskError::NotPossible { title: DRIVER.title, action: "be repaired yet" }),
+    }),
     writable: true,
+    has_snapshots: true,
 };
 
 const HOW_TO_REPAIR: &str = "Repair it with qemu-img check -r all, or open it read-only to save what is there";
@@ -74,6 +81,9 @@ pub(crate) struct Qcow2 {
     geometry: Geometry,
     size: u64,
     compression: header::Compression,
+    /// The header as it was when the image was opened.
+    header: Header,
+    snapshots: SnapshotTable,
     backing: Option<Arc<dyn DiskImage>>,
     unpacked: UnpackedCache,
     warnings: Vec<String>,
@@ -94,22 +104,46 @@ struct Run {
 
 impl Qcow2 {
     fn open_with_chain(opening: Opening<'_>) -> Result<Self, DiskError> {
-        let Opening { file, access, first_sector: _, chain } = opening;
+        let Opening { file, access, first_sector: _, internal_snapshot, chain } = opening;
         let path = file.path().to_path_buf();
-        Self::open(file, access, |backing| open_named_backing(chain, &path, backing))
+        Self::open_at(file, access, internal_snapshot, |backing| match chain.leaves_out_backing() {
+            true => Ok(None),
+            false => open_named_backing(chain, &path, backing).map(Some),
+        })
     }
 
     /// Opens an image; `open_backing` finds the base image that its header names.
+    #[cfg(test)]
     fn open(
         file: Arc<dyn BlockFile>,
         access: Access,
-        open_backing: impl FnOnce(&header::BackingName) -> Result<Arc<dyn DiskImage>, DiskError>,
+        open_backing: impl FnOnce(&BackingName) -> Result<Arc<dyn DiskImage>, DiskError>,
+    ) -> Result<Self, DiskError> {
+        Self::open_at(file, access, None, |backing| open_backing(backing).map(Some))
+    }
+
+    /// Opens an image as it is, or to read it as it was at a snapshot. `open_backing` finds the base image that its
+    /// header names, or leaves it out.
+    fn open_at(
+        file: Arc<dyn BlockFile>,
+        access: Access,
+        snapshot: Option<&str>,
+        open_backing: impl FnOnce(&BackingName) -> Result<Option<Arc<dyn DiskImage>>, DiskError>,
     ) -> Result<Self, DiskError> {
         let file = Arc::new(FencedFile::new(file));
         let end = file.len()?;
-        let header = Header::read(&file, end)?;
+        let mut header = Header::read(&file, end)?;
         let snapshots = SnapshotTable::read(&file, &header, end)?;
         let path = file.path().to_path_buf();
+        let access = match snapshot {
+            None => access,
+            Some(name) => {
+                let snapshot =
+                    snapshots.find(name).ok_or_else(|| DiskError::NoSuchSnapshot { name: name.into(), path: path.clone() })?;
+                snapshot.put_in_place_of_the_present(&mut header, &path)?;
+                Access::ReadOnly
+            }
+        };
         let (version, refcount_order) = (header.version, header.refcount_order);
         let geometry = Geometry { cluster_bits: header.cluster_bits, refcount_order, version };
         let damaged = |detail: &str| DiskError::Damaged { detail: detail.into(), advice: HOW_TO_REPAIR, path: path.clone() };
@@ -132,7 +166,7 @@ impl Qcow2 {
                 TableError::Disk(error) => error,
             })?;
         }
-        let backing = header.backing.as_ref().map(open_backing).transpose()?;
+        let backing = header.backing.as_ref().map(open_backing).transpose()?.flatten();
         warnings.extend(backing.iter().flat_map(|backing| backing.warnings()));
         Ok(Self {
             file,
@@ -140,19 +174,21 @@ impl Qcow2 {
             geometry,
             size: header.size,
             compression: header.compression,
+            autoclear: header.autoclear,
+            is_prepared: AtomicBool::new(header.autoclear == 0),
+            header,
+            snapshots,
             backing,
             unpacked: UnpackedCache::new(geometry.cluster_size()),
             warnings,
             metadata: RwLock::new(metadata),
-            autoclear: header.autoclear,
-            is_prepared: AtomicBool::new(header.autoclear == 0),
             is_corrupt: AtomicBool::new(false),
         })
     }
 
     /// Opens an image for writing, built on `base` whatever its header says.
     pub(crate) fn open_on(file: Arc<dyn BlockFile>, base: Arc<dyn DiskImage>) -> Result<Self, DiskError> {
-        let mut disk = Self::open(file, Access::ReadWrite, |_| Ok(Arc::clone(&base)))?;
+        let mut disk = Self::open_at(file, Access::ReadWrite, None, |_| Ok(None))?;
         disk.backing = Some(base);
         Ok(disk)
     }
@@ -309,7 +345,15 @@ fn read_backing(backing: &dyn DiskImage, offset: u64, buffer: &mut [u8]) -> Resu
     if stored.is_empty() { Ok(()) } else { backing.read_at(offset, stored) }
 }
 
-fn open_named_backing(chain: &Chain, path: &Path, backing: &header::BackingName) -> Result<Arc<dyn DiskImage>, DiskError> {
+fn open_named_backing(chain: &Chain, path: &Path, backing: &BackingName) -> Result<Arc<dyn DiskImage>, DiskError> {
+    if let Some((protocol, _)) = backing.name.split_once(':')
+        && !protocol.contains('/')
+    {
+        return Err(DiskError::Backing {
+            reason: format!("\"{}:\" is no way that Bellglass goes to a base image", protocol.escape_debug()),
+            path: path.to_path_buf(),
+        });
+    }
     let format = match &backing.format {
         None => None,
         Some(word) => Some(word.parse().map_err(|error: crate::formats::UnknownFormat| DiskError::Backing {
@@ -376,16 +420,50 @@ impl DiskImage for Qcow2 {
     fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
         check_range(self.path(), self.size, offset, 0)?;
         let (_unchanging, run) = self.find_run(offset, self.size - offset)?;
-        let kind = match run.mapping {
-            Mapping::Unallocated if self.backing.is_some() => ExtentKind::Backing,
-            Mapping::Unallocated | Mapping::Zero { .. } => ExtentKind::Zero,
-            Mapping::Data { .. } | Mapping::Compressed { .. } => ExtentKind::Data,
-        };
-        Ok(Extent { kind, length: run.length })
+        let in_cluster = offset % self.geometry.cluster_size();
+        let extent = |kind| Extent::new(kind, run.length);
+        Ok(match run.mapping {
+            Mapping::Unallocated if self.backing.is_some() => extent(ExtentKind::Backing),
+            Mapping::Unallocated => Extent { present: false, ..extent(ExtentKind::Zero) },
+            Mapping::Zero { host, .. } => Extent { host_offset: host.map(|host| host + in_cluster), ..extent(ExtentKind::Zero) },
+            Mapping::Data { host, .. } => Extent { host_offset: Some(host + in_cluster), ..extent(ExtentKind::Data) },
+            Mapping::Compressed { .. } => Extent { compressed: true, ..extent(ExtentKind::Data) },
+        })
     }
 
     fn warnings(&self) -> Vec<String> {
         self.warnings.clone()
+    }
+
+    fn backing(&self) -> Option<Arc<dyn DiskImage>> {
+        self.backing.clone()
+    }
+
+    fn info(&self) -> ImageInfo {
+        let Header { version, backing, incompatible, refcount_order, compression, .. } = &self.header;
+        let mut specific = vec![("compat", InfoValue::Text(if *version == 2 { "0.10" } else { "1.1" }.into()))];
+        let compression = match compression {
+            Compression::Deflate => "zlib",
+            Compression::Zstd => "zstd",
+        };
+        specific.push(("compression-type", InfoValue::Text(compression.into())));
+        if *version >= 3 {
+            specific.push(("lazy-refcounts", InfoValue::Flag(false)));
+            specific.push(("refcount-bits", InfoValue::Number(1 << refcount_order)));
+            specific.push(("corrupt", InfoValue::Flag(incompatible & INCOMPATIBLE_CORRUPT != 0)));
+            specific.push(("extended-l2", InfoValue::Flag(false)));
+        }
+        ImageInfo {
+            cluster_size: Some(self.geometry.cluster_size()),
+            backing: backing.as_ref().map(|name| BackingInfo { name: name.name.clone(), format: name.format.clone() }),
+            dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
+            encrypted: false,
+            specific,
+        }
+    }
+
+    fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.snapshots.snapshots.iter().map(|snapshot| snapshot.info.clone()).collect()
     }
 }
 

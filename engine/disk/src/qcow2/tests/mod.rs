@@ -50,7 +50,7 @@ impl DiskImage for Base {
         Format::Raw
     }
     fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
-        Ok(Extent { kind: ExtentKind::Data, length: self.len() - offset })
+        Ok(Extent::new(ExtentKind::Data, self.len() - offset))
     }
 }
 
