@@ -13,6 +13,8 @@
 
 mod backend;
 mod guest;
+#[allow(dead_code, reason = "the emitters and the second tier are being built on it")]
+mod ir;
 mod mmu;
 mod shared;
 
