@@ -1,7 +1,7 @@
 //! What counts as a difference between the host's outcome and the interpreter's, and how one is told.
 
 use crate::case::{Case, FxImage, MODE_32, Outcome, WINDOW_BASE};
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind, Register, RflagsBits};
+use iced_x86::{Code, Decoder, DecoderOptions, Formatter, Instruction, Mnemonic, NasmFormatter, OpKind, Register, RflagsBits};
 
 /// RFLAGS that user code can see change. RF and the system flags are the signal's and the host kernel's.
 const VISIBLE_FLAGS: u64 = 0x4_0cd5;
@@ -109,6 +109,19 @@ fn half_pushed(case: &Case, instruction: &Instruction) -> Option<u64> {
     (pushes && case.mode == MODE_32).then(|| (case.registers.gpr[4].wrapping_sub(2)) & 0xffff_ffff)
 }
 
+/// Whether CMPS faulted at either of its operands: which of the two is read first differs between CPUs (seen on AMD with REPE CMPSB).
+fn compares_at(instruction: &Instruction, outcome: &Outcome) -> bool {
+    let compares =
+        matches!(instruction.code(), Code::Cmpsb_m8_m8 | Code::Cmpsw_m16_m16 | Code::Cmpsd_m32_m32 | Code::Cmpsq_m64_m64);
+    let mask = match instruction.op0_kind() {
+        OpKind::MemorySegSI => 0xffff,
+        OpKind::MemorySegESI => 0xffff_ffff,
+        _ => u64::MAX,
+    };
+    let operands = [outcome.registers.gpr[6] & mask, outcome.registers.gpr[7] & mask];
+    compares && outcome.fault.is_some_and(|fault| operands.contains(&fault.address))
+}
+
 /// The linear address of the memory operand.
 fn operand_address(case: &Case, instruction: &Instruction) -> Option<u64> {
     instruction.virtual_address(0, 0, |register, _, _| match register {
@@ -140,6 +153,7 @@ pub fn differences(case: &Case, native: &Outcome, interpreted: &Outcome) -> Vec<
     if is_fetch(native) || is_fetch(interpreted) {
         differ("rip", theirs.rip.into(), ours.rip.into());
     } else {
+        let either_operand = compares_at(&instruction, native) && compares_at(&instruction, interpreted);
         let key = |outcome: &Outcome| match outcome.fault {
             None => (0x100, 0, 0),
             Some(fault) if fault.vector == 14 => {
@@ -147,7 +161,7 @@ pub fn differences(case: &Case, native: &Outcome, interpreted: &Outcome) -> Vec<
                 let hidden = if fault.address >= 0x7fff_ffff_f000 { 1 } else { 0 };
                 // Which part of a long operand is touched first is the CPU's own business.
                 let long = !matches!(instruction.memory_size().size(), 1..=8 | 10 | 16);
-                let page = if long { 0 } else { u64::MAX };
+                let page = if long || either_operand { 0 } else { u64::MAX };
                 (14, fault.error | hidden, fault.address & page)
             }
             Some(fault) => (u32::from(fault.vector), fault.error, 0),
