@@ -30,7 +30,7 @@ impl CpuBackend for Interpreter {
         let cpuid = CpuidPolicy::new(model)?;
         let shared = CpuShared::new(index, X86State::after_reset(index).apic);
         self.fabric.add(shared.clone());
-        Ok(Box::new(InterpreterCpu { cpu: Box::new(Cpu::new(index, cpuid, shared, self.fabric.clone())) }))
+        Ok(Box::new(InterpreterCpu { cpu: Cpu::new(index, cpuid, shared, self.fabric.clone()) }))
     }
 
     fn signal(&self, message: ApicMessage) {

@@ -6,6 +6,8 @@ mod tlb;
 mod walk;
 
 pub(crate) use slow::{PhysicalPage, PhysicalPages};
+#[allow(unused_imports, reason = "the tables' places are for the block translator")]
+pub(crate) use tlb::{ENTRIES, TlbEntry, read_table, write_table};
 pub(crate) use tlb::{Tlb, class};
 pub(crate) use walk::PHYSICAL_BITS;
 

@@ -1,4 +1,16 @@
-//! The software TLB: direct-mapped tables of (page tag, addend), apart for reading and writing and for each class of access.
+//! The first level of the software TLB: direct-mapped tables of (page tag, addend), apart for reading and writing and for each
+//! class of access.
+//!
+//! Translated code probes these tables by itself, so their layout is a contract. A table is [`ENTRIES`] entries of 16 bytes; its
+//! distance from the start of [`Cpu`] is [`read_table`] or [`write_table`] of the class, a constant. To access `size` bytes (at most
+//! 4096) at the linear address `A`:
+//! ```text
+//! index = A >> 12 & 1023                     (as a byte distance: A >> 8 & 0x3ff0)
+//! hit   = (A + size - 1) & !0xfff == table[index].tag         a crosser compares its second page and misses
+//! host  = A + table[index].addend            (wrapping)
+//! ```
+//! A miss goes to `Cpu::read_slowly`, `Cpu::write_slowly` and their like. An entry may go (never change where it leads) at any call
+//! into the CPU that can walk, write past the TLB, change the mode or poll; between two such calls it stays.
 //!
 //! An entry exists only for plain memory: devices, pages that hold decoded code (writes), watched pages (writes) and pages
 //! with a breakpoint are never entered, so that their accesses take the slow path. A write entry exists only once the page's
@@ -6,8 +18,11 @@
 
 use super::PAGE_MASK;
 use crate::guest::x86::access::last_page;
+use crate::guest::x86::cpu::Cpu;
+use std::mem::offset_of;
 
-const ENTRIES: usize = 1024;
+/// Entries of a table.
+pub(crate) const ENTRIES: usize = 1024;
 /// A tag that no page has: its low bits are not zero.
 const NO_PAGE: u64 = 1;
 /// Beyond this many fills a flush clears everything.
@@ -27,33 +42,51 @@ pub(crate) mod class {
 }
 
 /// One page: its linear address, and what turns a linear address in it into a host address.
-#[derive(Clone, Copy)]
-struct Entry {
-    tag: u64,
-    addend: u64,
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub(crate) struct TlbEntry {
+    /// The page's linear address; low bits that are not zero mean that there is none.
+    pub tag: u64,
+    /// Host address minus linear address, wrapping.
+    pub addend: u64,
 }
 
-const EMPTY: Entry = Entry { tag: NO_PAGE, addend: 0 };
+const EMPTY: TlbEntry = TlbEntry { tag: NO_PAGE, addend: 0 };
 
+/// The tables of one class.
+#[repr(C)]
 struct Class {
-    read: [Entry; ENTRIES],
-    write: [Entry; ENTRIES],
+    read: [TlbEntry; ENTRIES],
+    write: [TlbEntry; ENTRIES],
 }
 
 /// The TLB of one vCPU.
+#[repr(C)]
 pub(crate) struct Tlb {
     classes: [Class; class::COUNT],
     /// Slots filled since the last flush: class in the upper bits, index in the lower ten.
     filled: Vec<u16>,
 }
 
+/// Distance in bytes from the start of [`Cpu`] to the table that reads of this class look at.
+#[allow(dead_code, reason = "for the block translator")]
+pub(crate) const fn read_table(class: u8) -> usize {
+    offset_of!(Cpu, tlb) + offset_of!(Tlb, classes) + class as usize * size_of::<Class>() + offset_of!(Class, read)
+}
+
+/// The same for writes.
+#[allow(dead_code, reason = "for the block translator")]
+pub(crate) const fn write_table(class: u8) -> usize {
+    offset_of!(Cpu, tlb) + offset_of!(Tlb, classes) + class as usize * size_of::<Class>() + offset_of!(Class, write)
+}
+
 impl Tlb {
     /// An empty TLB.
-    pub fn new() -> Box<Self> {
-        Box::new(Self {
+    pub fn new() -> Self {
+        Self {
             classes: [const { Class { read: [EMPTY; ENTRIES], write: [EMPTY; ENTRIES] } }; class::COUNT],
             filled: Vec::with_capacity(LOG_LIMIT),
-        })
+        }
     }
 
     /// Where the host has `bytes` readable bytes at `linear`, if the page is entered and the access stays in it.
@@ -131,7 +164,7 @@ fn slot(linear: u64) -> usize {
     (linear >> 12) as usize % ENTRIES
 }
 
-fn entry(linear: u64, page: *const u8) -> Entry {
+fn entry(linear: u64, page: *const u8) -> TlbEntry {
     let tag = linear & PAGE_MASK;
-    Entry { tag, addend: (page as u64).wrapping_sub(tag) }
+    TlbEntry { tag, addend: (page as u64).wrapping_sub(tag) }
 }

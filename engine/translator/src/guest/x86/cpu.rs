@@ -106,7 +106,9 @@ pub(crate) struct Span {
     pub write_end: u64,
 }
 
-/// What the CPU's own run loop must look at before every instruction. Derived, except that the shadow is set by STI, MOV SS.
+/// One CPU. Translated code addresses the fields it needs from the start of this: what is used most comes first, the tables of the TLB
+/// (see `mmu/tlb.rs`) come last.
+#[repr(C)]
 pub(crate) struct Cpu {
     /// RAX … R15 in the encoding's order; entry 16 is always zero (see [`super::op::NO_REGISTER`]).
     pub gpr: [u64; 32],
@@ -128,8 +130,6 @@ pub(crate) struct Cpu {
     pub code_size: CodeSize,
     /// Current privilege level. Whoever sets it calls [`Cpu::mode_changed`].
     pub cpl: u8,
-    /// The software TLB.
-    pub tlb: Box<Tlb>,
 
     /// Segment registers with their hidden parts, in the encoding's order.
     pub segments: [Segment; 6],
@@ -195,6 +195,8 @@ pub(crate) struct Cpu {
     pub(super) counted: u64,
     /// Whether the machine's clock counts instructions.
     pub counts: bool,
+    /// The first level of the software TLB.
+    pub tlb: Tlb,
 }
 
 /// The board during `run`.
@@ -214,8 +216,8 @@ impl Board {
 
 impl Cpu {
     /// CPU `index`, just reset.
-    pub fn new(index: u32, cpuid: CpuidPolicy, shared: Arc<CpuShared>, fabric: Arc<Fabric>) -> Self {
-        let mut cpu = Self {
+    pub fn new(index: u32, cpuid: CpuidPolicy, shared: Arc<CpuShared>, fabric: Arc<Fabric>) -> Box<Self> {
+        let mut cpu = Box::new(Self {
             gpr: [0; 32],
             rip: 0,
             flags: Flags::new(0),
@@ -226,7 +228,6 @@ impl Cpu {
             mode: 0,
             code_size: CodeSize::Bits16,
             cpl: 0,
-            tlb: Tlb::new(),
             segments: [Segment::default(); 6],
             ldtr: Segment::default(),
             tr: Segment::default(),
@@ -267,7 +268,8 @@ impl Cpu {
             linked_limit: 0,
             counted: 0,
             counts: false,
-        };
+            tlb: Tlb::new(),
+        });
         cpu.reset();
         cpu
     }

@@ -67,7 +67,7 @@ mod tests {
     }
 
     /// A CPU in real mode with FPU and SSE switched on.
-    fn cpu() -> Cpu {
+    fn cpu() -> Box<Cpu> {
         let memory = GuestMemory::new();
         let block = memory.add_block("ram", 1 << 20).expect("a megabyte is to be had");
         let contents = Contents::Ram(block, 0);
