@@ -332,11 +332,12 @@ impl Cpu {
         self.gpr[usize::from(reg::SP)] & self.stack_mask
     }
 
-    /// Sets the stack pointer: only the bits that the stack's size has.
+    /// Sets the stack pointer as a register of the stack's size: one of 16 bits keeps what is above, one of 32 loses it.
     #[inline(always)]
     pub fn set_sp(&mut self, value: u64) {
         let whole = &mut self.gpr[usize::from(reg::SP)];
-        *whole = *whole & !self.stack_mask | value & self.stack_mask;
+        let kept = if self.stack_mask == 0xffff { *whole & !0xffff } else { 0 };
+        *whole = kept | value & self.stack_mask;
     }
 
     /// Pushes.
