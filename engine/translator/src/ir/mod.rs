@@ -54,7 +54,7 @@
 //! * `Bail`: always; ends the block. `BailIf %b`: if true. `CheckPc %target`: unless a transfer to `%target` is allowed (canonical, within the code segment).
 //! * `CallInterp imm`: executes guest instruction number `imm` of the block by its interpreter handler, *inside* the block: put flags and pc (behind the
 //!   instruction) into the state, as snapshot; call; if it says "go on", all slots may have changed and flags are in the state, and the block goes on; otherwise
-//!   leave the block as after a bail. So every instruction can be in a block from the first day.
+//!   leave the block as after a bail; likewise if the block's own code has been written to. So every instruction can be in a block from the first day.
 //!
 //! # Exits
 //! `Jump imm` · `Branch %bool, imm` (else to the block's end) · `JumpIndirect %target` · `Call imm`, `CallIndirect %target` (the return address, the block's end, has already been
@@ -63,7 +63,9 @@
 //! At an exit the guest's flags are the last `SetFlags`' token (or still in the state), and all guest instructions of the block are retired.
 
 pub(crate) mod build;
+pub(crate) mod eval;
 pub(crate) mod ops;
+pub(crate) mod pass;
 pub(crate) mod print;
 pub(crate) mod verify;
 

@@ -282,18 +282,14 @@ operations! {
     /// The high half of the signed product.
     MulHighSigned: Integer [Same, Same] -> Same, PURE, NO_FLAGS;
 
-    // ---- Division: the dividend is high:low, the divisor the third argument ----
-    /// Whether the unsigned quotient does not fit or the divisor is zero: to be followed by `BailIf`.
-    DivUnsignedFails: Integer [Same, Same, Same] -> Bool, PURE, NO_FLAGS;
-    /// The unsigned quotient; only behind a `BailIf` of `DivUnsignedFails`.
+    // ---- Division: the dividend is high:low, the divisor the third argument. Only behind a `BailIf` that has excluded quotients that do not fit ----
+    /// The unsigned quotient: high < divisor.
     DivUnsigned: Integer [Same, Same, Same] -> Same, PURE, NO_FLAGS;
-    /// The remainder; likewise.
+    /// The remainder. (Stands behind `DivUnsigned` of the same arguments.)
     RemUnsigned: Integer [Same, Same, Same] -> Same, PURE, NO_FLAGS;
-    /// The same for signed operands.
-    DivSignedFails: Integer [Same, Same, Same] -> Bool, PURE, NO_FLAGS;
-    /// The signed quotient, truncated.
+    /// The signed quotient, truncated: high is low's sign, the divisor neither 0 nor −1.
     DivSigned: Integer [Same, Same, Same] -> Same, PURE, NO_FLAGS;
-    /// The remainder; its sign is the dividend's.
+    /// The remainder; its sign is the dividend's. (Stands behind `DivSigned` of the same arguments.)
     RemSigned: Integer [Same, Same, Same] -> Same, PURE, NO_FLAGS;
 
     // ---- Shifts: counts are cut to 5 bits, 6 for I64 ([`Ty::count_mask`]); a count of zero leaves all flags ----
@@ -326,10 +322,10 @@ operations! {
     BitReset: Wide [Same, Count] -> Same, PURE, CARRY;
     /// a with bit n flipped.
     BitFlip: Wide [Same, Count] -> Same, PURE, CARRY;
-    /// The number of a's lowest set bit; b if a is zero. Z S P of a; C O A clear (all but Z undefined).
-    BitScanForward: Wide [Same, Same] -> Same, PURE, ALL;
-    /// The number of a's highest set bit; b if a is zero. Flags likewise.
-    BitScanReverse: Wide [Same, Same] -> Same, PURE, ALL;
+    /// The number of a's lowest set bit; b if a is zero.
+    BitScanForward: Wide [Same, Same] -> Same, PURE, NO_FLAGS;
+    /// The number of a's highest set bit; b if a is zero.
+    BitScanReverse: Wide [Same, Same] -> Same, PURE, NO_FLAGS;
     /// How many bits are set. Z: none; the others clear.
     CountOnes: Wide [Same] -> Same, PURE, ALL;
     /// The bytes in reverse order. I32 and I64.
@@ -339,8 +335,8 @@ operations! {
     ZeroExtend: Integer [Narrower] -> Same, PURE, NO_FLAGS;
     SignExtend: Integer [Narrower] -> Same, PURE, NO_FLAGS;
     Truncate: Integer [Wider] -> Same, PURE, NO_FLAGS;
-    /// base + (index << `aux`) + `imm`, cut to the type: what addressing modes compute. `aux` ≤ 3. Never has flags.
-    Address: Wide [Same, SameOrNone] -> Same, PURE, NO_FLAGS;
+    /// base + (index << `aux`) + `imm`, cut to the type: what addressing modes compute. `aux` ≤ 3. Never has flags. At least one of the two is there.
+    Address: Wide [SameOrNone, SameOrNone] -> Same, PURE, NO_FLAGS;
     /// a if the first argument is true, else b.
     Select: Integer [Bool, Same, Same] -> Same, PURE, NO_FLAGS;
 

@@ -60,7 +60,7 @@ impl Block {
                 (Arg::Address, Op::Load | Op::Store | Op::AtomicRmw | Op::AtomicCas) if inst.imm != 0 => {
                     write!(f, "{}", Signed(inst.imm))?;
                 }
-                (_, Op::Address) if number == 1 && arg.is_some() => write!(f, "<<{}", inst.aux)?,
+                (_, Op::Address) if number == 1 && arg.is_some() && inst.aux != 0 => write!(f, "<<{}", inst.aux)?,
                 _ => {}
             }
         }
