@@ -2,6 +2,7 @@
 
 use crate::guest::x86::cpu::Cpu;
 use crate::guest::x86::cpuid::CpuidPolicy;
+use crate::guest::x86::evaluate::Evaluation;
 use crate::shared::{CpuShared, Fabric, attention};
 use engine_cpu::x86::X86State;
 use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuModel, CpuState, Exit, Kicker, Vcpu};
@@ -12,12 +13,19 @@ use std::sync::atomic::Ordering;
 /// The interpreter: the CPUs of one machine.
 pub struct Interpreter {
     fabric: Arc<Fabric>,
+    evaluation: Option<Evaluation>,
 }
 
 impl Interpreter {
     /// A backend for a machine with this memory.
     pub fn new(memory: GuestMemory) -> Self {
-        Self { fabric: Arc::new(Fabric::new(memory)) }
+        Self { fabric: Arc::new(Fabric::new(memory)), evaluation: None }
+    }
+
+    /// A backend that lifts guest code to the translator's intermediate representation and evaluates that, slowly: what tests compare with the
+    /// interpreter.
+    pub fn evaluating(memory: GuestMemory, evaluation: Evaluation) -> Self {
+        Self { fabric: Arc::new(Fabric::new(memory)), evaluation: Some(evaluation) }
     }
 }
 
@@ -30,7 +38,9 @@ impl CpuBackend for Interpreter {
         let cpuid = CpuidPolicy::new(model)?;
         let shared = CpuShared::new(index, X86State::after_reset(index).apic);
         self.fabric.add(shared.clone());
-        Ok(Box::new(InterpreterCpu { cpu: Cpu::new(index, cpuid, shared, self.fabric.clone()) }))
+        let mut cpu = Cpu::new(index, cpuid, shared, self.fabric.clone());
+        cpu.evaluation = self.evaluation;
+        Ok(Box::new(InterpreterCpu { cpu }))
     }
 
     fn signal(&self, message: ApicMessage) {

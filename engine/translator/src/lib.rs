@@ -9,6 +9,9 @@
 //!
 //! Threads: none of its own. Each vCPU belongs to the thread that runs it; what others may touch is in `shared.rs`
 //! (attention bits, the local APIC behind its lock) and nothing else.
+//! `ir/` is what a block translator works on: guest code lifted by `guest/x86/lift`, changed by `ir/pass`, and for tests evaluated by `ir/eval.rs`
+//! ([`Interpreter::evaluating`]).
+//!
 //! Start at [`Interpreter`]; then `guest/x86/op.rs`, which holds the conventions that every handler follows.
 
 mod backend;
@@ -19,3 +22,4 @@ mod mmu;
 mod shared;
 
 pub use backend::Interpreter;
+pub use guest::x86::evaluate::Evaluation;

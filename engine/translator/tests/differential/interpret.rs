@@ -1,4 +1,4 @@
-//! Runs cases on the interpreter, through the seam that machines use: user code in a small paged guest whose interrupt
+//! Runs cases on the interpreter (or the evaluator), through the seam that machines use: user code in a small paged guest whose interrupt
 //! table leads every vector to its own stub, and a stub tells the board that a case is over by writing to a port.
 //!
 //! As in the native process, code pages are filled with INT3 and nothing is mapped around code and window.
@@ -13,7 +13,7 @@ use engine_cpu::{
     x86::{FpuState, Segment, TableRegister, X86State},
 };
 use engine_memory::{Contents, GuestMemory, Layer};
-use engine_translator::Interpreter;
+use engine_translator::{Evaluation, Interpreter};
 use std::sync::OnceLock;
 
 /// Where the supervisor's pages are: far from what cases touch.
@@ -74,29 +74,42 @@ pub struct Interpreted {
     board: Board,
     vcpu: Box<dyn Vcpu>,
     base: X86State,
+    /// Instructions that the last case took, up to the stub's.
+    pub retired: u64,
 }
 
 impl Interpreted {
     pub fn new() -> anyhow::Result<Self> {
+        Self::with(Interpreter::new)
+    }
+
+    /// The same for the evaluator of lifted code.
+    pub fn evaluating(evaluation: Evaluation) -> anyhow::Result<Self> {
+        Self::with(|memory| Interpreter::evaluating(memory, evaluation))
+    }
+
+    fn with(backend: impl FnOnce(GuestMemory) -> Interpreter) -> anyhow::Result<Self> {
         let memory = GuestMemory::new();
         let block = memory.add_block("ram", RAM)?;
         memory.set_layer(Layer { name: "ram".into(), priority: 0, base: 0, len: RAM, contents: Contents::Ram(block, 0) });
         lay_out(&memory)?;
-        let backend = Interpreter::new(memory.clone());
+        let backend = backend(memory.clone());
         let model =
             CpuModel { name: "max".into(), features: Vec::new(), topology: Topology { sockets: 1, cores: 1, threads: 1 } };
         let vcpu = backend.create_vcpu(0, &model)?;
         let clock = Clock::new(ClockMode::Real, VmTime::ZERO);
         let board = Board { clock, kicker: OnceLock::new() };
         board.kicker.set(vcpu.kicker()).ok();
-        Ok(Self { memory, board, vcpu, base: supervisor_state() })
+        Ok(Self { memory, board, vcpu, base: supervisor_state(), retired: 0 })
     }
 
     pub fn run(&mut self, case: &Case) -> anyhow::Result<Outcome> {
         self.memory.write(CODE + (case.registers.rip - CODE_BASE), &case.code)?;
         self.memory.write(WINDOW, &case.window[..])?;
         self.vcpu.set_state(&CpuState::X86(Box::new(state_of(&self.base, case))))?;
+        let before = self.vcpu.retired_instructions();
         let exit = self.vcpu.run(&self.board);
+        self.retired = self.vcpu.retired_instructions() - before;
         let CpuState::X86(after) = self.vcpu.state()?;
         self.memory.write(CODE + (case.registers.rip - CODE_BASE), &vec![0xcc; case.code.len()])?;
 

@@ -1,7 +1,7 @@
 //! The interpreter against the host's own CPU: generated cases of single instructions, run by both, compared in registers,
 //! defined flags, memory, x87 and SSE state and faults. This is the proof of `engine_translator`'s user-mode instructions.
 //!
-//! `native.rs` is the host, `interpret.rs` the interpreter, `generate.rs` makes cases, `compare.rs` says what a difference is,
+//! `blocks.rs` compares the interpreter with the evaluator of lifted code in the same way. `native.rs` is the host, `interpret.rs` the interpreter, `generate.rs` makes cases, `compare.rs` says what a difference is,
 //! `shrink.rs` makes one small. Every failure is kept as a text file (`case.rs`).
 //!
 //! * `cargo test -p engine_translator --test differential`: about 200 000 cases.
@@ -10,6 +10,7 @@
 //! * `BELLGLASS_FORM=Fprem` only takes opcodes that start with this.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
+mod blocks;
 mod case;
 mod compare;
 mod generate;

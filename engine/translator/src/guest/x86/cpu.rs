@@ -88,7 +88,7 @@ pub(crate) mod reg {
 }
 
 /// The size of code: CS.L and CS.D.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum CodeSize {
     Bits16 = 0,
     Bits32 = 1,
@@ -191,6 +191,8 @@ pub(crate) struct Cpu {
     pub limit: u64,
     /// The limit of CS for which links between traces were made.
     linked_limit: u32,
+    /// Whether traces are lifted and evaluated instead of interpreted, and how.
+    pub evaluation: Option<super::evaluate::Evaluation>,
     /// Clock counting instructions: how many of `retired` the clock knows about.
     pub(super) counted: u64,
     /// Whether the machine's clock counts instructions.
@@ -266,6 +268,7 @@ impl Cpu {
             running: Running::nothing(),
             limit: u64::MAX,
             linked_limit: 0,
+            evaluation: None,
             counted: 0,
             counts: false,
             tlb: Tlb::new(),

@@ -214,6 +214,7 @@ fn set_string(op: &mut Op, instruction: &Instruction, address_shift: u8) {
 fn take_memory(op: &mut Op, instruction: &Instruction, size: CodeSize) {
     let (base, index) = (instruction.memory_base(), instruction.memory_index());
     op.flags.insert(OpFlags::MEMORY);
+    op.flags.set(OpFlags::RIP_RELATIVE, matches!(base, Register::RIP | Register::EIP));
     op.segment = segment_number(instruction);
     let address_bytes = match (base, index) {
         (Register::None, Register::None) => match (instruction.memory_displ_size(), size) {

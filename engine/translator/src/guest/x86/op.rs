@@ -87,6 +87,8 @@ bitflags::bitflags! {
         const LAST = 1 << 4;
         /// REX.W or a 64-bit default: 64-bit operands.
         const WIDE = 1 << 5;
+        /// The memory operand is relative to the program counter: `disp` holds the address.
+        const RIP_RELATIVE = 1 << 6;
     }
 }
 

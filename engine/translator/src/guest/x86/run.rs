@@ -52,6 +52,7 @@ impl Cpu {
             }
             let stop = match self.find_trace() {
                 Ok(trace) if self.is_watched() => self.step(trace),
+                Ok(trace) if self.evaluation.is_some() => self.evaluate_trace(trace),
                 Ok(trace) => self.run_chain(trace),
                 Err(stop) => self.fetch_failed(stop),
             };
@@ -239,7 +240,7 @@ impl Cpu {
     }
 
     /// Op number `index` of the running trace, which started at `start`, did not simply go on.
-    fn stopped(&mut self, index: u64, start: u64, stop: Stop) -> Option<Stop> {
+    pub(super) fn stopped(&mut self, index: u64, start: u64, stop: Stop) -> Option<Stop> {
         self.running.count = 0;
         self.retired += index;
         match stop {
@@ -261,6 +262,22 @@ impl Cpu {
                 None
             }
             Stop::TripleFault => Some(stop),
+        }
+    }
+
+    /// Executes one op of a trace by its handler, at `rip`: what a bail asks for.
+    pub(super) fn interpret_one(&mut self, at: TraceRef, op: *const Op) -> Option<Stop> {
+        self.running.first = op;
+        self.running.rip = self.rip;
+        self.running.trace = at;
+        self.running.count = 1;
+        match self.execute(op, 1) {
+            Ended::Through => {
+                self.running.count = 0;
+                self.retired += 1;
+                None
+            }
+            Ended::At(index, start, stop) => self.stopped(index, start, stop),
         }
     }
 

@@ -205,8 +205,9 @@ impl Traces {
 }
 
 impl Trace {
+    /// Whether its bytes are still what was decoded.
     #[inline(always)]
-    fn is_fresh(&self) -> bool {
+    pub(super) fn is_fresh(&self) -> bool {
         // SAFETY: states lie in blocks that the owning CPU holds.
         unsafe {
             (*self.state).code_generation() == self.generation

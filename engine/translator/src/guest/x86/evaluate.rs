@@ -1,0 +1,211 @@
+//! Runs guest code by lifting each trace and evaluating the IR, instead of calling handlers: what the differential tests compare with the interpreter and the
+//! host. It bails wherever it is told to, at random, so that every snapshot is used.
+
+use super::cpu::{Cpu, is_canonical, seg};
+use super::fault::Stop;
+use super::interp_integer::Int;
+use super::lift::{self, LiftMode};
+use super::op::Op;
+use super::trace::TraceRef;
+use crate::ir::eval::{Guest, Left, evaluate};
+use crate::ir::{self, FlagSet};
+use crate::mmu::{Access, PAGE_MASK};
+
+/// How to evaluate. Given to each CPU of a backend made for it.
+#[derive(Debug, Clone, Copy)]
+pub struct Evaluation {
+    /// Where the randomness of forced bails starts.
+    pub seed: u64,
+    /// How many of 256 chances to bail are taken.
+    pub bails: u8,
+}
+
+impl Evaluation {
+    fn takes_chance(&mut self) -> bool {
+        // An xorshift: any nonzero seed runs through all values.
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        (self.seed >> 32) as u8 >= 255 - self.bails && self.bails != 0
+    }
+}
+
+impl Cpu {
+    /// Evaluates one trace; what comes after is up to the next poll.
+    pub(super) fn evaluate_trace(&mut self, at: TraceRef) -> Option<Stop> {
+        let trace = self.traces.get(at);
+        let (first, count) = (trace.first, trace.count);
+        let allowed = self.limit.saturating_sub(self.retired).min(count.into()) as usize;
+        if allowed == 0 {
+            return None;
+        }
+        // SAFETY: a trace's ops stay where they are until `find_trace` is called; copied, because a store into them patches them.
+        let ops: Vec<Op> = (0..allowed).map(|at| unsafe { *first.wrapping_add(at) }).collect();
+        let linear = self.spans[usize::from(seg::CS)].base.wrapping_add(self.rip);
+        let mut block = lift::lift(&ops, LiftMode::of(self), self.rip, (linear & !PAGE_MASK) as u16);
+        ir::pass::run(&mut block);
+        let start = self.rip;
+        (self.running.first, self.running.rip, self.running.trace, self.running.count) = (first, start, at, count);
+        let mut evaluated = Evaluated { cpu: self, block: &block, ops: &ops, at, stop: None };
+        let left = evaluate(&block, &mut evaluated);
+        let stop = evaluated.stop;
+        let retired = block.guest.len() as u64;
+        match left {
+            Left::To(pc) => {
+                self.running.count = 0;
+                self.retired += retired;
+                self.rip = pc;
+                None
+            }
+            Left::Dispatch => {
+                self.running.count = 0;
+                self.retired += retired;
+                None
+            }
+            Left::Bailed(number) => {
+                self.retired += u64::from(number);
+                self.rip = start.wrapping_add(block.guest[usize::from(number)].offset.into());
+                self.interpret_one(at, first.wrapping_add(number.into()))
+            }
+            Left::Interpreted(number) => {
+                let guest = block.guest[usize::from(number)];
+                match stop {
+                    Some(stop) => self.stopped(number.into(), start.wrapping_add(guest.offset.into()), stop),
+                    None => {
+                        self.running.count = 0;
+                        self.retired += u64::from(number) + 1;
+                        None
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A CPU whose trace is being evaluated.
+struct Evaluated<'a> {
+    cpu: &'a mut Cpu,
+    block: &'a ir::Block,
+    ops: &'a [Op],
+    at: TraceRef,
+    /// Why an interpreted instruction did not say "go on".
+    stop: Option<Stop>,
+}
+
+impl Evaluated<'_> {
+    fn pointer(&mut self, address: u64, bytes: u8, access: Access) -> Option<*mut u8> {
+        let (class, bytes) = (self.cpu.tlb_class, u64::from(bytes));
+        let look = |cpu: &Cpu| match access {
+            Access::Write => cpu.tlb.write_pointer(class, address, bytes),
+            _ => cpu.tlb.read_pointer(class, address, bytes).map(<*const u8>::cast_mut),
+        };
+        look(self.cpu).or_else(|| {
+            self.cpu.probe_slowly(class, seg::DS, address, bytes, access).ok()?;
+            look(self.cpu)
+        })
+    }
+}
+
+impl Guest for Evaluated<'_> {
+    fn slot(&self, slot: u8) -> u128 {
+        match slot {
+            0..16 => self.cpu.gpr[usize::from(slot)].into(),
+            lift::XMM..lift::SEGMENT_BASE => self.cpu.fpu.xmm[usize::from(slot - lift::XMM)],
+            _ => self.cpu.spans[usize::from(slot - lift::SEGMENT_BASE)].base.into(),
+        }
+    }
+
+    fn set_slot(&mut self, slot: u8, value: u128) {
+        match slot {
+            0..16 => self.cpu.gpr[usize::from(slot)] = value as u64,
+            lift::XMM..lift::SEGMENT_BASE => self.cpu.fpu.xmm[usize::from(slot - lift::XMM)] = value,
+            _ => unreachable!("segment bases are not set by lifted code"),
+        }
+    }
+
+    fn flags(&self) -> FlagSet {
+        FlagSet::from_packed(self.cpu.flags.arithmetic())
+    }
+
+    fn set_flags(&mut self, flags: FlagSet) {
+        self.cpu.flags.set_arithmetic(flags.packed());
+    }
+
+    fn load(&mut self, address: u64, bytes: u8, for_write: bool) -> Option<u128> {
+        use super::access::Word;
+        let from = self.pointer(address, bytes, if for_write { Access::Write } else { Access::Read })?;
+        // SAFETY: a TLB entry points into a block that `held_blocks` keeps alive.
+        Some(unsafe {
+            match bytes {
+                1 => u8::load(from).wide(),
+                2 => u16::load(from).wide(),
+                4 => u32::load(from).wide(),
+                8 => u64::load(from).wide(),
+                _ => u128::load(from),
+            }
+        })
+    }
+
+    fn store(&mut self, address: u64, bytes: u8, value: u128) -> Option<()> {
+        use super::access::Word;
+        let to = self.pointer(address, bytes, Access::Write)?;
+        // SAFETY: a TLB entry points into a block that `held_blocks` keeps alive.
+        unsafe {
+            match bytes {
+                1 => u8::low(value).store(to),
+                2 => u16::low(value).store(to),
+                4 => u32::low(value).store(to),
+                8 => u64::low(value).store(to),
+                _ => value.store(to),
+            }
+        }
+        Some(())
+    }
+
+    fn exchange(&mut self, address: u64, bytes: u8, compute: &dyn Fn(u64) -> u64) -> Option<u64> {
+        let at = self.pointer(address, bytes, Access::Write)?;
+        // SAFETY: a TLB entry points into a block that `held_blocks` keeps alive.
+        Some(unsafe {
+            match bytes {
+                1 => exchange::<u8>(at, compute),
+                2 => exchange::<u16>(at, compute),
+                4 => exchange::<u32>(at, compute),
+                _ => exchange::<u64>(at, compute),
+            }
+        })
+    }
+
+    fn may_go_to(&self, pc: u64) -> bool {
+        if self.cpu.is_64_bit() { is_canonical(pc) } else { pc <= self.cpu.segments[usize::from(seg::CS)].limit.into() }
+    }
+
+    fn interpret(&mut self, number: u16) -> bool {
+        let (op, guest) = (&self.ops[usize::from(number)], self.block.guest[usize::from(number)]);
+        let start = self.block.pc.wrapping_add(guest.offset.into());
+        self.cpu.rip = start.wrapping_add(guest.len.into());
+        match (op.handler)(self.cpu, op) {
+            Ok(()) => self.cpu.traces.get(self.at).is_fresh(),
+            Err(stop) => {
+                self.stop = Some(stop);
+                false
+            }
+        }
+    }
+
+    fn bails_at_random(&mut self) -> bool {
+        self.cpu.evaluation.as_mut().is_some_and(Evaluation::takes_chance)
+    }
+}
+
+/// # Safety
+/// `at` points to as many bytes of guest memory that is kept alive.
+unsafe fn exchange<T: Int>(at: *mut u8, compute: &dyn Fn(u64) -> u64) -> u64 {
+    loop {
+        // SAFETY: the caller vouches for the memory.
+        let old = unsafe { T::load(at) };
+        // SAFETY: as above.
+        if unsafe { T::exchange_if(at, old, T::cut(compute(old.zx()))) } {
+            return old.zx();
+        }
+    }
+}

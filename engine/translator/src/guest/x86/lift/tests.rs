@@ -1,0 +1,97 @@
+//! Golden texts: assembly and the IR that lifting and all passes make of it. `BELLGLASS_BLESS=1 cargo test -p engine_translator golden` writes them anew;
+//! read the difference before you commit it.
+
+use super::super::cpu::{CodeSize, seg};
+use super::super::decode::{Decoded, decode};
+use super::super::op::Op;
+use super::{LiftMode, lift};
+use crate::ir::pass;
+use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+use std::fmt::Write;
+
+/// Flat code: 64-bit, or 32-bit with a based GS.
+fn mode(bits: u32) -> LiftMode {
+    let wide = bits == 64;
+    LiftMode {
+        code_size: if wide { CodeSize::Bits64 } else { CodeSize::Bits32 },
+        readable: 0x3f,
+        writable: if wide { 0x3f } else { 0x3d },
+        based: if wide { 1 << seg::FS | 1 << seg::GS } else { 1 << seg::GS },
+        wide_stack: true,
+        open_code: true,
+    }
+}
+
+fn ops(bytes: &[u8], size: CodeSize, pc: u64) -> Vec<Op> {
+    let (mut ops, mut at) = (Vec::new(), 0);
+    while at < bytes.len() {
+        let Decoded::Op(op) = decode(&bytes[at..], size, pc + at as u64) else { panic!("the sample ends in the middle") };
+        at += usize::from(op.len);
+        ops.push(op);
+    }
+    ops
+}
+
+fn text(bits: u32, bytes: &[u8]) -> String {
+    let (mode, pc) = (mode(bits), 0x40_1000);
+    let mut block = lift(&ops(bytes, mode.code_size, pc), mode, pc, 0);
+    pass::run(&mut block);
+    let mut text = String::new();
+    let mut decoder = Decoder::with_ip(bits, bytes, pc, DecoderOptions::NONE);
+    while decoder.can_decode() {
+        let mut line = String::new();
+        NasmFormatter::new().format(&decoder.decode(), &mut line);
+        writeln!(text, "; {line}").expect("a string takes everything");
+    }
+    write!(text, "{block}").expect("a string takes everything");
+    text
+}
+
+#[test]
+fn golden_texts_are_what_lifting_gives() {
+    #[rustfmt::skip]
+    let samples: &[(&str, u32, &[u8])] = &[
+        // add rax, [rbx+rcx*8-10h]; jc $+10h
+        ("add_memory", 64, &[0x48, 0x03, 0x44, 0xcb, 0xf0, 0x72, 0x0e]),
+        // cmp edi, 5; mov eax, [rip+100h]; jle $-20h
+        ("compare_across_a_load", 64, &[0x83, 0xff, 5, 0x8b, 5, 0, 1, 0, 0, 0x7e, 0xde]),
+        // lock inc dword [gs:1234h]; shl edx, cl; adc edx, 0
+        ("locked_and_by_count", 64, &[0x65, 0xf0, 0xff, 4, 0x25, 0x34, 0x12, 0, 0, 0xd3, 0xe2, 0x83, 0xd2, 0]),
+        // push rbp; mov rbp, rsp; call $+20h
+        ("prologue_and_call", 64, &[0x55, 0x48, 0x89, 0xe5, 0xe8, 0x1b, 0, 0, 0]),
+        // mov ah, bl; xchg ax, cx; leave; ret
+        ("parts_and_return", 64, &[0x88, 0xdc, 0x66, 0x91, 0xc9, 0xc3]),
+        // div ecx; idiv r8
+        ("divisions", 64, &[0xf7, 0xf1, 0x49, 0xf7, 0xf8]),
+        // cpuid; sub byte [rsi], 1; sti
+        ("left_to_the_interpreter", 64, &[0x0f, 0xa2, 0x80, 0x2e, 1, 0xfb]),
+        // mov eax, [gs:ebx+4]; push eax; mov [cs:ebx], eax; ret 8
+        ("thirty_two_bits", 32, &[0x65, 0x8b, 0x43, 4, 0x50, 0x2e, 0x89, 3, 0xc2, 8, 0]),
+        // dec ecx; inc edx; setz al; loop $-7
+        ("partial_flags", 32, &[0x49, 0x42, 0x0f, 0x94, 0xc0, 0xe2, 0xf7]),
+        // lock bts [rdi], rax; bt ecx, 3; cmovae eax, edx; bsr eax, ecx
+        ("bits", 64, &[0xf0, 0x48, 0x0f, 0xab, 7, 0x0f, 0xba, 0xe1, 3, 0x0f, 0x43, 0xc2, 0x0f, 0xbd, 0xc1]),
+    ];
+    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/x86/lift/golden"));
+    let bless = std::env::var_os("BELLGLASS_BLESS").is_some();
+    for (name, bits, bytes) in samples {
+        let (path, found) = (folder.join(format!("{name}.txt")), text(*bits, bytes));
+        if bless {
+            std::fs::write(&path, &found).expect("the folder can be written");
+        }
+        let expected = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(found, expected, "{name}");
+    }
+}
+
+#[test]
+fn a_block_ends_with_its_first_transfer_or_behind_its_last_instruction() {
+    let block = |bytes: &[u8]| {
+        let mode = mode(64);
+        lift(&ops(bytes, mode.code_size, 0x1000), mode, 0x1000, 0)
+    };
+    assert_eq!(block(&[0x90, 0xeb, 0xfe]).guest.len(), 2);
+    let open = block(&[0x90, 0x90]);
+    assert_eq!((open.guest.len(), open.end()), (2, 0x1002));
+    assert_eq!(block(&[0xfb, 0x90]).guest.len(), 1, "nothing is lifted past STI");
+}
