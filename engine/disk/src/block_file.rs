@@ -39,6 +39,10 @@ pub trait BlockFile: Send + Sync {
     /// The size stays. Fails with `Unsupported` where that is impossible; then nothing has changed.
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()>;
 
+    /// Has the host set space aside for a range, growing the file where needed; what is in it stays.
+    /// Fails with `Unsupported` where that is impossible.
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()>;
+
     /// Sets the size, cutting off or adding zeros.
     fn truncate(&self, size: u64) -> io::Result<()>;
 
@@ -80,4 +84,19 @@ pub(crate) fn read_zero_padded(file: &dyn BlockFile, offset: u64, buffer: &mut [
 /// Reads a range that must lie inside the file.
 pub(crate) fn read_exact(file: &dyn BlockFile, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
     if file.read_at(offset, buffer)? == buffer.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// Zeros are written in pieces of this many bytes.
+const ZERO_PIECE: u64 = 256 * 1024;
+
+/// Writes zeros, really.
+pub(crate) fn fill_with_zeros(file: &dyn BlockFile, offset: u64, length: u64) -> io::Result<()> {
+    let zeros = vec![0; length.min(ZERO_PIECE) as usize];
+    let mut done = 0;
+    while done < length {
+        let piece = (length - done).min(ZERO_PIECE);
+        file.write_at(offset + done, &zeros[..piece as usize])?;
+        done += piece;
+    }
+    Ok(())
 }

@@ -163,6 +163,12 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
     },
+    /// A cluster would belong to more snapshots than can be counted.
+    #[error("Parts of this disk belong to as many snapshots as its file can count. Delete a snapshot first, or copy it into a new disk with wider refcounts: {}", path.display())]
+    TooShared {
+        /// The file.
+        path: PathBuf,
+    },
     /// The growing file reached what its format can describe.
     #[error("This disk file has grown as large as its format allows. Copy it into a new disk with larger clusters: {}", path.display())]
     FormatFull {

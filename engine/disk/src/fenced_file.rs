@@ -76,6 +76,31 @@ impl FencedFile {
         }
     }
 
+    /// Has the host set space aside; where it cannot, zeros are written. The range must hold nothing yet.
+    pub(crate) fn allocate(&self, offset: u64, length: u64) -> Result<(), DiskError> {
+        self.check_fence()?;
+        match self.file.allocate(offset, length) {
+            Ok(()) => Ok(()),
+            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported) => self.write_zeros(offset, length),
+            Err(error) => Err(self.error("set space aside in", error)),
+        }
+    }
+
+    /// Writes zeros, really.
+    pub(crate) fn write_zeros(&self, offset: u64, length: u64) -> Result<(), DiskError> {
+        self.check_fence()?;
+        block_file::fill_with_zeros(&*self.file, offset, length).map_err(|source| self.error("write", source))
+    }
+
+    /// Makes the file at least so long; what is added reads as zeros.
+    pub(crate) fn grow_to(&self, size: u64) -> Result<(), DiskError> {
+        self.check_fence()?;
+        if self.len()? >= size {
+            return Ok(());
+        }
+        self.file.truncate(size).map_err(|source| self.error("grow", source))
+    }
+
     pub(crate) fn next_data(&self, offset: u64) -> Result<Option<(u64, u64)>, DiskError> {
         self.file.next_data(offset).map_err(|source| self.error("look at", source))
     }

@@ -130,6 +130,19 @@ impl BlockFile for HostFile {
         }
     }
 
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        if length == 0 {
+            return Ok(());
+        }
+        loop {
+            match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), offset, length) {
+                Ok(()) => return Ok(()),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
     fn truncate(&self, size: u64) -> io::Result<()> {
         self.file.set_len(size)
     }

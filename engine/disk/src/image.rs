@@ -136,6 +136,16 @@ pub trait DiskImage: Send + Sync {
         Err(self.cannot("keep snapshots"))
     }
 
+    /// Reads the machine state that belongs to the snapshot this image was opened at.
+    fn read_vm_state(&self, _offset: u64, _buffer: &mut [u8]) -> Result<(), DiskError> {
+        Err(self.cannot("keep the state of a machine"))
+    }
+
+    /// Writes a part of the machine state that the next snapshot is to keep; its maker says how long it is in all.
+    fn write_vm_state(&self, _offset: u64, _data: &[u8]) -> Result<(), DiskError> {
+        Err(self.cannot("keep the state of a machine"))
+    }
+
     /// Writes another base image (or none) into the file. Nothing else changes, so the caller has made sure that the
     /// content stays right, or wants it so. The image that is open now keeps reading its old base until it is
     /// opened again.

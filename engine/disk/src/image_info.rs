@@ -72,3 +72,11 @@ pub struct NewSnapshot {
     /// Guest instructions executed so far, where they are counted.
     pub instructions: Option<u64>,
 }
+
+impl NewSnapshot {
+    /// The finished snapshot.
+    pub(crate) fn into_info(self, id: String, disk_size: u64) -> SnapshotInfo {
+        let Self { name, taken, vm_clock_nanos, vm_state_size, instructions } = self;
+        SnapshotInfo { id, name, taken, vm_clock_nanos, vm_state_size, disk_size, instructions }
+    }
+}

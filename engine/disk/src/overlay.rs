@@ -52,6 +52,10 @@ impl BlockFile for Forgetful {
         self.0.punch_hole(offset, length)
     }
 
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.0.allocate(offset, length)
+    }
+
     fn truncate(&self, size: u64) -> io::Result<()> {
         self.0.truncate(size)
     }

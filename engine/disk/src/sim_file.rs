@@ -174,6 +174,16 @@ impl BlockFile for SimFile {
         Ok(())
     }
 
+    fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
+        let mut state = self.state();
+        state.begin()?;
+        let size = state.content.len() as u64;
+        if offset + length > size {
+            state.record(Operation::Truncate(offset + length));
+        }
+        Ok(())
+    }
+
     fn truncate(&self, size: u64) -> io::Result<()> {
         let mut state = self.state();
         state.begin()?;

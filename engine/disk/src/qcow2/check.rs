@@ -1,25 +1,60 @@
 //! Checking a qcow2 file: counting every reference and comparing with the counts in the file.
 //!
-//! Deliberately a second implementation: apart from the header's parser it shares no code with the reading and
-//! writing side, so that a mistake there cannot hide itself here. It changes nothing.
+//! Deliberately a second implementation: apart from the parsers of the header and of the snapshot table it shares no
+//! code with the reading and writing side, so that a mistake there cannot hide itself here. `repair.rs` puts right
+//! what is found here.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use crate::DiskError;
-use crate::block_file::BlockFile;
 use crate::check::CheckReport;
 use crate::fenced_file::FencedFile;
 
 use super::header::{AUTOCLEAR_BITMAPS, EXTENSION_BITMAPS, Header, be32, be64};
-use super::snapshots::SnapshotTable;
+use super::snapshot_table::SnapshotTable;
 
 /// More clusters than this (in 64 KiB clusters: 16 TiB) would need too much memory.
 const MAX_CLUSTERS: u64 = 1 << 28;
 
-const OFFLAG_COPIED: u64 = 0x8000_0000_0000_0000;
+pub(super) const OFFLAG_COPIED: u64 = 0x8000_0000_0000_0000;
 const OFFLAG_COMPRESSED: u64 = 0x4000_0000_0000_0000;
+const OFFLAG_ZERO: u64 = 1;
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const RESERVED_IN_REFCOUNT_TABLE: u64 = 0x1ff;
+
+/// Everything that is known of a file after it was looked through.
+pub(super) struct Findings {
+    pub(super) report: CheckReport,
+    /// References to each cluster of the file, as counted.
+    pub(super) references: Vec<u32>,
+    /// Clusters of the refcount table and its blocks, as far as they lie in the file.
+    pub(super) refcount_clusters: Vec<u64>,
+    /// Clusters whose count in the file is wrong.
+    pub(super) miscounted: Vec<Miscount>,
+    /// Whether every wrong count can be put right where it stands.
+    pub(super) blocks_are_sound: bool,
+    /// Entries that make no sense.
+    pub(super) nonsense: Vec<Nonsense>,
+    /// Places of entries in the active tables whose mark "ours alone" is wrong, with their right content.
+    pub(super) wrong_marks: Vec<(u64, u64)>,
+}
+
+/// A cluster whose count in the file is not the number of its references.
+pub(super) struct Miscount {
+    pub(super) cluster: u64,
+    pub(super) counted: u64,
+    pub(super) used: u64,
+    /// Where its block lies in the file, if it has one.
+    pub(super) block: Option<u64>,
+}
+
+/// An entry that cannot be right.
+pub(super) struct Nonsense {
+    /// Where in the file it stands.
+    pub(super) at: u64,
+    pub(super) is_first_level: bool,
+}
 
 struct Checker<'a> {
     file: &'a FencedFile,
@@ -27,52 +62,91 @@ struct Checker<'a> {
     cluster: u64,
     end: u64,
     references: Vec<u32>,
+    /// Clusters that hold tables.
+    is_table: Vec<bool>,
+    /// Second-level tables by place: how many entries of any first-level table lead there.
+    tables: BTreeMap<u64, u32>,
     report: CheckReport,
-    /// Entries of the active tables that say "writable in place", and those that do not, by cluster.
-    flags: Vec<(u64, bool)>,
+    nonsense: Vec<Nonsense>,
 }
 
-/// Checks an image.
-pub fn check(file: Arc<dyn BlockFile>) -> Result<CheckReport, DiskError> {
-    let file = FencedFile::new(file);
+/// Looks a file through. Changes nothing.
+pub(super) fn examine(file: &FencedFile, header: &Header, snapshots: &SnapshotTable) -> Result<Findings, DiskError> {
     let end = file.len()?;
-    let header = Header::read(&file, end)?;
-    let snapshots = SnapshotTable::read(&file, &header, end)?;
     let cluster = 1_u64 << header.cluster_bits;
     let clusters = end.div_ceil(cluster);
     if clusters > MAX_CLUSTERS {
         return Err(too_large(file.path()));
     }
-    let references = vec![0; clusters as usize];
-    let mut checker =
-        Checker { file: &file, header: &header, cluster, end, references, report: CheckReport::default(), flags: Vec::new() };
-    checker.count_everything(&snapshots)?;
-    checker.compare()?;
-    Ok(checker.report)
+    let mut checker = Checker {
+        file,
+        header,
+        cluster,
+        end,
+        references: vec![0; clusters as usize],
+        is_table: vec![false; clusters as usize],
+        tables: BTreeMap::new(),
+        report: CheckReport { total_clusters: header.size.div_ceil(cluster), ..CheckReport::default() },
+        nonsense: Vec::new(),
+    };
+    let (refcount_clusters, table_is_sound) = checker.count_tables(snapshots)?;
+    checker.count_bitmaps()?;
+    checker.count_data()?;
+    let (miscounted, counts) = checker.compare()?;
+    let wrong_marks = checker.check_marks(&counts)?;
+    let Checker { references, mut report, nonsense, .. } = checker;
+    let used = references.iter().rposition(|count| *count > 0).map_or(0, |last| last as u64 + 1);
+    report.image_end = used * cluster;
+    let is_alone = |cluster: &u64| references.get(*cluster as usize) == Some(&1);
+    let blocks_are_sound = table_is_sound
+        && refcount_clusters.iter().all(is_alone)
+        && miscounted.iter().all(|miscount| miscount.block.is_some() && miscount.used <= largest_count(header));
+    Ok(Findings { report, references, refcount_clusters, miscounted, blocks_are_sound, nonsense, wrong_marks })
+}
+
+/// The largest count that fits the image's refcount width.
+pub(super) fn largest_count(header: &Header) -> u64 {
+    u64::MAX >> (64 - (1_u32 << header.refcount_order))
 }
 
 impl Checker<'_> {
-    fn count_everything(&mut self, snapshots: &SnapshotTable) -> Result<(), DiskError> {
+    /// Counts everything but data; returns the clusters of the refcount table and its blocks, and whether the table's
+    /// entries make sense.
+    fn count_tables(&mut self, snapshots: &SnapshotTable) -> Result<(Vec<u64>, bool), DiskError> {
         let header = self.header;
-        self.count("header", 0, 1);
-        self.count("refcount table", header.refcount_table_offset, u64::from(header.refcount_table_clusters) * self.cluster);
-        for block in self.words(header.refcount_table_offset, self.table_words())? {
-            if block & 0x1ff != 0 {
+        self.count_table("header", 0, 1);
+        let table_bytes = u64::from(header.refcount_table_clusters) * self.cluster;
+        self.count_table("refcount table", header.refcount_table_offset, table_bytes);
+        let first = header.refcount_table_offset / self.cluster;
+        let mut own: Vec<u64> = (first..first + u64::from(header.refcount_table_clusters)).collect();
+        let mut is_sound = true;
+        for block in self.refcount_table()?.into_iter().filter(|block| *block != 0) {
+            if block & RESERVED_IN_REFCOUNT_TABLE != 0 {
                 self.report.error(format!("refcount table entry {block:#x} has reserved bits set"));
-            } else if block != 0 {
-                self.count("refcount block", block, self.cluster);
+                is_sound = false;
+            } else if self.count_table("refcount block", block, self.cluster) {
+                own.push(block / self.cluster);
+            } else {
+                is_sound = false;
             }
         }
-        self.count_tables(header.l1_offset, header.l1_entries, true)?;
-        self.count("snapshot table", header.snapshots_offset, snapshots.bytes);
-        for snapshot in &snapshots.snapshots {
-            self.count_tables(snapshot.l1_offset, snapshot.l1_entries, false)?;
+        self.count_first_level(header.l1_offset, header.l1_entries)?;
+        self.count_table("snapshot table", header.snapshots_offset, snapshots.bytes);
+        let all_l1: u64 = snapshots.snapshots.iter().map(|snapshot| u64::from(snapshot.l1_entries) * 8).sum();
+        if all_l1 > self.end {
+            // They must overlap, and following each of them could take for ever.
+            self.report.error("the tables of the snapshots are larger than the file".into());
+            return Ok((own, is_sound));
         }
-        self.count_bitmaps()
+        for snapshot in &snapshots.snapshots {
+            self.count_first_level(snapshot.l1_offset, snapshot.l1_entries)?;
+        }
+        Ok((own, is_sound))
     }
 
-    fn table_words(&self) -> u64 {
-        u64::from(self.header.refcount_table_clusters) * self.cluster / 8
+    fn refcount_table(&self) -> Result<Vec<u64>, DiskError> {
+        let words = u64::from(self.header.refcount_table_clusters) * self.cluster / 8;
+        self.words(self.header.refcount_table_offset, words)
     }
 
     fn words(&self, offset: u64, count: u64) -> Result<Vec<u64>, DiskError> {
@@ -81,74 +155,104 @@ impl Checker<'_> {
         Ok(bytes.chunks_exact(8).map(|word| be64(word, 0)).collect())
     }
 
-    /// Counts a reference to each cluster that a range of bytes touches.
-    fn count(&mut self, what: &str, offset: u64, bytes: u64) {
-        if bytes == 0 {
-            return;
+    /// Counts a reference to each cluster of a table; says whether it lies in the file.
+    fn count_table(&mut self, what: &str, offset: u64, bytes: u64) -> bool {
+        let is_inside = self.count(what, offset, bytes, 1);
+        if is_inside && bytes > 0 {
+            self.is_table[(offset / self.cluster) as usize..=((offset + bytes - 1) / self.cluster) as usize].fill(true);
         }
-        let aligned = offset.is_multiple_of(self.cluster) || what == "compressed cluster";
-        let last = offset.saturating_add(bytes - 1) / self.cluster;
-        if !aligned || offset >= self.end || last as usize >= self.references.len() {
-            self.report.error(format!("a {what} at {offset:#x} is not a cluster of the file"));
-            return;
-        }
-        for count in &mut self.references[(offset / self.cluster) as usize..=last as usize] {
-            *count = count.saturating_add(1);
-        }
+        is_inside
     }
 
-    fn count_tables(&mut self, l1_offset: u64, l1_entries: u32, active: bool) -> Result<(), DiskError> {
-        self.count("first-level table", l1_offset, u64::from(l1_entries) * 8);
-        for l1_entry in self.words(l1_offset, u64::from(l1_entries))? {
-            if l1_entry == 0 {
-                continue;
+    /// Counts references to each cluster that a range of bytes touches; says whether it lies in the file.
+    fn count(&mut self, what: &str, offset: u64, bytes: u64, times: u32) -> bool {
+        if bytes == 0 {
+            return true;
+        }
+        let is_aligned = offset.is_multiple_of(self.cluster) || what == "compressed cluster";
+        let last = offset.saturating_add(bytes - 1) / self.cluster;
+        if !is_aligned || offset >= self.end || last as usize >= self.references.len() {
+            self.report.error(format!("a {what} at {offset:#x} is not a cluster of the file"));
+            return false;
+        }
+        for count in &mut self.references[(offset / self.cluster) as usize..=last as usize] {
+            *count = count.saturating_add(times);
+        }
+        true
+    }
+
+    fn count_first_level(&mut self, offset: u64, entries: u32) -> Result<(), DiskError> {
+        self.count_table("first-level table", offset, u64::from(entries) * 8);
+        for (index, entry) in self.words(offset, u64::from(entries))?.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
+            let at = offset + index as u64 * 8;
+            let table = entry & OFFSET;
+            if entry & !(OFFLAG_COPIED | OFFSET) != 0 || table == 0 {
+                self.report.error(format!("first-level entry {entry:#x} makes no sense"));
+                self.nonsense.push(Nonsense { at, is_first_level: true });
+            } else if self.tables.contains_key(&table) || !self.is_known_table(table) {
+                if self.count_table("second-level table", table, self.cluster) {
+                    let times = self.tables.entry(table).or_default();
+                    *times = times.saturating_add(1);
+                } else {
+                    self.nonsense.push(Nonsense { at, is_first_level: true });
+                }
+            } else {
+                self.report.error(format!("first-level entry {entry:#x} points at another table"));
+                self.nonsense.push(Nonsense { at, is_first_level: true });
             }
-            let l2 = l1_entry & OFFSET;
-            if l1_entry & !(OFFLAG_COPIED | OFFSET) != 0 {
-                self.report.error(format!("first-level entry {l1_entry:#x} has reserved bits set"));
-            }
-            self.count("second-level table", l2, self.cluster);
-            if active {
-                self.flags.push((l2, l1_entry & OFFLAG_COPIED != 0));
-            }
-            if l2 < self.end {
-                for entry in self.words(l2, self.cluster / 8)? {
-                    self.count_entry(entry, active);
+        }
+        Ok(())
+    }
+
+    fn is_known_table(&self, offset: u64) -> bool {
+        self.is_table.get((offset / self.cluster) as usize).copied().unwrap_or(false)
+    }
+
+    /// Counts what the second-level tables lead to.
+    fn count_data(&mut self) -> Result<(), DiskError> {
+        for (table, times) in std::mem::take(&mut self.tables) {
+            for (index, entry) in self.words(table, self.cluster / 8)?.into_iter().enumerate() {
+                if entry != 0 && !self.count_entry(entry, times) {
+                    self.nonsense.push(Nonsense { at: table + index as u64 * 8, is_first_level: false });
                 }
             }
         }
         Ok(())
     }
 
-    fn count_entry(&mut self, entry: u64, active: bool) {
-        if entry == 0 {
-            return;
-        }
+    /// Counts what one entry leads to; says whether the entry makes sense.
+    fn count_entry(&mut self, entry: u64, times: u32) -> bool {
         if entry & OFFLAG_COMPRESSED != 0 {
-            let sector_bits = self.header.cluster_bits - 8;
-            let start = entry & ((1 << (62 - sector_bits)) - 1);
-            let sectors = (entry >> (62 - sector_bits)) & ((1 << sector_bits) - 1);
-            if entry & OFFLAG_COPIED != 0 {
-                self.report.error(format!("compressed entry {entry:#x} is marked as writable in place"));
-            }
-            // The last sectors need not be in the file.
-            let bytes = (sectors + 1) * 512 - (start & 511);
-            self.count("compressed cluster", start, bytes.min(self.end.saturating_sub(start)).max(1));
-            self.report.allocated_clusters += u64::from(active);
-            return;
+            return self.count_compressed(entry, times);
         }
-        let is_zero = self.header.version >= 3 && entry & 1 != 0;
-        let reserved = if self.header.version >= 3 { !(OFFLAG_COPIED | OFFSET | 1) } else { !(OFFLAG_COPIED | OFFSET) };
+        let is_zero = self.header.version >= 3 && entry & OFFLAG_ZERO != 0;
+        let reserved = !(OFFLAG_COPIED | OFFSET | if self.header.version >= 3 { OFFLAG_ZERO } else { 0 });
         let host = entry & OFFSET;
         if entry & reserved != 0 || (host == 0 && !is_zero) || (host == 0 && entry & OFFLAG_COPIED != 0) {
             self.report.error(format!("second-level entry {entry:#x} makes no sense"));
-        } else if host != 0 {
-            self.count("data cluster", host, self.cluster);
-            if active {
-                self.flags.push((host, entry & OFFLAG_COPIED != 0));
-                self.report.allocated_clusters += 1;
-            }
+            return false;
         }
+        if host != 0 && self.is_known_table(host) {
+            self.report.error(format!("second-level entry {entry:#x} points at a table"));
+            return false;
+        }
+        host == 0 || self.count("data cluster", host, self.cluster, times)
+    }
+
+    fn count_compressed(&mut self, entry: u64, times: u32) -> bool {
+        let (start, bytes) = compressed_range(entry, self.header.cluster_bits);
+        let last = (start + bytes - 1) / self.cluster;
+        if entry & OFFLAG_COPIED != 0 || last > start / self.cluster + 1 {
+            self.report.error(format!("compressed entry {entry:#x} makes no sense"));
+            return false;
+        }
+        if (start / self.cluster..=last).any(|cluster| self.is_known_table(cluster * self.cluster)) {
+            self.report.error(format!("compressed entry {entry:#x} points at a table"));
+            return false;
+        }
+        // The last sectors need not be in the file.
+        let bytes = bytes.min(self.end.saturating_sub(start)).max(1);
+        self.count("compressed cluster", start, bytes, times)
     }
 
     fn count_bitmaps(&mut self) -> Result<(), DiskError> {
@@ -161,7 +265,7 @@ impl Checker<'_> {
             self.report.error("the directory of bitmaps makes no sense".into());
             return Ok(());
         }
-        self.count("bitmap directory", offset, size);
+        self.count_table("bitmap directory", offset, size);
         let mut directory = vec![0; size as usize];
         self.file.read_zero_padded(offset, &mut directory)?;
         let mut at = 0;
@@ -172,14 +276,14 @@ impl Checker<'_> {
             };
             let (table, entries) = (be64(entry, 0), be32(entry, 8));
             let (name, extra) = (u16::from_be_bytes([entry[18], entry[19]]), be32(entry, 20));
-            if u64::from(entries) * 8 > 64 << 20 {
+            if u64::from(entries) * 8 > self.end.min(64 << 20) {
                 self.report.error("a bitmap is too large".into());
                 return Ok(());
             }
-            self.count("bitmap table", table, u64::from(entries) * 8);
+            self.count_table("bitmap table", table, u64::from(entries) * 8);
             for word in self.words(table, u64::from(entries))? {
                 if word & OFFSET != 0 {
-                    self.count("bitmap cluster", word & OFFSET, self.cluster);
+                    self.count_table("bitmap cluster", word & OFFSET, self.cluster);
                 }
             }
             at += (24 + usize::from(name) + extra as usize).next_multiple_of(8);
@@ -187,49 +291,116 @@ impl Checker<'_> {
         Ok(())
     }
 
-    /// Compares what was counted with what the file says.
-    fn compare(&mut self) -> Result<(), DiskError> {
+    /// Compares what was counted with what the file says; returns the differences and all counts of the file.
+    fn compare(&mut self) -> Result<(Vec<Miscount>, Vec<u32>), DiskError> {
         let bits = 1_u64 << self.header.refcount_order;
         let per_block = self.cluster * 8 / bits;
-        let table = self.words(self.header.refcount_table_offset, self.table_words())?;
-        let mut counts = vec![0_u64; self.references.len()];
-        let mut block = vec![0; self.cluster as usize];
-        for (index, offset) in table.iter().enumerate() {
-            if *offset == 0 || *offset & 0x1ff != 0 || *offset >= self.end {
+        let mut miscounted = Vec::new();
+        let mut counts = vec![0_u32; self.references.len()];
+        let mut bytes = vec![0; self.cluster as usize];
+        let known = (self.references.len() as u64).div_ceil(per_block);
+        let blocks = self.refcount_table()?;
+        for index in 0..(blocks.len() as u64).max(known) {
+            let offset = blocks.get(index as usize).copied().unwrap_or(0);
+            let is_usable = offset != 0
+                && offset & RESERVED_IN_REFCOUNT_TABLE == 0
+                && offset < self.end
+                && offset.is_multiple_of(self.cluster);
+            if !is_usable && index >= known {
                 continue;
             }
-            self.file.read_zero_padded(*offset, &mut block)?;
+            bytes.fill(0);
+            if is_usable {
+                self.file.read_zero_padded(offset, &mut bytes)?;
+            }
             for entry in 0..per_block {
-                let count = count_in(&block, entry, bits);
-                let cluster = index as u64 * per_block + entry;
-                match counts.get_mut(cluster as usize) {
-                    Some(place) => *place = count,
-                    // Counts for clusters past the end: allocated just before a crash, never written.
-                    None => self.report.leaks += u64::from(count > 0),
+                let cluster = index * per_block + entry;
+                let counted = count_in(&bytes, entry, bits);
+                let used = self.references.get(cluster as usize).copied().map_or(0, u64::from);
+                if let Some(place) = counts.get_mut(cluster as usize) {
+                    *place = counted.min(u64::from(u32::MAX)) as u32;
+                }
+                if counted == used {
+                    continue;
+                }
+                let block = is_usable.then_some(offset);
+                miscounted.push(Miscount { cluster, counted, used, block });
+                if counted < used {
+                    self.report.error(format!("cluster {cluster} is used {used} times but counted {counted} times"));
+                } else {
+                    // Among them clusters past the end: allocated just before a crash, never written.
+                    self.report.leaks += 1;
+                    self.report.note(format!("cluster {cluster} is used {used} times but counted {counted} times"));
                 }
             }
         }
-        for (cluster, (used, counted)) in self.references.iter().zip(&counts).enumerate() {
-            let used = u64::from(*used);
-            if *counted < used {
-                let detail = format!("cluster {cluster} is used {used} times but counted {counted} times");
-                self.report.error(detail);
-            } else if *counted > used {
-                self.report.leaks += 1;
-            }
-        }
-        for (host, copied) in std::mem::take(&mut self.flags) {
-            let counted = counts.get((host / self.cluster) as usize).copied().unwrap_or(0);
-            match (copied, counted) {
-                (true, 1) | (false, 2..) => {}
-                (false, _) => self.report.unmarked += 1,
-                (true, _) => {
-                    self.report.error(format!("the entry for {host:#x} says \"ours alone\", but its count is {counted}"))
-                }
-            }
-        }
-        Ok(())
+        Ok((miscounted, counts))
     }
+
+    /// Compares the marks "ours alone" of the active tables with the counts of the file, and takes the figures of the
+    /// guest's clusters on the way.
+    fn check_marks(&mut self, counts: &[u32]) -> Result<Vec<(u64, u64)>, DiskError> {
+        let mut wrong = Vec::new();
+        let mut expected_next = 0;
+        let is_bad: std::collections::HashSet<u64> = self.nonsense.iter().map(|nonsense| nonsense.at).collect();
+        let (offset, entries) = (self.header.l1_offset, u64::from(self.header.l1_entries));
+        let mut visits = 0;
+        for (index, entry) in self.words(offset, entries)?.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
+            let at = offset + index as u64 * 8;
+            visits += 1;
+            // More tables than the file has clusters: the same ones again and again.
+            if is_bad.contains(&at) || visits > self.references.len() {
+                continue;
+            }
+            self.check_mark(at, entry, counts, &mut wrong);
+            let table = entry & OFFSET;
+            for (index, entry) in self.words(table, self.cluster / 8)?.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
+                let at = table + index as u64 * 8;
+                if is_bad.contains(&at) {
+                    continue;
+                }
+                if entry & OFFLAG_COMPRESSED != 0 {
+                    // Their nature is to lie scattered; QEMU counts them so too.
+                    self.report.allocated_clusters += 1;
+                    self.report.compressed_clusters += 1;
+                    self.report.fragmented_clusters += 1;
+                    continue;
+                }
+                let host = entry & OFFSET;
+                if host != 0 {
+                    self.report.allocated_clusters += 1;
+                    self.report.fragmented_clusters += u64::from(expected_next != 0 && host != expected_next);
+                    expected_next = host + self.cluster;
+                    self.check_mark(at, entry, counts, &mut wrong);
+                }
+            }
+        }
+        Ok(wrong)
+    }
+
+    fn check_mark(&mut self, at: u64, entry: u64, counts: &[u32], wrong: &mut Vec<(u64, u64)>) {
+        let host = entry & OFFSET;
+        let counted = counts.get((host / self.cluster) as usize).copied().unwrap_or(0);
+        match (entry & OFFLAG_COPIED != 0, counted) {
+            (true, 1) | (false, 0 | 2..) => {}
+            (false, 1) => {
+                self.report.unmarked += 1;
+                wrong.push((at, entry | OFFLAG_COPIED));
+            }
+            (true, _) => {
+                self.report.error(format!("the entry for {host:#x} says \"ours alone\", but its count is {counted}"));
+                wrong.push((at, entry & !OFFLAG_COPIED));
+            }
+        }
+    }
+}
+
+/// Where a compressed cluster lies, and how many bytes it has at most.
+fn compressed_range(entry: u64, cluster_bits: u32) -> (u64, u64) {
+    let sector_bits = cluster_bits - 8;
+    let start = entry & ((1 << (62 - sector_bits)) - 1);
+    let sectors = (entry >> (62 - sector_bits)) & ((1 << sector_bits) - 1);
+    (start, (sectors + 1) * 512 - (start & 511))
 }
 
 /// Reads one count, whatever its width in bits.

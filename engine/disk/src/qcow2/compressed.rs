@@ -1,11 +1,12 @@
-//! Reading compressed clusters. The output is always exactly one cluster, so no input can make it grow; the input is
+//! Packing and unpacking clusters. What is unpacked is always exactly one cluster, so no input can make it grow; the input is
 //! at most two clusters, which bounds the time too.
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use flate2::{Decompress, FlushDecompress, Status};
+use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status};
 
 use super::header::Compression;
 
@@ -37,6 +38,30 @@ pub(super) fn unpack(compression: Compression, input: &[u8], output: &mut [u8]) 
     }
 }
 
+/// Readers of such files know no window beyond 4 KiB.
+const DEFLATE_WINDOW_LOG: u8 = 12;
+
+/// Packs a cluster; `None` if that would not make it smaller.
+pub(super) fn pack(compression: Compression, input: &[u8]) -> Option<Vec<u8>> {
+    thread_local! {
+        static DEFLATE: RefCell<Compress> =
+            RefCell::new(Compress::new_with_window_bits(flate2::Compression::default(), false, DEFLATE_WINDOW_LOG));
+        static ZSTD: RefCell<Option<zstd::bulk::Compressor<'static>>> = RefCell::new(zstd::bulk::Compressor::new(0).ok());
+    }
+    // One byte of gain is the least, so a piece never fills its cluster.
+    let mut output = vec![0; input.len() - 1];
+    let length = match compression {
+        Compression::Deflate => DEFLATE.with_borrow_mut(|deflate| {
+            deflate.reset();
+            let status = deflate.compress(input, &mut output, FlushCompress::Finish);
+            (matches!(status, Ok(Status::StreamEnd))).then(|| deflate.total_out() as usize)
+        }),
+        Compression::Zstd => ZSTD.with_borrow_mut(|zstd| zstd.as_mut()?.compress_to_buffer(input, &mut output[..]).ok()),
+    }?;
+    output.truncate(length);
+    Some(output)
+}
+
 /// The clusters unpacked last. Guests read a cluster in many small pieces; unpacking it each time would be slow.
 pub(super) struct UnpackedCache {
     recent: Mutex<VecDeque<(u64, Arc<[u8]>)>>,
@@ -55,6 +80,11 @@ impl UnpackedCache {
     pub(super) fn get(&self, start: u64) -> Option<Arc<[u8]>> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.iter().find(|(known, _)| *known == start).map(|(_, content)| Arc::clone(content))
+    }
+
+    /// Keeps only the clusters whose host position is wanted.
+    pub(super) fn retain(&self, is_wanted: impl Fn(u64) -> bool) {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).retain(|(start, _)| is_wanted(*start));
     }
 
     pub(super) fn put(&self, start: u64, content: Arc<[u8]>) {

@@ -1,14 +1,14 @@
 //! Making an empty qcow2 file: header, refcount table and blocks, first-level table, in this order.
 
-use crate::block_file::BlockFile;
-use crate::open::CreateOptions;
+use crate::block_file::{BlockFile, fill_with_zeros};
+use crate::open::{CreateOptions, Preallocation};
 use crate::{DiskError, Format};
 
 use super::header::{
-    Compression, EXTENSION_BACKING_FORMAT, EXTENSION_END, INCOMPATIBLE_COMPRESSION, MAGIC, MAX_CLUSTER_BITS, MAX_L1_BYTES,
-    MAX_REFCOUNT_TABLE_BYTES, MIN_CLUSTER_BITS, V2_LENGTH, V3_LENGTH, V3_LENGTH_WITH_COMPRESSION,
+    COMPATIBLE_LAZY_REFCOUNTS, Compression, EXTENSION_BACKING_FORMAT, EXTENSION_END, INCOMPATIBLE_COMPRESSION, MAGIC,
+    MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MIN_CLUSTER_BITS, V2_LENGTH, V3_LENGTH, V3_LENGTH_WITH_COMPRESSION,
 };
-use super::mapping::Geometry;
+use super::mapping::{COPIED, Geometry};
 use super::refcounts::set;
 
 /// What can be chosen for a new qcow2 file. The defaults are QEMU's.
@@ -22,11 +22,13 @@ pub struct Qcow2Options {
     pub refcount_bits: u32,
     /// How clusters would be compressed; only version 3 has a choice.
     pub compression: Compression,
+    /// Whether writers may leave the refcounts behind. A permission for other programs; we keep them exact anyway.
+    pub lazy_refcounts: bool,
 }
 
 impl Default for Qcow2Options {
     fn default() -> Self {
-        Self { version: 3, cluster_size: 65_536, refcount_bits: 16, compression: Compression::Deflate }
+        Self { version: 3, cluster_size: 65_536, refcount_bits: 16, compression: Compression::Deflate, lazy_refcounts: false }
     }
 }
 
@@ -36,20 +38,27 @@ struct Layout {
     blocks: u64,
     l1_entries: u64,
     l1_clusters: u64,
+    /// Second-level tables and data that are mapped from the beginning.
+    tables: u64,
+    data: u64,
 }
 
 impl Layout {
-    fn of(geometry: Geometry, size: u64) -> Self {
+    fn of(geometry: Geometry, size: u64, preallocation: Preallocation) -> Self {
         let cluster_size = geometry.cluster_size();
         let l1_entries = size.div_ceil(cluster_size * geometry.l2_entries()).max(1);
         let l1_clusters = (l1_entries * 8).div_ceil(cluster_size);
+        let (tables, data) = match preallocation {
+            Preallocation::Off => (0, 0),
+            _ => (size.div_ceil(geometry.bytes_per_table()), size.div_ceil(cluster_size)),
+        };
         let (mut table_clusters, mut blocks) = (1, 1);
         // Each round can only grow; it ends as soon as the blocks count everything and the table finds the blocks.
         loop {
-            let total = 1 + table_clusters + blocks + l1_clusters;
+            let total = 1 + table_clusters + blocks + l1_clusters + tables + data;
             let needed = (total.div_ceil(geometry.block_entries()), (blocks * 8).div_ceil(cluster_size));
             if needed.0 <= blocks && needed.1 <= table_clusters {
-                return Self { table_clusters, blocks, l1_entries, l1_clusters };
+                return Self { table_clusters, blocks, l1_entries, l1_clusters, tables, data };
             }
             (blocks, table_clusters) = (blocks.max(needed.0), table_clusters.max(needed.1));
         }
@@ -57,7 +66,7 @@ impl Layout {
 }
 
 pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
-    let Qcow2Options { version, cluster_size, refcount_bits, compression } = options.qcow2;
+    let Qcow2Options { version, cluster_size, refcount_bits, compression, lazy_refcounts } = options.qcow2;
     let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
     let cluster_bits = cluster_size.trailing_zeros();
     if !cluster_size.is_power_of_two() || !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
@@ -68,12 +77,15 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
     }
     match version {
         3 => {}
-        2 if refcount_bits == 16 && compression == Compression::Deflate => {}
-        2 => return Err(refuse("Version 2 has only 16-bit refcounts and deflate. Use version 3 for others")),
+        2 if refcount_bits == 16 && compression == Compression::Deflate && !lazy_refcounts => {}
+        2 => return Err(refuse("Version 2 has only exact 16-bit refcounts and deflate. Use version 3 for others")),
         _ => return Err(refuse("The qcow2 version must be 2 or 3")),
     }
     let geometry = Geometry { cluster_bits, refcount_order: refcount_bits.trailing_zeros(), version };
-    let layout = Layout::of(geometry, options.size);
+    if options.preallocation != Preallocation::Off && options.backing.is_some() {
+        return Err(refuse("A disk that is built on another cannot set space aside"));
+    }
+    let layout = Layout::of(geometry, options.size, options.preallocation);
     let table_fits = layout.table_clusters * cluster_size <= MAX_REFCOUNT_TABLE_BYTES;
     if layout.l1_entries * 8 > MAX_L1_BYTES || !table_fits {
         return Err(refuse("A disk of this size needs larger clusters. Choose a larger cluster size"));
@@ -82,25 +94,48 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
 
     let first_block = 1 + layout.table_clusters;
     let l1 = first_block + layout.blocks;
-    let used = l1 + layout.l1_clusters;
-    let mut table = vec![0; (layout.table_clusters * cluster_size) as usize];
+    let tables = l1 + layout.l1_clusters;
+    let data = tables + layout.tables;
+    let used = data + layout.data;
+    let host = |doing: &'static str| move |source| DiskError::host(doing, file.path(), source);
+    let write = |offset: u64, bytes: &[u8]| file.write_at(offset, bytes).map_err(host("write"));
+    // The first-level table may be all zeros, which is what a file grown by `truncate` holds.
+    file.truncate(used * cluster_size).map_err(host("create"))?;
+    set_space_aside(file, data * cluster_size, layout.data * cluster_size, options.preallocation)?;
+    write(cluster_size, &offsets(first_block, layout.blocks, cluster_size, 0))?;
     for number in 0..layout.blocks {
-        let entry = (first_block + number) * cluster_size;
-        table[number as usize * 8..][..8].copy_from_slice(&entry.to_be_bytes());
+        let mut block = vec![0; cluster_size as usize];
+        let counted = number * geometry.block_entries()..used.min((number + 1) * geometry.block_entries());
+        for entry in 0..counted.end - counted.start {
+            set(&mut block, entry as usize, geometry.refcount_order, 1);
+        }
+        write((first_block + number) * cluster_size, &block)?;
     }
-    let mut blocks = vec![0; (layout.blocks * cluster_size) as usize];
-    for cluster in 0..used {
-        let block = (cluster / geometry.block_entries()) * cluster_size;
-        let entry = (cluster % geometry.block_entries()) as usize;
-        set(&mut blocks[block as usize..][..cluster_size as usize], entry, geometry.refcount_order, 1);
+    write(l1 * cluster_size, &offsets(tables, layout.tables, cluster_size, COPIED))?;
+    for number in 0..layout.tables {
+        let mapped = number * geometry.l2_entries();
+        let entries = (layout.data - mapped).min(geometry.l2_entries());
+        write((tables + number) * cluster_size, &offsets(data + mapped, entries, cluster_size, COPIED))?;
     }
-    let write =
-        |offset: u64, bytes: &[u8]| file.write_at(offset, bytes).map_err(|source| DiskError::host("write", file.path(), source));
-    // The first-level table is all zeros, which is what a file grown by `truncate` holds.
-    file.truncate(used * cluster_size).map_err(|source| DiskError::host("create", file.path(), source))?;
-    write(cluster_size, &table)?;
-    write(first_block * cluster_size, &blocks)?;
     write(0, &header)
+}
+
+/// Table entries for so many clusters that follow each other.
+fn offsets(first: u64, count: u64, cluster_size: u64, marks: u64) -> Vec<u8> {
+    (first..first + count).flat_map(|cluster| ((cluster * cluster_size) | marks).to_be_bytes()).collect()
+}
+
+/// Has the host keep space for the data of a new disk.
+fn set_space_aside(file: &dyn BlockFile, offset: u64, length: u64, how: Preallocation) -> Result<(), DiskError> {
+    let host = |source| DiskError::host("set space aside in", file.path(), source);
+    match how {
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => match file.allocate(offset, length) {
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => fill_with_zeros(file, offset, length).map_err(host),
+            result => result.map_err(host),
+        },
+        Preallocation::Full => fill_with_zeros(file, offset, length).map_err(host),
+    }
 }
 
 /// The header with its extensions and the name of the base image; `None` if that does not fit the first cluster.
@@ -112,16 +147,8 @@ fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -
         (_, false) => V3_LENGTH,
         (_, true) => V3_LENGTH_WITH_COMPRESSION,
     };
-    let mut extensions = Vec::new();
-    if let Some(backing) = &options.backing {
-        let word = backing_word(backing.format).as_bytes();
-        extensions.extend(EXTENSION_BACKING_FORMAT.to_be_bytes());
-        extensions.extend((word.len() as u32).to_be_bytes());
-        extensions.extend(word);
-        extensions.resize(extensions.len().next_multiple_of(8), 0);
-    }
-    extensions.extend(EXTENSION_END.to_be_bytes());
-    extensions.extend([0; 4]);
+    let format = options.backing.as_ref().map(|backing| backing_word(backing.format).as_bytes().to_vec());
+    let extensions = encode_extensions(&format.map(|word| (EXTENSION_BACKING_FORMAT, word)).into_iter().collect::<Vec<_>>());
     let name = options.backing.as_ref().map_or(&[][..], |backing| backing.name.as_bytes());
     let name_offset = if name.is_empty() { 0 } else { (length + extensions.len()) as u64 };
     if name.len() > 1023 || (length + extensions.len() + name.len()) as u64 > cluster_size || name.contains(&0) {
@@ -143,7 +170,8 @@ fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -
     header.extend([0; 12]); // snapshots: none
     if geometry.version >= 3 {
         header.extend((if with_zstd { INCOMPATIBLE_COMPRESSION } else { 0 }).to_be_bytes());
-        header.extend([0; 16]); // compatible and autoclear features: none
+        header.extend((if options.qcow2.lazy_refcounts { COMPATIBLE_LAZY_REFCOUNTS } else { 0 }).to_be_bytes());
+        header.extend([0; 8]); // autoclear features: none
         header.extend(geometry.refcount_order.to_be_bytes());
         header.extend((length as u32).to_be_bytes());
         if with_zstd {
@@ -155,8 +183,22 @@ fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -
     Some(header)
 }
 
+/// Header extensions as they stand in a file, with their end mark.
+pub(super) fn encode_extensions(extensions: &[(u32, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (kind, data) in extensions {
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend((data.len() as u32).to_be_bytes());
+        bytes.extend(data);
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+    bytes.extend(EXTENSION_END.to_be_bytes());
+    bytes.extend([0; 4]);
+    bytes
+}
+
 /// The word that QEMU knows a format by; it has none for CD images, which are raw to it.
-fn backing_word(format: Format) -> &'static str {
+pub(super) fn backing_word(format: Format) -> &'static str {
     match format {
         Format::Iso => Format::Raw.name(),
         other => other.name(),

@@ -19,11 +19,16 @@ pub(super) const MAX_CLUSTER_BITS: u32 = 21;
 /// Limits that QEMU sets too, so that an image of ours opens there and no header makes us allocate without bound.
 pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(super) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
-const MAX_SNAPSHOTS: u32 = 65_536;
-const MAX_BACKING_NAME: u32 = 1023;
+pub(super) const MAX_SNAPSHOTS: u32 = 65_536;
+pub(super) const MAX_BACKING_NAME: u32 = 1023;
 
 /// Byte positions of the fields that change while an image is open.
+pub(super) const AT_BACKING: usize = 8;
+/// Size, encryption method, and length and place of the first-level table: one write changes them together.
+pub(super) const AT_SIZE: u64 = 24;
 pub(super) const AT_REFCOUNT_TABLE: u64 = 48;
+/// Number and place of the snapshots: one write changes them together.
+pub(super) const AT_SNAPSHOTS: u64 = 60;
 pub(super) const AT_INCOMPATIBLE: u64 = 72;
 pub(super) const AT_AUTOCLEAR: u64 = 88;
 
@@ -32,6 +37,8 @@ pub(super) const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
 const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 pub(super) const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
 const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+/// Writers may leave the refcounts behind while the image is marked dirty. We never do.
+pub(super) const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
 /// The bitmaps in the file describe its content. We keep bitmaps but do not update them, so writing clears this.
 pub(super) const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 
@@ -62,9 +69,12 @@ pub(super) struct Header {
     pub(super) snapshots: u32,
     pub(super) snapshots_offset: u64,
     pub(super) incompatible: u64,
+    pub(super) compatible: u64,
     pub(super) autoclear: u64,
     pub(super) refcount_order: u32,
     pub(super) compression: Compression,
+    /// Bytes of the header before its extensions.
+    pub(super) length: usize,
     /// Extensions in file order, the backing format among them.
     pub(super) extensions: Vec<(u32, Vec<u8>)>,
 }
@@ -97,11 +107,11 @@ impl Header {
         }
         let cluster_size = 1_u64 << cluster_bits;
         let (features, refcount_order, header_length) = match version {
-            2 => ((0, 0), 4, V2_LENGTH),
+            2 => ((0, 0, 0), 4, V2_LENGTH),
             _ if available < V3_LENGTH => return Err(wrong(path, "its header is cut short")),
-            _ => ((be64(&fixed, 72), be64(&fixed, 88)), be32(&fixed, 96), be32(&fixed, 100) as usize),
+            _ => ((be64(&fixed, 72), be64(&fixed, 80), be64(&fixed, 88)), be32(&fixed, 96), be32(&fixed, 100) as usize),
         };
-        let (incompatible, autoclear) = features;
+        let (incompatible, compatible, autoclear) = features;
         if version == 3 && (header_length < V3_LENGTH || !header_length.is_multiple_of(8) || header_length as u64 > cluster_size)
         {
             return Err(wrong(path, "its header length is impossible"));
@@ -126,9 +136,11 @@ impl Header {
             snapshots: be32(&fixed, 60),
             snapshots_offset: be64(&fixed, 64),
             incompatible,
+            compatible,
             autoclear,
             refcount_order,
             compression,
+            length: header_length,
             extensions: Vec::new(),
         };
         header.check_tables(path, file_size)?;

@@ -11,7 +11,7 @@ use crate::fenced_file::FencedFile;
 
 /// "Reference count is exactly one": the cluster may be written in place.
 pub(super) const COPIED: u64 = 1 << 63;
-const COMPRESSED: u64 = 1 << 62;
+pub(super) const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeros (version 3).
 pub(super) const ZERO: u64 = 1;
 /// Bits 9–55: a host offset.
@@ -40,6 +40,11 @@ impl Geometry {
     /// Entries of a refcount block.
     pub(super) fn block_entries(self) -> u64 {
         (self.cluster_size() * 8) >> self.refcount_order
+    }
+
+    /// Bytes of the disk that one second-level table maps.
+    pub(super) fn bytes_per_table(self) -> u64 {
+        self.l2_entries() << self.cluster_bits
     }
 
     /// Position in the first-level table, and in the second-level table under it.
@@ -192,6 +197,12 @@ impl L2Cache {
     pub(super) fn forget(&mut self, offset: u64) {
         self.tables.remove(&offset);
         self.dirty.remove(&offset);
+    }
+
+    /// Forgets all tables; there must be nothing to write.
+    pub(super) fn clear(&mut self) {
+        self.tables.clear();
+        self.dirty.clear();
     }
 
     pub(super) fn is_clean(&self) -> bool {

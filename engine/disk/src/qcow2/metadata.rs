@@ -5,40 +5,45 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::DiskError;
 use crate::fenced_file::FencedFile;
 
-use super::header::{AT_INCOMPATIBLE, Header, INCOMPATIBLE_CORRUPT, be64};
-use super::mapping::{BadEntry, COPIED, Geometry, L2Cache, Mapping, OFFSET_MASK, write_words};
+use super::header::{AT_INCOMPATIBLE, Header, INCOMPATIBLE_CORRUPT};
+use super::mapping::{BadEntry, COMPRESSED, COPIED, Geometry, L2Cache, Mapping, OFFSET_MASK, write_words};
 use super::refcounts::{AllocateError, BLOCK_OFFSET_MASK, Growth, Refcounts};
-use super::snapshots::SnapshotTable;
+use super::snapshot_table::SnapshotTable;
 
 /// All that is known of where things lie in the file.
 pub(super) struct Metadata {
-    geometry: Geometry,
-    file: Arc<FencedFile>,
-    incompatible: u64,
-    l1: Vec<u64>,
-    l1_offset: u64,
+    pub(super) geometry: Geometry,
+    pub(super) file: Arc<FencedFile>,
+    /// The header as the file has it now.
+    pub(super) header: Header,
+    pub(super) snapshots: SnapshotTable,
+    pub(super) l1: Vec<u64>,
+    pub(super) l1_offset: u64,
     /// First-level entries that the file does not have yet.
-    dirty_l1: BTreeSet<usize>,
-    l2: L2Cache,
+    pub(super) dirty_l1: BTreeSet<usize>,
+    pub(super) l2: L2Cache,
     /// `None` while the image is only read.
-    refcounts: Option<Refcounts>,
+    pub(super) refcounts: Option<Refcounts>,
     /// Clusters of the header, first-level and snapshot tables: they stay where they are.
-    fixed: Vec<Range<u64>>,
+    pub(super) fixed: Vec<Range<u64>>,
     /// Clusters of second-level tables, of the refcount table and of its blocks.
-    tables: HashSet<u64>,
+    pub(super) tables: HashSet<u64>,
     /// Clusters that lose a reference with the next commit.
-    released: Vec<u64>,
+    pub(super) released: Vec<u64>,
     /// Clusters from this offset on have never been written and so hold zeros.
-    end: u64,
+    pub(super) end: u64,
     /// Whether freed clusters are given back to the host.
-    can_punch: bool,
+    pub(super) can_punch: bool,
     /// Whether every second-level table was checked against the refcounts at opening.
-    all_verified: bool,
+    pub(super) all_verified: bool,
+    /// Where the next compressed cluster may go: behind the last one, if its host cluster has room left.
+    pub(super) packed_end: Option<u64>,
 }
 
 /// A table or cluster that cannot be what it claims.
@@ -47,8 +52,23 @@ pub(super) enum TableError {
     Bad(&'static str),
     /// The format cannot describe a larger file.
     Full,
+    /// A cluster cannot be counted once more.
+    TooShared,
     /// The host failed.
     Disk(DiskError),
+}
+
+impl TableError {
+    /// The error for the person.
+    pub(super) fn into_disk_error(self, path: &Path) -> DiskError {
+        let path = path.to_path_buf();
+        match self {
+            TableError::Bad(detail) => DiskError::Damaged { detail: detail.into(), advice: super::HOW_TO_REPAIR, path },
+            TableError::Full => DiskError::FormatFull { path },
+            TableError::TooShared => DiskError::TooShared { path },
+            TableError::Disk(error) => error,
+        }
+    }
 }
 
 impl From<DiskError> for TableError {
@@ -67,6 +87,7 @@ impl From<AllocateError> for TableError {
     fn from(error: AllocateError) -> Self {
         match error {
             AllocateError::Full => TableError::Full,
+            AllocateError::TooShared => TableError::TooShared,
             AllocateError::Disk(error) => TableError::Disk(error),
         }
     }
@@ -89,13 +110,18 @@ const MAX_RELEASED: usize = 1 << 18;
 
 impl Metadata {
     /// Reads what a reader needs.
-    pub(super) fn read(file: &Arc<FencedFile>, header: &Header, geometry: Geometry, end: u64) -> Result<Self, DiskError> {
+    pub(super) fn read(
+        file: &Arc<FencedFile>,
+        header: Header,
+        snapshots: SnapshotTable,
+        geometry: Geometry,
+        end: u64,
+    ) -> Result<Self, DiskError> {
         let mut bytes = vec![0; header.l1_entries as usize * 8];
         file.read_exact(header.l1_offset, &mut bytes)?;
         Ok(Self {
             geometry,
             file: Arc::clone(file),
-            incompatible: header.incompatible,
             l1: bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect(),
             l1_offset: header.l1_offset,
             dirty_l1: BTreeSet::new(),
@@ -107,23 +133,16 @@ impl Metadata {
             end,
             can_punch: true,
             all_verified: false,
+            packed_end: None,
+            header,
+            snapshots,
         })
     }
 
     /// Reads and checks what a writer needs besides. An inconsistency that writing could make worse is an error.
-    pub(super) fn prepare_writing(&mut self, header: &Header, snapshots: &SnapshotTable) -> Result<(), TableError> {
-        let mut refcounts = Refcounts::read(&self.file, header, self.geometry)?;
-        let mut fixed = vec![0..1, self.clusters(self.l1_offset, self.l1.len() as u64 * 8)];
-        fixed.push(self.clusters(header.snapshots_offset, snapshots.bytes));
-        for snapshot in &snapshots.snapshots {
-            fixed.push(self.clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8));
-        }
-        fixed.retain(|range| !range.is_empty());
-        fixed.sort_unstable_by_key(|range| range.start);
-        if fixed.windows(2).any(|pair| pair[0].end > pair[1].start) {
-            return Err(TableError::Bad("two of its tables overlap"));
-        }
-        self.fixed = fixed;
+    pub(super) fn prepare_writing(&mut self) -> Result<(), TableError> {
+        let mut refcounts = Refcounts::read(&self.file, &self.header, self.geometry)?;
+        self.note_fixed_tables()?;
         for cluster in refcounts.table_range() {
             self.claim_table(cluster)?;
         }
@@ -133,11 +152,7 @@ impl Metadata {
             }
             self.claim_table(entry / self.geometry.cluster_size())?;
         }
-        for index in 0..self.l1.len() {
-            if let Some(offset) = self.l2_offset(index)? {
-                self.claim_table(offset / self.geometry.cluster_size())?;
-            }
-        }
+        self.claim_second_level_tables()?;
         let fixed = self.fixed.iter().cloned().flatten();
         for cluster in fixed.chain(self.tables.iter().copied()) {
             if refcounts.get(&self.file, cluster)? == 0 {
@@ -153,7 +168,39 @@ impl Metadata {
         self.verify_tables()
     }
 
-    fn clusters(&self, offset: u64, length: u64) -> Range<u64> {
+    /// Takes down where the tables lie that a header or the snapshot table points at.
+    pub(super) fn note_fixed_tables(&mut self) -> Result<(), BadEntry> {
+        let mut fixed = vec![0..1, self.clusters(self.l1_offset, self.l1.len() as u64 * 8)];
+        fixed.push(self.clusters(self.header.snapshots_offset, self.snapshots.bytes));
+        for snapshot in &self.snapshots.snapshots {
+            fixed.push(self.clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8));
+        }
+        fixed.retain(|range| !range.is_empty());
+        fixed.sort_unstable_by_key(|range| range.start);
+        if fixed.windows(2).any(|pair| pair[0].end > pair[1].start) {
+            return Err(BadEntry("two of its tables overlap"));
+        }
+        self.fixed = fixed;
+        Ok(())
+    }
+
+    /// Puts the tables that the first-level table points at under guard.
+    pub(super) fn claim_second_level_tables(&mut self) -> Result<(), TableError> {
+        let mut seen = HashSet::new();
+        for index in 0..self.l1.len() {
+            let Some(offset) = self.l2_offset(index)? else { continue };
+            let cluster = offset / self.geometry.cluster_size();
+            if seen.insert(cluster) {
+                self.claim_table(cluster)?;
+            } else if self.l1[index] & COPIED != 0 {
+                // Several entries may share a table, but then none of them may write to it.
+                return Err(TableError::Bad("two of its tables overlap"));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn clusters(&self, offset: u64, length: u64) -> Range<u64> {
         let bits = self.geometry.cluster_bits;
         offset >> bits..(offset + length).div_ceil(self.geometry.cluster_size())
     }
@@ -165,13 +212,13 @@ impl Metadata {
         Ok(())
     }
 
-    fn is_fixed(&self, cluster: u64) -> bool {
+    pub(super) fn is_fixed(&self, cluster: u64) -> bool {
         let after = self.fixed.partition_point(|range| range.start <= cluster);
         after.checked_sub(1).and_then(|index| self.fixed.get(index)).is_some_and(|range| range.contains(&cluster))
     }
 
     /// Whether a cluster holds metadata, so that no data may ever be written there.
-    fn is_metadata(&self, cluster: u64) -> bool {
+    pub(super) fn is_metadata(&self, cluster: u64) -> bool {
         self.is_fixed(cluster) || self.tables.contains(&cluster)
     }
 
@@ -222,7 +269,7 @@ impl Metadata {
         Ok(())
     }
 
-    fn refcount(&mut self, cluster: u64) -> Result<u64, DiskError> {
+    pub(super) fn refcount(&mut self, cluster: u64) -> Result<u64, DiskError> {
         match &mut self.refcounts {
             Some(refcounts) => refcounts.get(&self.file, cluster),
             None => Ok(0),
@@ -230,11 +277,15 @@ impl Metadata {
     }
 
     /// Where the second-level table under a first-level entry lies; `None` if there is none.
-    fn l2_offset(&self, index: usize) -> Result<Option<u64>, BadEntry> {
-        let entry = self.l1.get(index).copied().unwrap_or(0);
-        if entry == 0 {
-            return Ok(None);
+    pub(super) fn l2_offset(&self, index: usize) -> Result<Option<u64>, BadEntry> {
+        match self.l1.get(index).copied().unwrap_or(0) {
+            0 => Ok(None),
+            entry => self.checked_l2_offset(entry).map(Some),
         }
+    }
+
+    /// Where the table lies that a first-level entry other than 0 points at.
+    pub(super) fn checked_l2_offset(&self, entry: u64) -> Result<u64, BadEntry> {
         let offset = entry & OFFSET_MASK;
         if entry & !(COPIED | OFFSET_MASK) != 0 || offset == 0 || !offset.is_multiple_of(self.geometry.cluster_size()) {
             return Err(BadEntry("a first-level entry makes no sense"));
@@ -243,7 +294,7 @@ impl Metadata {
         if offset >= self.end {
             return Err(BadEntry("a second-level table lies past the end of the file"));
         }
-        Ok(Some(offset))
+        Ok(offset)
     }
 
     /// The second-level entries that map `guest_offset`, if they are in memory: `Ok(None)` says that they must be
@@ -337,7 +388,9 @@ impl Metadata {
         let old = self.entries(table).get(index).copied().unwrap_or(0);
         let old_clusters = Mapping::decode(old, self.geometry)?.host_clusters(self.geometry);
         let new_clusters = Mapping::decode(entry, self.geometry)?.host_clusters(self.geometry);
-        if old_clusters != new_clusters {
+        // A compressed cluster was counted again even if it went where the old one is.
+        let is_same_place = old_clusters == new_clusters && entry & COMPRESSED == 0;
+        if !is_same_place {
             self.released.extend(old_clusters);
         }
         self.l2.set(table, index, entry);
@@ -346,9 +399,21 @@ impl Metadata {
 
     /// Hands out at most `wanted` clusters that lie together.
     pub(super) fn allocate(&mut self, wanted: u64) -> Result<Allocation, TableError> {
+        self.allocate_by(|refcounts, file, growth| refcounts.allocate(file, wanted, growth))
+    }
+
+    /// Hands out exactly `wanted` clusters that lie together, for a table.
+    pub(super) fn allocate_together(&mut self, wanted: u64) -> Result<Range<u64>, TableError> {
+        Ok(self.allocate_by(|refcounts, file, growth| refcounts.allocate_together(file, wanted, growth))?.clusters)
+    }
+
+    fn allocate_by(
+        &mut self,
+        allocate: impl FnOnce(&mut Refcounts, &FencedFile, &mut Growth) -> Result<Range<u64>, AllocateError>,
+    ) -> Result<Allocation, TableError> {
         let mut growth = Growth::default();
         let Some(refcounts) = &mut self.refcounts else { return Err(TableError::Bad("the disk is read-only")) };
-        let result = refcounts.allocate(&self.file, wanted, &mut growth);
+        let result = allocate(refcounts, &self.file, &mut growth);
         for cluster in &growth.taken {
             self.end = self.end.max((cluster + 1) << self.geometry.cluster_bits);
         }
@@ -413,20 +478,26 @@ impl Metadata {
     }
 
     /// Lowers the counts of released clusters and gives the free ones back to the host.
-    fn release(&mut self) {
+    pub(super) fn release(&mut self) {
         let Some(refcounts) = &mut self.refcounts else { return };
         let mut freed = Vec::new();
         for cluster in std::mem::take(&mut self.released) {
             match refcounts.lower(&self.file, cluster) {
-                Ok(0) => freed.push(cluster),
+                Ok(0) => {
+                    freed.push(cluster);
+                    if self.tables.remove(&cluster) {
+                        self.l2.forget(cluster << self.geometry.cluster_bits);
+                    }
+                }
+                // A snapshot, or another entry, goes on using it.
                 Ok(_) => {}
                 // The cluster stays counted: unused space, but nothing worse.
                 Err(error) => tracing::warn!(%error, cluster, "a freed cluster could not be given back"),
             }
-            // A table that a snapshot keeps is no longer ours to guard; its count guards it.
-            if self.tables.remove(&cluster) {
-                self.l2.forget(cluster << self.geometry.cluster_bits);
-            }
+        }
+        // Room behind a compressed cluster goes with its cluster.
+        if self.packed_end.is_some_and(|end| freed.contains(&(end >> self.geometry.cluster_bits))) {
+            self.packed_end = None;
         }
         freed.sort_unstable();
         let bits = self.geometry.cluster_bits;
@@ -437,15 +508,24 @@ impl Metadata {
         }
     }
 
+    /// Commits until nothing is left to write, lowered counts included.
+    pub(super) fn settle(&mut self) -> Result<(), DiskError> {
+        for _ in 0..3 {
+            if !self.has_changes() {
+                break;
+            }
+            self.commit()?;
+        }
+        Ok(())
+    }
+
     /// Sets the bit in the header that tells every program that the image contradicts itself.
     pub(super) fn mark_corrupt(&mut self) -> Result<(), DiskError> {
-        if self.geometry.version < 3 || self.incompatible & INCOMPATIBLE_CORRUPT != 0 || self.refcounts.is_none() {
+        if self.geometry.version < 3 || self.header.incompatible & INCOMPATIBLE_CORRUPT != 0 || self.refcounts.is_none() {
             return Ok(());
         }
-        let mut field = [0; 8];
-        self.file.read_exact(AT_INCOMPATIBLE, &mut field)?;
-        self.incompatible = be64(&field, 0) | INCOMPATIBLE_CORRUPT;
-        self.file.write_at(AT_INCOMPATIBLE, &self.incompatible.to_be_bytes())?;
+        self.header.incompatible |= INCOMPATIBLE_CORRUPT;
+        self.file.write_at(AT_INCOMPATIBLE, &self.header.incompatible.to_be_bytes())?;
         self.file.flush()
     }
 }

@@ -1,7 +1,7 @@
 //! qcow2: a disk that grows, can be built on another, and survives a crash at any instant.
 //!
-//! Done: versions 2 and 3, all cluster sizes and refcount widths, base images, zero and compressed clusters (read),
-//! discard, and copy-on-write around internal snapshots. Not here yet: making and loading snapshots, resizing,
+//! Done: versions 2 and 3, all cluster sizes and refcount widths, base images, zero and compressed clusters, discard,
+//! internal snapshots with the state of a machine, resizing, space set aside, checking and repairing. Not here yet:
 //! extended second-level entries, external data files, encryption, bitmaps (kept, but marked as out of date).
 //!
 //! ## The order of writes
@@ -25,9 +25,14 @@ mod check;
 mod compressed;
 mod create;
 mod header;
+mod header_edit;
 mod mapping;
 mod metadata;
+mod packing;
 mod refcounts;
+mod repair;
+mod resize;
+mod snapshot_table;
 mod snapshots;
 mod write;
 
@@ -35,27 +40,26 @@ mod write;
 mod tests;
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::DiskError;
 use crate::block_file::{Access, BlockFile};
-use crate::check::Repair;
 use crate::fenced_file::FencedFile;
 use crate::formats::{Driver, Format, Opening};
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
-use crate::image_info::{BackingInfo, ImageInfo, InfoValue, SnapshotInfo};
-use crate::open::Chain;
+use crate::image_info::{BackingInfo, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
+use crate::open::{Backing, Chain, Preallocation};
 
 pub use create::Qcow2Options;
 pub use header::Compression;
 
-use check::check;
 use compressed::UnpackedCache;
 use header::{BackingName, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
 use mapping::{Geometry, Mapping};
 use metadata::{Metadata, TableError};
-use snapshots::SnapshotTable;
+use snapshot_table::SnapshotTable;
+use snapshots::vm_state_start;
 
 pub(crate) const DRIVER: Driver = Driver {
     format: Format::Qcow2,
@@ -64,26 +68,20 @@ pub(crate) const DRIVER: Driver = Driver {
     recognise: |head| head.starts_with(header::MAGIC),
     open: |opening| Ok(Arc::new(Qcow2::open_with_chain(opening)?)),
     create: Some(create::create),
-    check: Some(|file, repair| match repair {
-        Repair::Nothing => check(file),
-        Repair::Leaks | Repair::All => Err(DiskError::NotPossible { title: DRIVER.title, action: "be repaired yet" }),
-    }),
+    check: Some(repair::check),
     writable: true,
     has_snapshots: true,
 };
 
-const HOW_TO_REPAIR: &str = "Repair it with qemu-img check -r all, or open it read-only to save what is there";
+const HOW_TO_REPAIR: &str = "Repair it with bellglass img check -r all, or open it read-only to save what is there";
 
 /// An open qcow2 disk.
 pub(crate) struct Qcow2 {
     file: Arc<FencedFile>,
     access: Access,
     geometry: Geometry,
-    size: u64,
+    size: AtomicU64,
     compression: header::Compression,
-    /// The header as it was when the image was opened.
-    header: Header,
-    snapshots: SnapshotTable,
     backing: Option<Arc<dyn DiskImage>>,
     unpacked: UnpackedCache,
     warnings: Vec<String>,
@@ -131,9 +129,9 @@ impl Qcow2 {
         open_backing: impl FnOnce(&BackingName) -> Result<Option<Arc<dyn DiskImage>>, DiskError>,
     ) -> Result<Self, DiskError> {
         let file = Arc::new(FencedFile::new(file));
-        let end = file.len()?;
+        let mut end = file.len()?;
         let mut header = Header::read(&file, end)?;
-        let snapshots = SnapshotTable::read(&file, &header, end)?;
+        let mut snapshots = SnapshotTable::read(&file, &header, end)?;
         let path = file.path().to_path_buf();
         let access = match snapshot {
             None => access,
@@ -146,25 +144,30 @@ impl Qcow2 {
         };
         let (version, refcount_order) = (header.version, header.refcount_order);
         let geometry = Geometry { cluster_bits: header.cluster_bits, refcount_order, version };
-        let damaged = |detail: &str| DiskError::Damaged { detail: detail.into(), advice: HOW_TO_REPAIR, path: path.clone() };
         let mut warnings = Vec::new();
-        for (bit, detail) in [
-            (INCOMPATIBLE_CORRUPT, "an earlier program found contradictions in it"),
-            (INCOMPATIBLE_DIRTY, "it was not closed properly and its free space is not counted"),
-        ] {
+        if header.incompatible & INCOMPATIBLE_CORRUPT != 0 {
+            if access == Access::ReadWrite {
+                return Err(TableError::Bad("an earlier program found contradictions in it").into_disk_error(&path));
+            }
+            warnings
+                .push("This disk needs a repair before it can be written: an earlier program found contradictions in it.".into());
+        }
+        if header.incompatible & INCOMPATIBLE_DIRTY != 0 {
             match access {
-                _ if header.incompatible & bit == 0 => {}
-                Access::ReadWrite => return Err(damaged(detail)),
-                Access::ReadOnly => warnings.push(format!("This disk needs a repair before it can be written: {detail}.")),
+                Access::ReadWrite => {
+                    let found = repair::repair_dirty(&file)?;
+                    tracing::warn!(path = %path.display(), leaks = found.leaks, errors = found.errors, "the free space of a disk that was not closed properly was counted anew");
+                    (header, snapshots) = read_again(&file)?;
+                    end = file.len()?;
+                }
+                Access::ReadOnly => {
+                    warnings.push("This disk was not closed properly. It is repaired when it is next opened for writing.".into())
+                }
             }
         }
-        let mut metadata = Metadata::read(&file, &header, geometry, end)?;
+        let mut metadata = Metadata::read(&file, header.clone(), snapshots, geometry, end)?;
         if access == Access::ReadWrite {
-            metadata.prepare_writing(&header, &snapshots).map_err(|error| match error {
-                TableError::Bad(detail) => damaged(detail),
-                TableError::Full => DiskError::FormatFull { path: path.clone() },
-                TableError::Disk(error) => error,
-            })?;
+            metadata.prepare_writing().map_err(|error| error.into_disk_error(&path))?;
         }
         let backing = header.backing.as_ref().map(open_backing).transpose()?.flatten();
         warnings.extend(backing.iter().flat_map(|backing| backing.warnings()));
@@ -172,12 +175,10 @@ impl Qcow2 {
             file,
             access,
             geometry,
-            size: header.size,
+            size: AtomicU64::new(header.size),
             compression: header.compression,
             autoclear: header.autoclear,
             is_prepared: AtomicBool::new(header.autoclear == 0),
-            header,
-            snapshots,
             backing,
             unpacked: UnpackedCache::new(geometry.cluster_size()),
             warnings,
@@ -211,15 +212,13 @@ impl Qcow2 {
         DiskError::Fenced { path: self.path().to_path_buf() }
     }
 
-    fn damaged(&self, detail: &str) -> DiskError {
-        DiskError::Damaged { detail: detail.into(), advice: HOW_TO_REPAIR, path: self.path().to_path_buf() }
+    fn damaged(&self, detail: &'static str) -> DiskError {
+        TableError::Bad(detail).into_disk_error(self.path())
     }
 
     /// Reports a contradiction in the tables; a writable image is marked so that nobody writes to it any more.
     fn explain(&self, metadata: &mut Metadata, error: TableError) -> DiskError {
         match error {
-            TableError::Disk(error) => error,
-            TableError::Full => DiskError::FormatFull { path: self.path().to_path_buf() },
             TableError::Bad(detail) => {
                 if self.access == Access::ReadWrite && !self.is_corrupt.swap(true, Ordering::AcqRel) {
                     tracing::error!(path = %self.path().display(), detail, "disk found damaged; it takes no more writes");
@@ -229,6 +228,7 @@ impl Qcow2 {
                 }
                 self.damaged(detail)
             }
+            error => error.into_disk_error(self.path()),
         }
     }
 
@@ -288,6 +288,19 @@ impl Qcow2 {
         Ok(Run { mapping, length: (clusters * cluster_size - in_cluster).min(limit) })
     }
 
+    /// Reads, also past the end of the disk, where the state of a saved machine lies.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let (_unchanging, run) = self.find_run(at, (buffer.len() - done) as u64)?;
+            let end = done + run.length as usize;
+            self.read_mapped(run.mapping, at, &mut buffer[done..end])?;
+            done = end;
+        }
+        Ok(())
+    }
+
     /// Reads from a run. `buffer` lies inside it.
     fn read_mapped(&self, mapping: Mapping, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
         let in_cluster = offset % self.geometry.cluster_size();
@@ -334,6 +347,16 @@ impl Qcow2 {
     }
 }
 
+fn read_again(file: &FencedFile) -> Result<(Header, SnapshotTable), DiskError> {
+    let end = file.len()?;
+    let header = Header::read(file, end)?;
+    let snapshots = SnapshotTable::read(file, &header, end)?;
+    if header.incompatible & INCOMPATIBLE_DIRTY != 0 {
+        return Err(TableError::Bad("it was not closed properly, and a repair left contradictions").into_disk_error(file.path()));
+    }
+    Ok((header, snapshots))
+}
+
 /// How often a lookup tries again when its table is pushed out of the cache before it could be used.
 const MAX_LOAD_ATTEMPTS: usize = 1000;
 
@@ -364,22 +387,41 @@ fn open_named_backing(chain: &Chain, path: &Path, backing: &BackingName) -> Resu
     chain.open_backing(path, &backing.name, format)
 }
 
+fn describe(header: &Header) -> ImageInfo {
+    let Header { version, backing, incompatible, compatible, refcount_order, compression, .. } = header;
+    let compression = match compression {
+        Compression::Deflate => "zlib",
+        Compression::Zstd => "zstd",
+    };
+    let mut specific = vec![
+        ("compat", InfoValue::Text(if *version == 2 { "0.10" } else { "1.1" }.into())),
+        ("compression-type", InfoValue::Text(compression.into())),
+    ];
+    if *version >= 3 {
+        specific.push(("lazy-refcounts", InfoValue::Flag(compatible & header::COMPATIBLE_LAZY_REFCOUNTS != 0)));
+    }
+    specific.push(("refcount-bits", InfoValue::Number(1 << refcount_order)));
+    if *version >= 3 {
+        specific.push(("corrupt", InfoValue::Flag(incompatible & INCOMPATIBLE_CORRUPT != 0)));
+        specific.push(("extended-l2", InfoValue::Flag(false)));
+    }
+    ImageInfo {
+        cluster_size: Some(1 << header.cluster_bits),
+        backing: backing.as_ref().map(|name| BackingInfo { name: name.name.clone(), format: name.format.clone() }),
+        dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
+        encrypted: false,
+        specific,
+    }
+}
+
 impl DiskImage for Qcow2 {
     fn len(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        check_range(self.path(), self.size, offset, buffer.len() as u64)?;
-        let mut done = 0;
-        while done < buffer.len() {
-            let at = offset + done as u64;
-            let (_unchanging, run) = self.find_run(at, (buffer.len() - done) as u64)?;
-            let end = done + run.length as usize;
-            self.read_mapped(run.mapping, at, &mut buffer[done..end])?;
-            done = end;
-        }
-        Ok(())
+        check_range(self.path(), self.len(), offset, buffer.len() as u64)?;
+        self.read(offset, buffer)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
@@ -418,8 +460,8 @@ impl DiskImage for Qcow2 {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
-        check_range(self.path(), self.size, offset, 0)?;
-        let (_unchanging, run) = self.find_run(offset, self.size - offset)?;
+        check_range(self.path(), self.len(), offset, 0)?;
+        let (_unchanging, run) = self.find_run(offset, self.len() - offset)?;
         let in_cluster = offset % self.geometry.cluster_size();
         let extent = |kind| Extent::new(kind, run.length);
         Ok(match run.mapping {
@@ -440,30 +482,55 @@ impl DiskImage for Qcow2 {
     }
 
     fn info(&self) -> ImageInfo {
-        let Header { version, backing, incompatible, refcount_order, compression, .. } = &self.header;
-        let mut specific = vec![("compat", InfoValue::Text(if *version == 2 { "0.10" } else { "1.1" }.into()))];
-        let compression = match compression {
-            Compression::Deflate => "zlib",
-            Compression::Zstd => "zstd",
-        };
-        specific.push(("compression-type", InfoValue::Text(compression.into())));
-        if *version >= 3 {
-            specific.push(("lazy-refcounts", InfoValue::Flag(false)));
-            specific.push(("refcount-bits", InfoValue::Number(1 << refcount_order)));
-            specific.push(("corrupt", InfoValue::Flag(incompatible & INCOMPATIBLE_CORRUPT != 0)));
-            specific.push(("extended-l2", InfoValue::Flag(false)));
-        }
-        ImageInfo {
-            cluster_size: Some(self.geometry.cluster_size()),
-            backing: backing.as_ref().map(|name| BackingInfo { name: name.name.clone(), format: name.format.clone() }),
-            dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
-            encrypted: false,
-            specific,
-        }
+        self.shared().map(|metadata| describe(&metadata.header)).unwrap_or_default()
+    }
+
+    fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.check_write(offset, data.len() as u64)?;
+        self.write_packed(offset, data)
+    }
+
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        self.change_size(size, preallocation)
     }
 
     fn snapshots(&self) -> Vec<SnapshotInfo> {
-        self.snapshots.snapshots.iter().map(|snapshot| snapshot.info.clone()).collect()
+        let Ok(metadata) = self.shared() else { return Vec::new() };
+        metadata.snapshots.snapshots.iter().map(|snapshot| snapshot.info.clone()).collect()
+    }
+
+    fn create_snapshot(&self, snapshot: &NewSnapshot) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        self.take_snapshot(snapshot)
+    }
+
+    fn apply_snapshot(&self, name: &str) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        self.return_to_snapshot(name)
+    }
+
+    fn delete_snapshot(&self, name: &str) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        self.drop_snapshot(name)
+    }
+
+    fn read_vm_state(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+        let start = vm_state_start(self.geometry, self.len());
+        match start.checked_add(offset).and_then(|at| at.checked_add(buffer.len() as u64)) {
+            Some(end) if end <= i64::MAX as u64 => self.read(start + offset, buffer),
+            _ => Err(self.damaged("the state of its machine has an impossible size")),
+        }
+    }
+
+    fn write_vm_state(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        self.put_vm_state(offset, data)
+    }
+
+    fn set_backing(&self, backing: Option<&Backing>) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        self.write_backing_name(backing)
     }
 }
 
@@ -473,14 +540,8 @@ impl Drop for Qcow2 {
             return;
         }
         let Ok(metadata) = self.metadata.get_mut() else { return };
-        // Twice, because lowered counts are written by the commit after the one that lowered them.
-        for _ in 0..2 {
-            if metadata.has_changes()
-                && let Err(error) = metadata.commit()
-            {
-                tracing::error!(%error, "a disk could not be closed properly; writes since its last flush are lost");
-                return;
-            }
+        if let Err(error) = metadata.settle() {
+            tracing::error!(%error, "a disk could not be closed properly; writes since its last flush are lost");
         }
     }
 }

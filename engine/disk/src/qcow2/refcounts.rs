@@ -61,6 +61,8 @@ pub(super) struct Growth {
 pub(super) enum AllocateError {
     /// The format cannot describe a larger file.
     Full,
+    /// A count is as high as its width allows.
+    TooShared,
     /// A refcount block could not be read.
     Disk(DiskError),
 }
@@ -100,6 +102,12 @@ impl Refcounts {
     pub(super) fn table_range(&self) -> Range<u64> {
         let first = self.table_offset / self.geometry.cluster_size();
         first..first + u64::from(self.table_clusters)
+    }
+
+    /// Clusters of the table and of all blocks.
+    pub(super) fn own_clusters(&self) -> impl Iterator<Item = u64> {
+        let blocks = self.table.iter().filter(|entry| **entry != 0);
+        self.table_range().chain(blocks.map(|entry| (entry & BLOCK_OFFSET_MASK) / self.geometry.cluster_size()))
     }
 
     /// The count of a cluster, if its block is in memory.
@@ -153,6 +161,63 @@ impl Refcounts {
             self.hint = found.end;
             return Ok(found);
         }
+    }
+
+    /// Finds exactly `wanted` free clusters that lie together, and gives each the count 1.
+    pub(super) fn allocate_together(
+        &mut self,
+        file: &FencedFile,
+        wanted: u64,
+        growth: &mut Growth,
+    ) -> Result<Range<u64>, AllocateError> {
+        let per_block = self.geometry.block_entries();
+        let mut start = self.hint;
+        let mut cluster = start;
+        while cluster < start + wanted {
+            let index = (cluster / per_block) as usize;
+            if index >= self.table.len() {
+                self.grow_table(growth)?;
+                cluster = start;
+            } else if self.table[index] == 0 {
+                // A block usually lies first in what it counts, but here it would cut a long stretch in two.
+                let place = self.allocate(file, 1, growth)?;
+                if self.table[index] == 0 {
+                    self.new_block(index, place.start);
+                    growth.taken.push(place.start);
+                } else {
+                    self.take_back(place);
+                }
+                cluster = start;
+            } else if self.get(file, cluster)? != 0 {
+                start = cluster + 1;
+                cluster = start;
+            } else {
+                cluster += 1;
+            }
+        }
+        if (start + wanted) * self.geometry.cluster_size() > MAX_HOST_OFFSET {
+            return Err(AllocateError::Full);
+        }
+        for cluster in start..start + wanted {
+            self.load(file, (cluster / per_block) as usize)?;
+            self.set_loaded(cluster, 1);
+        }
+        Ok(start..start + wanted)
+    }
+
+    /// Counts a cluster once more.
+    pub(super) fn raise(&mut self, file: &FencedFile, cluster: u64) -> Result<(), AllocateError> {
+        let count = self.get(file, cluster)?;
+        if count >= self.largest_count() {
+            return Err(AllocateError::TooShared);
+        }
+        self.set_loaded(cluster, count + 1);
+        Ok(())
+    }
+
+    /// The largest count that fits the width.
+    pub(super) fn largest_count(&self) -> u64 {
+        u64::MAX >> (64 - (1 << self.geometry.refcount_order))
     }
 
     /// Takes back clusters that were allocated and that nothing has ever pointed at.

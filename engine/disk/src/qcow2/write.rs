@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use crate::DiskError;
 use crate::block_file::Access;
-use crate::image::check_range;
+use crate::image::{DiskImage, check_range};
 
 use super::header::AT_AUTOCLEAR;
 use super::mapping::{COPIED, Mapping, ZERO};
@@ -21,11 +21,13 @@ const MAX_ASSEMBLED: u64 = 2 << 20;
 
 /// What a run of whole clusters is to become.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Clearing {
+pub(super) enum Clearing {
     /// Anything that gives space back.
     Discard,
     /// Zeros.
     Zero,
+    /// No entry at all; the base image may show through. For what lies past the end of the disk.
+    Unmap,
 }
 
 /// A write into clusters that nothing points at.
@@ -47,7 +49,7 @@ impl Qcow2 {
         if self.is_corrupt.load(Ordering::Acquire) {
             return Err(self.damaged("a contradiction was found in it earlier"));
         }
-        check_range(self.path(), self.size, offset, length)?;
+        check_range(self.path(), self.len(), offset, length)?;
         self.prepare_first_write()
     }
 
@@ -114,7 +116,7 @@ impl Qcow2 {
         Some((host + in_cluster, (clusters * cluster_size - in_cluster).min(limit)))
     }
 
-    fn write_alone(&self, metadata: &mut Metadata, mut offset: u64, mut data: &[u8]) -> Result<(), TableError> {
+    pub(super) fn write_alone(&self, metadata: &mut Metadata, mut offset: u64, mut data: &[u8]) -> Result<(), TableError> {
         while !data.is_empty() {
             metadata.commit_if_crowded()?;
             let written = self.write_some(metadata, offset, data)?;
@@ -227,7 +229,7 @@ impl Qcow2 {
         let cluster_size = self.geometry.cluster_size();
         let end = offset + length;
         // The last cluster of the disk may be a part of one; discarding up to the end takes it too.
-        let end = if end == self.size { end.next_multiple_of(cluster_size) } else { end / cluster_size * cluster_size };
+        let end = if end == self.len() { end.next_multiple_of(cluster_size) } else { end / cluster_size * cluster_size };
         let start = offset.next_multiple_of(cluster_size);
         if start >= end {
             return Ok(());
@@ -241,7 +243,7 @@ impl Qcow2 {
         let end = offset + length;
         // Whole clusters from `start` to `stop`; the last cluster of the disk may be a part of one.
         let start = offset.next_multiple_of(cluster_size);
-        let stop = if end == self.size { end.next_multiple_of(cluster_size) } else { end / cluster_size * cluster_size };
+        let stop = if end == self.len() { end.next_multiple_of(cluster_size) } else { end / cluster_size * cluster_size };
         let mut metadata = self.alone()?;
         let clear = |metadata: &mut Metadata| {
             if start >= stop {
@@ -255,7 +257,7 @@ impl Qcow2 {
     }
 
     /// Writes zeros as data, except where zeros are read already.
-    fn write_zeros(&self, metadata: &mut Metadata, start: u64, end: u64) -> Result<(), TableError> {
+    pub(super) fn write_zeros(&self, metadata: &mut Metadata, start: u64, end: u64) -> Result<(), TableError> {
         static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let cluster_size = self.geometry.cluster_size();
         let mut at = start;
@@ -279,16 +281,21 @@ impl Qcow2 {
     }
 
     /// Unmaps or zeroes whole clusters; both ends of `range` lie between clusters.
-    fn clear_clusters(&self, metadata: &mut Metadata, range: std::ops::Range<u64>, how: Clearing) -> Result<(), TableError> {
+    pub(super) fn clear_clusters(
+        &self,
+        metadata: &mut Metadata,
+        range: std::ops::Range<u64>,
+        how: Clearing,
+    ) -> Result<(), TableError> {
         let cluster_size = self.geometry.cluster_size();
         let has_backing = self.backing.is_some();
         let has_zero_flag = self.geometry.version >= 3;
         let cleared = match (has_backing, has_zero_flag, how) {
-            (false, _, _) => 0,
+            (_, _, Clearing::Unmap) | (false, _, _) => 0,
             (true, true, _) => ZERO,
             // Version 2 cannot hide the base image: a discard is left undone, zeros are written.
             (true, false, Clearing::Discard) => return Ok(()),
-            (true, false, Clearing::Zero) => return self.write_zeros(metadata, range.start, range.end.min(self.size)),
+            (true, false, Clearing::Zero) => return self.write_zeros(metadata, range.start, range.end.min(self.len())),
         };
         let mut at = range.start;
         while at < range.end {
@@ -298,9 +305,9 @@ impl Qcow2 {
             metadata.load_entries(at)?;
             let entries = metadata.peek_entries(at)?.unwrap_or_default();
             // Without a table the base image shows through, or zeros; only hiding the base needs a table.
-            let is_done = |entry: &u64| *entry == cleared || (*entry == 0 && how == Clearing::Discard);
+            let is_done = |entry: &u64| *entry == cleared || (*entry == 0 && how != Clearing::Zero);
             let nothing_to_do = match entries.is_empty() {
-                true => !has_backing || how == Clearing::Discard,
+                true => !has_backing || how != Clearing::Zero,
                 false => entries.iter().skip(index).take(count).all(is_done),
             };
             if !nothing_to_do {

@@ -251,7 +251,6 @@ fn hostile_tables_are_never_written_to_and_reading_them_is_bounded() {
         case("a used cluster counted as free", OnlyRead, |c, p| set_count(c, p.data, 0)),
         case("a used table counted as free", OnlyRead, |c, p| set_count(c, p.l2, 0)),
         case("a shared cluster marked as ours", OnlyRead, |c, p| set_count(c, p.data, 2)),
-        case("dirty bit", OnlyReadWithWarning, |c, _| put64(c, 72, 1)),
         case("corrupt bit", OnlyReadWithWarning, |c, _| put64(c, 72, 2)),
         case("compressed garbage past the end", BadPlace, move |c, p| put64(c, p.l2, compressed(1 << 40, 0))),
         case("compressed at the header", BadPlace, move |c, p| put64(c, p.l2, compressed(100, 0))),

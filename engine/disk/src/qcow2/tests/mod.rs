@@ -4,12 +4,15 @@ mod crash;
 mod fault;
 mod hostile;
 mod qemu;
+mod repairs;
+mod tools;
 
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
+use crate::check::{CheckReport, Repair};
 use crate::open::{Backing, CreateOptions};
 use crate::sim_file::{SimFile, next};
 use crate::{Access, OpenOptions, create, open};
@@ -72,6 +75,11 @@ fn open_sim(file: &Arc<SimFile>, access: Access, base: Option<&[u8]>) -> Result<
             Ok(disk)
         }
     }
+}
+
+/// Checks an image without changing it.
+fn check(file: Arc<dyn BlockFile>) -> Result<CheckReport, DiskError> {
+    repair::check(file, Repair::Nothing)
 }
 
 fn read_all(disk: &dyn DiskImage) -> Vec<u8> {

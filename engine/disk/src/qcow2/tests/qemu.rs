@@ -219,3 +219,108 @@ fn neither_opens_what_the_other_has_in_use() {
     assert!(matches!(result, Err(DiskError::InUse { .. })), "we opened QEMU's disk");
     open(&OpenOptions::new(&path)).unwrap();
 }
+
+#[test]
+fn qemu_agrees_with_what_our_tools_do() {
+    let Some((folder, _alone)) = bench("tools") else { return };
+    let mut made = kinds();
+    made.retain(|kind| kind.cluster_size <= 65536 && kind.refcount_bits >= 8);
+    for (number, kind) in made.into_iter().enumerate() {
+        let (name, size) = (format!("{number}.qcow2"), 3_u64 << 20);
+        create(&at(&folder, &name), &options(kind, size)).unwrap();
+        let disk = open(&OpenOptions::new(at(&folder, &name))).unwrap();
+        let mut script = Script::new(number as u64 + 60, vec![0; size as usize]);
+        let mut kept = Vec::new();
+        for round in 0..3_u8 {
+            for _ in 0..40 {
+                script.step(&*disk, 150_000).unwrap();
+            }
+            let packed = sample(4 * 65536, u64::from(round) + 7);
+            disk.write_compressed(u64::from(round) << 19, &packed).unwrap();
+            script.bytes[usize::from(round) << 19..][..packed.len()].copy_from_slice(&packed);
+            let snapshot = crate::NewSnapshot { name: format!("s{round}"), ..crate::NewSnapshot::default() };
+            disk.create_snapshot(&snapshot).unwrap();
+            kept.push((snapshot.name, script.bytes.clone()));
+        }
+        disk.apply_snapshot("s1").unwrap();
+        disk.delete_snapshot("s0").unwrap();
+        let mut now = kept[1].1.clone();
+        if kind.version == 3 {
+            disk.resize(5 << 20, crate::Preallocation::Metadata).unwrap();
+            disk.resize(4 << 20, crate::Preallocation::Off).unwrap();
+            now.resize(4 << 20, 0);
+        }
+        drop(disk);
+        img(&folder, &["check", "-q", &name]);
+        std::fs::write(at(&folder, "now.raw"), &now).unwrap();
+        img(&folder, &["compare", "-f", "qcow2", "-F", "raw", &name, "now.raw"]);
+        for (snapshot, content) in &kept[1..] {
+            img(&folder, &["convert", "-f", "qcow2", "-l", snapshot, "-O", "raw", &name, "point.raw"]);
+            // QEMU gives it the size that the disk has now.
+            let point = std::fs::read(at(&folder, "point.raw")).unwrap();
+            assert!(point.starts_with(content), "{kind:?}: {snapshot}");
+            assert!(point[content.len()..].iter().all(|byte| *byte == 0));
+        }
+        // QEMU goes on from there, and we from what it leaves.
+        img(&folder, &["snapshot", "-a", "s2", &name]);
+        img(&folder, &["snapshot", "-d", "s1", &name]);
+        img(&folder, &["snapshot", "-c", "theirs", &name]);
+        let disk = open(&OpenOptions::new(at(&folder, &name))).unwrap();
+        assert!(read_all(&*disk) == kept[2].1, "{kind:?}");
+        let names: Vec<String> = disk.snapshots().into_iter().map(|snapshot| snapshot.name).collect();
+        assert_eq!(names, ["s2", "theirs"]);
+        disk.delete_snapshot("s2").unwrap();
+        disk.delete_snapshot("theirs").unwrap();
+        drop(disk);
+        img(&folder, &["check", "-q", &name]);
+    }
+    for preallocation in [crate::Preallocation::Metadata, crate::Preallocation::Falloc, crate::Preallocation::Full] {
+        let name = format!("{preallocation:?}.qcow2");
+        create(&at(&folder, &name), &CreateOptions { preallocation, ..CreateOptions::new(Format::Qcow2, 5 << 20) }).unwrap();
+        img(&folder, &["check", "-q", &name]);
+    }
+}
+
+#[test]
+fn what_qemu_left_dirty_we_repair_and_what_is_damaged_we_judge_alike() {
+    let Some((folder, _alone)) = bench("dirty images") else { return };
+    for cluster in ["512", "4k", "64k"] {
+        let made = format!("lazy_refcounts=on,cluster_size={cluster}");
+        img(&folder, &["create", "-q", "-f", "qcow2", "-o", &made, "dirty.qcow2", "4M"]);
+        let writes =
+            ["-c", "write -P 5 0 300k", "-c", "write -z 64k 64k", "-c", "write -P 6 2M 100k", "-c", "flush", "-c", "abort"];
+        // It dies of the abort, which is the purpose.
+        Command::new("qemu-io").args(writes).arg("dirty.qcow2").current_dir(folder.path()).output().unwrap();
+        let path = at(&folder, "dirty.qcow2");
+        assert!(open(&OpenOptions::read_only(&path)).unwrap().info().dirty, "{cluster}: QEMU left it clean");
+        let disk = open(&OpenOptions::new(&path)).unwrap();
+        let mut expected = vec![0; 4 << 20];
+        expected[..300 << 10].fill(5);
+        expected[64 << 10..128 << 10].fill(0);
+        expected[2 << 20..][..100 << 10].fill(6);
+        assert!(read_all(&*disk) == expected, "{cluster}");
+        disk.write_at(1 << 20, &[7; 100_000]).unwrap();
+        drop(disk);
+        img(&folder, &["check", "-q", "dirty.qcow2"]);
+    }
+    // The same figures for the same damage, and QEMU content with our repair.
+    for (name, damage) in super::repairs::damages() {
+        let (mut content, l2, data) = super::repairs::sound();
+        damage(&mut content, l2, data);
+        std::fs::write(at(&folder, "damaged.qcow2"), &content).unwrap();
+        let theirs =
+            Command::new("qemu-img").args(["check", "damaged.qcow2"]).current_dir(folder.path()).output().unwrap().status;
+        let options = OpenOptions::read_only(at(&folder, "damaged.qcow2"));
+        let ours = crate::check(&options, Repair::Nothing).unwrap();
+        let verdict = match (ours.errors + ours.unmarked, ours.leaks) {
+            (1.., _) => 2,
+            (0, 1..) => 3,
+            (0, 0) => 0,
+        };
+        // QEMU repairs what is only dirty before it judges, and does not mind entries that lead to tables.
+        let may_differ = name.contains("bit") || name.starts_with("an entry for") || name.contains("far past");
+        assert!(theirs.code() == Some(verdict) || may_differ, "{name}: QEMU says {:?}, we {verdict}", theirs.code());
+        crate::check(&options, Repair::All).unwrap();
+        img(&folder, &["check", "-q", "damaged.qcow2"]);
+    }
+}
