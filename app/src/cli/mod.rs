@@ -1,6 +1,9 @@
-//! The command line: `bellglass <word> …`, or a symlink with the name of the program to be (`qemu-system-x86_64`).
+//! The command line: `bellglass <word> …`, or a symlink with the name of the program to be (`qemu-system-x86_64`,
+//! `qemu-img`, `qemu-io`).
 //! No word at all is the manager's window (see `main.rs`).
 
+mod img;
+mod io;
 mod machines;
 mod qemu;
 pub mod signals;
@@ -12,13 +15,14 @@ use clap::Parser;
 
 /// Whether `name` is a program that we can be.
 pub fn is_program(name: &str) -> bool {
-    matches!(name, "qemu-system-x86_64" | "qemu-system-i386" | "qemu")
+    matches!(name, "qemu-system-x86_64" | "qemu-system-i386" | "qemu" | "qemu-img" | "qemu-io")
 }
 
 /// Bellglass runs whole computers. Without a command it opens the window with your machines.
 #[derive(Parser)]
 #[command(name = "bellglass", version, disable_help_subcommand = false, arg_required_else_help = true)]
-#[command(after_help = "bellglass qemu-system-x86_64 … runs a machine by QEMU's command line; so does a symlink of that name.")]
+#[command(after_help = "bellglass qemu-system-x86_64 … runs a machine by QEMU's command line; so does a symlink of that name.\n\
+bellglass img … and bellglass io … are qemu-img and qemu-io.")]
 struct Cli {
     #[command(subcommand)]
     command: machines::MachineCommand,
@@ -26,10 +30,15 @@ struct Cli {
 
 /// Runs the command line; the first argument is the word (or the program we were called as).
 pub fn main(arguments: &[OsString]) -> ExitCode {
-    if let Some((word, rest)) = arguments.split_first()
-        && is_program(&word.to_string_lossy())
-    {
-        return qemu::run::main(rest);
+    if let Some((word, rest)) = arguments.split_first() {
+        match &*word.to_string_lossy() {
+            "img" => return img::main("bellglass img", rest),
+            "qemu-img" => return img::main("qemu-img", rest),
+            "io" => return io::main("bellglass io", rest),
+            "qemu-io" => return io::main("qemu-io", rest),
+            program if is_program(program) => return qemu::run::main(rest),
+            _ => {}
+        }
     }
     let words = std::iter::once(OsString::from("bellglass")).chain(arguments.iter().cloned());
     let cli = match Cli::try_parse_from(words) {

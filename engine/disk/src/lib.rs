@@ -44,7 +44,9 @@ pub use host_file::HostFile;
 pub use image::{DiskImage, Extent, ExtentKind};
 pub use image_info::{BackingInfo, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
 pub use iso_volume::{BootEntry, BootPlatform, GuestArch, GuestFamily, GuestGuess, VolumeDescription, describe_iso};
-pub use open::{Backing, BackingFiles, CreateOptions, OpenOptions, Preallocation, ProbedRaw, Sharing, create, open};
+pub use open::{
+    Backing, BackingFiles, CreateOptions, Flushing, OpenOptions, Preallocation, ProbedRaw, Sharing, create, create_over, open,
+};
 pub use probe::probe;
 pub use qcow2::{Compression, Qcow2Options};
 #[cfg(any(test, feature = "simulation"))]

@@ -4,10 +4,10 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use crate::block_file::{Access, BlockFile, FileIdentity, read_zero_padded};
-use crate::formats::{HEAD_LENGTH, Opening};
+use crate::formats::{HEAD_LENGTH, Opening, WriteEmpty};
 use crate::host_file::HostFile;
 use crate::image::DiskImage;
-use crate::overlay::throw_away;
+use crate::overlay::{Forgetful, throw_away};
 use crate::probe::recognise;
 use crate::qcow2::Qcow2Options;
 use crate::{DiskError, Format};
@@ -30,6 +30,8 @@ pub struct OpenOptions {
     pub probed_raw: ProbedRaw,
     /// Whether others may have the file open for writing at the same time.
     pub sharing: Sharing,
+    /// What a flush means.
+    pub flushing: Flushing,
     /// The id or name of a snapshot inside the file that is to be read instead of the disk as it is now.
     pub internal_snapshot: Option<String>,
 }
@@ -45,6 +47,7 @@ impl OpenOptions {
             backing_files: BackingFiles::Anywhere,
             probed_raw: ProbedRaw::Refuse,
             sharing: Sharing::Locked,
+            flushing: Flushing::Durable,
             internal_snapshot: None,
         }
     }
@@ -76,6 +79,15 @@ pub enum Sharing {
     Locked,
     /// No locks are taken or looked at. What is read while somebody writes may be nonsense, but no worse than that.
     Unlocked,
+}
+
+/// What a flush means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flushing {
+    /// What was written before it survives a crash of the host.
+    Durable,
+    /// Nothing (`cache=unsafe`): for files that are made again after a crash, such as the target of a copy.
+    Skipped,
 }
 
 /// How much of a disk's space is set aside when it is made or grows.
@@ -219,7 +231,11 @@ impl Chain {
         if internal_snapshot.is_some() && !driver.has_snapshots {
             return Err(DiskError::NotPossible { title: driver.title, action: "keep snapshots" });
         }
-        (driver.open)(Opening { file: Arc::new(file), access, first_sector, internal_snapshot, chain: &chain })
+        let file: Arc<dyn BlockFile> = match options.flushing {
+            Flushing::Durable => Arc::new(file),
+            Flushing::Skipped => Arc::new(Forgetful(file)),
+        };
+        (driver.open)(Opening { file, access, first_sector, internal_snapshot, chain: &chain })
     }
 
     /// Whether base images are left out.
@@ -280,16 +296,7 @@ fn decide_format(file: &HostFile, access: Access, probed_raw: ProbedRaw) -> Resu
 /// Makes a new disk file. It appears under its name only when it is complete; an existing file is never replaced.
 pub fn create(path: &Path, options: &CreateOptions) -> Result<(), DiskError> {
     let bad = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: path.to_path_buf() };
-    let driver = options.format.driver();
-    let Some(write_empty) = driver.create else {
-        return Err(bad("Bellglass does not make files of this format. Use raw or qcow2"));
-    };
-    if !options.size.is_multiple_of(512) {
-        return Err(bad("The size of a disk must be a multiple of 512 bytes"));
-    }
-    if options.size > i64::MAX as u64 {
-        return Err(bad("This size is larger than any file can be. Choose a smaller one"));
-    }
+    let write_empty = check_create(path, options)?;
     if path.symlink_metadata().is_ok() {
         return Err(DiskError::AlreadyExists { path: path.to_path_buf() });
     }
@@ -309,6 +316,35 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<(), DiskError> {
         std::fs::remove_file(&unfinished).ok();
     }
     result
+}
+
+/// Makes a disk file in place of whatever a file of this name held before, as tools do that are told to. The file
+/// keeps its owner, links and permissions; one that is in use is left alone. Nothing is flushed.
+pub fn create_over(path: &Path, options: &CreateOptions) -> Result<(), DiskError> {
+    let write_empty = check_create(path, options)?;
+    let file = match HostFile::open(path, Access::ReadWrite) {
+        Err(DiskError::NotFound { .. }) => HostFile::create_new(path)?,
+        other => other?,
+    };
+    let opened = OpenedFile { file, format: options.format, access: Access::ReadWrite, first_sector: ProbedRaw::Stated };
+    opened.lock(Sharing::Locked)?;
+    opened.file.truncate(0).map_err(|source| DiskError::host("empty", path, source))?;
+    write_empty(&Forgetful(opened.file), options)
+}
+
+/// Whether such a disk can be made at all, and how.
+fn check_create(path: &Path, options: &CreateOptions) -> Result<WriteEmpty, DiskError> {
+    let bad = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: path.to_path_buf() };
+    let Some(write_empty) = options.format.driver().create else {
+        return Err(bad("Bellglass does not make files of this format. Use raw or qcow2"));
+    };
+    if !options.size.is_multiple_of(512) {
+        return Err(bad("The size of a disk must be a multiple of 512 bytes"));
+    }
+    if options.size > i64::MAX as u64 {
+        return Err(bad("This size is larger than any file can be. Choose a smaller one"));
+    }
+    Ok(write_empty)
 }
 
 /// Gives a finished file its name, without replacing another, and makes the name durable.

@@ -33,7 +33,7 @@ fn temporary_folder() -> PathBuf {
 }
 
 /// A file that nobody will look for after a crash.
-struct Forgetful(HostFile);
+pub(crate) struct Forgetful(pub(crate) HostFile);
 
 impl BlockFile for Forgetful {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
@@ -68,8 +68,8 @@ impl BlockFile for Forgetful {
         self.0.next_data(offset)
     }
 
-    fn lock(&self, _access: Access) -> io::Result<()> {
-        Ok(())
+    fn lock(&self, access: Access) -> io::Result<()> {
+        self.0.lock(access)
     }
 
     fn identity(&self) -> Option<FileIdentity> {

@@ -9,4 +9,4 @@ mod key_values;
 mod kvm;
 pub mod run;
 
-pub use key_values::size;
+pub use key_values::{nearest, size};

@@ -1,0 +1,225 @@
+//! What `-o` can say of a new file, format by format: one row an option, which parses it and prints it.
+
+use engine_disk::{Backing, Compression, CreateOptions, Format, Preallocation};
+
+use crate::cli::qemu::nearest;
+
+use super::source::{format_by_name, key_values};
+use super::units::parse_size;
+use super::{Failure, say};
+
+/// An option of a format.
+struct FormatOption {
+    name: &'static str,
+    /// What its value looks like, as QEMU's lists say it.
+    value: &'static str,
+    /// What it means.
+    meaning: &'static str,
+    set: fn(&mut NewFile, &str) -> Option<()>,
+    /// Its value for the line that says what is made; `None` where that line is silent.
+    show: fn(&NewFile) -> Option<String>,
+}
+
+/// A file that is to be made, as far as the command line has said.
+#[derive(Clone, Debug)]
+pub struct NewFile {
+    /// What the engine needs; its size is 0 until one was given.
+    pub options: CreateOptions,
+    /// The size that was given.
+    pub size: Option<u64>,
+    /// The base image's name.
+    pub backing: Option<String>,
+    /// Its format's word.
+    pub backing_format: Option<String>,
+    preallocation_is_given: bool,
+    compat_is_given: bool,
+}
+
+const SIZE: FormatOption = FormatOption {
+    name: "size",
+    value: "<size>",
+    meaning: "Virtual disk size",
+    set: |file, text| {
+        file.size = Some(parse_size(text)?);
+        Some(())
+    },
+    show: |file| file.size.map(|size| size.to_string()),
+};
+
+const PREALLOCATION: FormatOption = FormatOption {
+    name: "preallocation",
+    value: "<str>",
+    meaning: "Preallocation mode (allowed values: off, metadata, falloc, full)",
+    set: |file, text| {
+        file.options.preallocation = preallocation(text)?;
+        file.preallocation_is_given = true;
+        Some(())
+    },
+    show: |file| file.preallocation_is_given.then(|| preallocation_word(file.options.preallocation).into()),
+};
+
+const RAW: &[FormatOption] = &[SIZE, PREALLOCATION];
+
+/// In the order in which QEMU says them when a file is made.
+const QCOW2: &[FormatOption] = &[
+    FormatOption {
+        name: "cluster_size",
+        value: "<size>",
+        meaning: "qcow2 cluster size",
+        set: |file, text| {
+            file.options.qcow2.cluster_size = parse_size(text)?;
+            Some(())
+        },
+        show: |file| Some(file.options.qcow2.cluster_size.to_string()),
+    },
+    PREALLOCATION,
+    FormatOption {
+        name: "compression_type",
+        value: "<str>",
+        meaning: "Compression method used for image cluster compression",
+        set: |file, text| {
+            file.options.qcow2.compression = match text {
+                "zlib" => Compression::Deflate,
+                "zstd" => Compression::Zstd,
+                _ => return None,
+            };
+            Some(())
+        },
+        show: |file| Some(if file.options.qcow2.compression == Compression::Zstd { "zstd" } else { "zlib" }.into()),
+    },
+    SIZE,
+    FormatOption {
+        name: "compat",
+        value: "<str>",
+        meaning: "Compatibility level (v2 [0.10] or v3 [1.1])",
+        set: |file, text| {
+            file.options.qcow2.version = match text {
+                "0.10" | "v2" => 2,
+                "1.1" | "v3" => 3,
+                _ => return None,
+            };
+            file.compat_is_given = true;
+            Some(())
+        },
+        show: |file| file.compat_is_given.then(|| if file.options.qcow2.version == 2 { "0.10" } else { "1.1" }.into()),
+    },
+    FormatOption {
+        name: "backing_file",
+        value: "<str>",
+        meaning: "File name of a base image",
+        set: |file, text| {
+            file.backing = Some(text.to_owned());
+            Some(())
+        },
+        show: |file| file.backing.clone(),
+    },
+    FormatOption {
+        name: "backing_fmt",
+        value: "<str>",
+        meaning: "Image format of the base image",
+        set: |file, text| {
+            file.backing_format = Some(text.to_owned());
+            Some(())
+        },
+        show: |file| file.backing_format.clone(),
+    },
+    FormatOption {
+        name: "refcount_bits",
+        value: "<num>",
+        meaning: "Width of a reference count entry in bits",
+        set: |file, text| {
+            file.options.qcow2.refcount_bits = text.parse().ok()?;
+            Some(())
+        },
+        show: |file| Some(file.options.qcow2.refcount_bits.to_string()),
+    },
+];
+
+fn options_of(format: Format) -> &'static [FormatOption] {
+    match format {
+        Format::Qcow2 => QCOW2,
+        _ => RAW,
+    }
+}
+
+impl NewFile {
+    /// A file of `format` with nothing said yet.
+    pub fn new(format: Format) -> Self {
+        let options = CreateOptions::new(format, 0);
+        Self { options, size: None, backing: None, backing_format: None, preallocation_is_given: false, compat_is_given: false }
+    }
+
+    /// Takes one `-o` argument. `name` is the file's, for messages.
+    pub fn take(&mut self, text: &str, name: &str) -> Result<(), Failure> {
+        let known = options_of(self.options.format);
+        for (key, value) in key_values(text) {
+            let Some(option) = known.iter().find(|option| option.name == key) else {
+                let names: Vec<&str> = known.iter().map(|option| option.name).collect();
+                let near = nearest(&key, &names).map(|near| format!("; did you mean '{near}'?")).unwrap_or_default();
+                return Err(Failure::new(format!("{name}: Invalid parameter '{key}'{near}")));
+            };
+            (option.set)(self, &value).ok_or_else(|| {
+                Failure::new(format!("{name}: Invalid value '{value}' for '{key}' ({}: {})", option.value, option.meaning))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The line that says what is being made.
+    pub fn announce(&self, name: &str) -> Result<(), Failure> {
+        say!("Formatting '{name}', fmt={}", self.options.format.name());
+        for option in options_of(self.options.format) {
+            if let Some(value) = (option.show)(self) {
+                say!(" {}={value}", option.name);
+            }
+        }
+        say!("\n");
+        Ok(())
+    }
+
+    /// What the engine needs; the size is rounded up to whole sectors.
+    pub fn finished(&self, size: u64) -> Result<CreateOptions, Failure> {
+        let backing = match (&self.backing, &self.backing_format) {
+            (Some(name), Some(format)) => {
+                Some(Backing { name: name.clone(), format: format_by_name(format, "Unknown backing file format")? })
+            }
+            (Some(_), None) => return Err(Failure::new("Backing file specified without backing format")),
+            (None, _) => None,
+        };
+        let size = size.checked_next_multiple_of(512).filter(|size| *size <= i64::MAX as u64);
+        let size = size.ok_or_else(|| Failure::new("Image size must be less than 8 EiB!"))?;
+        Ok(CreateOptions { size, backing, ..self.options.clone() })
+    }
+}
+
+/// Whether `-o` asks for the list of options.
+pub fn asks_for_help(text: &str) -> bool {
+    text.split(',').any(|word| word == "help" || word == "?")
+}
+
+/// Prints the options of a format.
+pub fn list(format: Format) -> Result<(), Failure> {
+    say!("Supported {} options:\n", format.name());
+    let mut options: Vec<&FormatOption> = options_of(format).iter().collect();
+    options.sort_by_key(|option| option.name);
+    for FormatOption { name, value, meaning, .. } in options {
+        say!("  {:<22} - {meaning}\n", format!("{name}={value}"));
+    }
+    Ok(())
+}
+
+/// A preallocation mode by its word.
+pub fn preallocation(text: &str) -> Option<Preallocation> {
+    [Preallocation::Off, Preallocation::Metadata, Preallocation::Falloc, Preallocation::Full]
+        .into_iter()
+        .find(|mode| preallocation_word(*mode) == text)
+}
+
+fn preallocation_word(mode: Preallocation) -> &'static str {
+    match mode {
+        Preallocation::Off => "off",
+        Preallocation::Metadata => "metadata",
+        Preallocation::Falloc => "falloc",
+        Preallocation::Full => "full",
+    }
+}
