@@ -1,14 +1,17 @@
-//! From linear addresses to host memory: the software TLB (`tlb.rs`), the page walk (`walk.rs`) and everything that is
-//! not a plain access to RAM (`slow.rs`).
+//! From linear addresses to host memory: the software TLB's first level (`tlb.rs`) and second (`l2.rs`), the page walk (`walk.rs`),
+//! what takes entries away again (`invalidate.rs`), and everything that is not a plain access to RAM (`slow.rs`).
 
+mod invalidate;
+mod l2;
 mod slow;
 mod tlb;
 mod walk;
 
+pub(crate) use l2::SecondLevel;
 pub(crate) use slow::{PhysicalPage, PhysicalPages};
 #[allow(unused_imports, reason = "the tables' places are for the block translator")]
 pub(crate) use tlb::{ENTRIES, TlbEntry, read_table, write_table};
-pub(crate) use tlb::{Tlb, class};
+pub(crate) use tlb::{Extent, Tlb, class};
 pub(crate) use walk::PHYSICAL_BITS;
 
 /// Bits of an address above the page offset.

@@ -212,7 +212,7 @@ impl Cpu {
             return Ok(found.physical);
         }
         if access != Access::Write {
-            self.tlb.fill_read(class, linear, page.read);
+            self.tlb.fill_read(class, linear, page.read, found.extent);
         }
         // Memory that reads elsewhere than it writes (ROM being shadowed) keeps to the slow path, so that read-modify-write sees what it should.
         if found.write && access == Access::Write && page.write.cast_const() == page.read {
@@ -220,7 +220,7 @@ impl Cpu {
             let state = unsafe { &*page.write_state };
             if takes_fast_writes(state) {
                 state.set_flags(PageFlags::WRITTEN | PageFlags::DRAWN_ON);
-                self.tlb.fill_write(class, linear, page.write);
+                self.tlb.fill_write(class, linear, page.write, found.extent);
             }
         }
         Ok(found.physical)
@@ -374,7 +374,7 @@ impl Cpu {
     pub(crate) fn memory_changed(&mut self) {
         self.memory_generation = self.fabric.memory.generation();
         self.physical_pages.forget();
-        self.flush_tlb();
+        self.flush_host_addresses();
         if self.fabric.cpu_count() > 1 {
             self.fabric.flush_all();
         }

@@ -14,19 +14,22 @@
 //!
 //! An entry exists only for plain memory: devices, pages that hold decoded code (writes), watched pages (writes) and pages
 //! with a breakpoint are never entered, so that their accesses take the slow path. A write entry exists only once the page's
-//! dirty bit is set. Filled slots are logged, so that a flush costs what has been filled, not what could be.
+//! dirty bit is set. Filled slots are logged, so that a flush costs what has been filled, not what could be; those of global pages
+//! apart, which stay when another address space is entered.
 
 use super::PAGE_MASK;
 use crate::guest::x86::access::last_page;
 use crate::guest::x86::cpu::Cpu;
 use std::mem::offset_of;
+use std::ops::Range;
 
 /// Entries of a table.
 pub(crate) const ENTRIES: usize = 1024;
 /// A tag that no page has: its low bits are not zero.
 const NO_PAGE: u64 = 1;
 /// Beyond this many fills a flush clears everything.
-const LOG_LIMIT: usize = 512;
+const LOG_LIMIT: usize = 1024;
+const NOWHERE: Range<u64> = 0..0;
 
 /// Classes of accesses: each sees the same page tables with other rights.
 pub(crate) mod class {
@@ -51,6 +54,15 @@ pub(crate) struct TlbEntry {
     pub addend: u64,
 }
 
+/// What flushes need to know of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// It survives CR3 loads.
+    pub global: bool,
+    /// Log2 of its size in bytes.
+    pub shift: u8,
+}
+
 const EMPTY: TlbEntry = TlbEntry { tag: NO_PAGE, addend: 0 };
 
 /// The tables of one class.
@@ -64,8 +76,34 @@ struct Class {
 #[repr(C)]
 pub(crate) struct Tlb {
     classes: [Class; class::COUNT],
-    /// Slots filled since the last flush: class in the upper bits, index in the lower ten.
-    filled: Vec<u16>,
+    /// Slots filled since the last flush, but for those of global pages.
+    local: Log,
+    /// Slots filled with global pages since the last full flush.
+    global: Log,
+    /// Where pages lie that are larger than 4 KiB and of which a part may be entered: in the lower and the upper half of the address space.
+    large: [Range<u64>; 2],
+}
+
+/// Slots: class in the upper bits, index in the lower ten.
+struct Log {
+    slots: Vec<u16>,
+}
+
+impl Log {
+    fn new() -> Self {
+        Self { slots: Vec::with_capacity(LOG_LIMIT) }
+    }
+
+    fn add(&mut self, class: u8, linear: u64) {
+        if self.slots.len() < LOG_LIMIT {
+            self.slots.push(u16::from(class) << 10 | slot(linear) as u16);
+        }
+    }
+
+    /// Whether slots were filled that are not in it.
+    fn is_full(&self) -> bool {
+        self.slots.len() >= LOG_LIMIT
+    }
 }
 
 /// Distance in bytes from the start of [`Cpu`] to the table that reads of this class look at.
@@ -85,7 +123,9 @@ impl Tlb {
     pub fn new() -> Self {
         Self {
             classes: [const { Class { read: [EMPTY; ENTRIES], write: [EMPTY; ENTRIES] } }; class::COUNT],
-            filled: Vec::with_capacity(LOG_LIMIT),
+            local: Log::new(),
+            global: Log::new(),
+            large: [NOWHERE, NOWHERE],
         }
     }
 
@@ -104,47 +144,70 @@ impl Tlb {
     }
 
     /// Enters the page of `linear` for reading; `page` is the host address of its first byte.
-    pub fn fill_read(&mut self, class: u8, linear: u64, page: *const u8) {
-        self.log(class, linear);
+    pub fn fill_read(&mut self, class: u8, linear: u64, page: *const u8, extent: Extent) {
+        self.log(class, linear, extent);
         self.classes[usize::from(class) % class::COUNT].read[slot(linear)] = entry(linear, page);
     }
 
     /// Enters the page of `linear` for writing.
-    pub fn fill_write(&mut self, class: u8, linear: u64, page: *const u8) {
-        self.log(class, linear);
+    pub fn fill_write(&mut self, class: u8, linear: u64, page: *const u8, extent: Extent) {
+        self.log(class, linear, extent);
         self.classes[usize::from(class) % class::COUNT].write[slot(linear)] = entry(linear, page);
     }
 
-    fn log(&mut self, class: u8, linear: u64) {
-        if self.filled.len() < LOG_LIMIT {
-            self.filled.push(u16::from(class) << 10 | slot(linear) as u16);
+    fn log(&mut self, class: u8, linear: u64, extent: Extent) {
+        if extent.global { &mut self.global } else { &mut self.local }.add(class, linear);
+        if extent.shift > 12 {
+            let size = 1u64 << extent.shift;
+            let start = linear & !(size - 1);
+            let span = &mut self.large[half(linear)];
+            let page = start..start.saturating_add(size);
+            *span = if span.is_empty() { page } else { span.start.min(page.start)..span.end.max(page.end) };
         }
     }
 
     /// Forgets everything.
     pub fn flush(&mut self) {
-        if self.filled.len() < LOG_LIMIT {
-            for &at in &self.filled {
-                let class = &mut self.classes[usize::from(at >> 10) % class::COUNT];
-                let slot = usize::from(at) % ENTRIES;
-                class.read[slot] = EMPTY;
-                class.write[slot] = EMPTY;
-            }
+        self.flush_local();
+        if self.global.is_full() {
+            self.clear();
         } else {
-            for class in &mut self.classes {
-                class.read.fill(EMPTY);
-                class.write.fill(EMPTY);
-            }
+            undo(&mut self.classes, &self.global);
         }
-        self.filled.clear();
+        self.global.slots.clear();
+        self.large = [NOWHERE, NOWHERE];
     }
 
-    /// Forgets the page of `linear` (INVLPG).
-    pub fn flush_page(&mut self, linear: u64) {
+    /// Forgets everything but global pages.
+    pub fn flush_local(&mut self) {
+        if self.local.is_full() {
+            self.clear();
+        } else {
+            undo(&mut self.classes, &self.local);
+        }
+        self.local.slots.clear();
+    }
+
+    fn clear(&mut self) {
+        for class in &mut self.classes[..usize::from(class::USER_ALIGNED)] {
+            class.read.fill(EMPTY);
+            class.write.fill(EMPTY);
+        }
+        self.global.slots.clear();
+        self.large = [NOWHERE, NOWHERE];
+    }
+
+    /// Forgets the page of `linear` (INVLPG): all parts of it, should it be a large one. Says whether it may have been.
+    pub fn flush_page(&mut self, linear: u64) -> bool {
+        if self.large[half(linear)].contains(&linear) {
+            self.flush();
+            return true;
+        }
         for class in &mut self.classes {
             class.read[slot(linear)] = EMPTY;
             class.write[slot(linear)] = EMPTY;
         }
+        false
     }
 
     /// Forgets all write entries that lead to the host page at `page`: it has become code.
@@ -159,6 +222,19 @@ impl Tlb {
     }
 }
 
+fn undo(classes: &mut [Class; class::COUNT], log: &Log) {
+    for &at in &log.slots {
+        let class = &mut classes[usize::from(at >> 10) % class::COUNT];
+        let slot = usize::from(at) % ENTRIES;
+        class.read[slot] = EMPTY;
+        class.write[slot] = EMPTY;
+    }
+}
+
+fn half(linear: u64) -> usize {
+    (linear >> 63) as usize
+}
+
 #[inline(always)]
 fn slot(linear: u64) -> usize {
     (linear >> 12) as usize % ENTRIES
@@ -167,4 +243,81 @@ fn slot(linear: u64) -> usize {
 fn entry(linear: u64, page: *const u8) -> TlbEntry {
     let tag = linear & PAGE_MASK;
     TlbEntry { tag, addend: (page as u64).wrapping_sub(tag) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::class::{SUPERVISOR, USER};
+    use super::*;
+
+    const LOCAL: Extent = Extent { global: false, shift: 12 };
+    const GLOBAL: Extent = Extent { global: true, shift: 12 };
+    const HOST: *const u8 = std::ptr::without_provenance(0x7000_0000_0000);
+
+    #[test]
+    fn the_tables_lie_where_translated_code_looks() {
+        let tlb = Box::new(Tlb::new());
+        let base = (&raw const *tlb).addr();
+        for class in 0..class::COUNT as u8 {
+            let tables = &tlb.classes[usize::from(class)];
+            assert_eq!((&raw const tables.read).addr() - base, read_table(class) - offset_of!(Cpu, tlb));
+            assert_eq!((&raw const tables.write).addr() - base, write_table(class) - offset_of!(Cpu, tlb));
+        }
+        assert_eq!((size_of::<TlbEntry>(), offset_of!(TlbEntry, addend)), (16, 8));
+    }
+
+    #[test]
+    fn another_address_space_keeps_global_pages() {
+        let mut tlb = Box::new(Tlb::new());
+        tlb.fill_read(USER, 0x1000, HOST, LOCAL);
+        tlb.fill_write(SUPERVISOR, 0xffff_8000_0000_2000, HOST, GLOBAL);
+        tlb.flush_local();
+        assert!(tlb.read_pointer(USER, 0x1000, 1).is_none());
+        assert!(tlb.write_pointer(SUPERVISOR, 0xffff_8000_0000_2ff8, 8).is_some());
+        assert!(tlb.write_pointer(SUPERVISOR, 0xffff_8000_0000_2ff9, 8).is_none(), "it crosses");
+        tlb.flush();
+        assert!(tlb.write_pointer(SUPERVISOR, 0xffff_8000_0000_2ff8, 8).is_none());
+    }
+
+    #[test]
+    fn a_local_page_in_the_slot_of_a_global_one_goes() {
+        let mut tlb = Box::new(Tlb::new());
+        tlb.fill_read(SUPERVISOR, 0x1000, HOST, GLOBAL);
+        tlb.fill_read(SUPERVISOR, 0x40_1000, HOST, LOCAL);
+        tlb.flush_local();
+        assert!(tlb.read_pointer(SUPERVISOR, 0x40_1000, 1).is_none());
+    }
+
+    #[test]
+    fn more_pages_than_the_log_holds_are_all_forgotten() {
+        for extent in [LOCAL, GLOBAL] {
+            let mut tlb = Box::new(Tlb::new());
+            let pages = || (0..1500u64).map(|number| (if number < 750 { USER } else { SUPERVISOR }, number << 12));
+            pages().for_each(|(class, linear)| tlb.fill_read(class, linear, HOST, extent));
+            tlb.flush();
+            assert!(pages().all(|(class, linear)| tlb.read_pointer(class, linear, 1).is_none()));
+        }
+    }
+
+    #[test]
+    fn all_parts_of_a_large_page_go_together() {
+        let mut tlb = Box::new(Tlb::new());
+        let large = Extent { global: false, shift: 21 };
+        tlb.fill_read(USER, 0x20_3000, HOST, large);
+        tlb.fill_read(USER, 0x80_0000, HOST, LOCAL);
+        assert!(!tlb.flush_page(0x80_0000));
+        assert!(tlb.read_pointer(USER, 0x20_3000, 1).is_some());
+        assert!(tlb.flush_page(0x3f_f000));
+        assert!(tlb.read_pointer(USER, 0x20_3000, 1).is_none());
+    }
+
+    #[test]
+    fn a_page_that_became_code_is_not_written_past_the_slow_path() {
+        let mut tlb = Box::new(Tlb::new());
+        tlb.fill_write(USER, 0x5000, HOST, LOCAL);
+        tlb.fill_write(SUPERVISOR, 0xffff_8000_0000_5000, HOST, GLOBAL);
+        tlb.revoke_writes(HOST);
+        assert!(tlb.write_pointer(USER, 0x5000, 1).is_none());
+        assert!(tlb.write_pointer(SUPERVISOR, 0xffff_8000_0000_5000, 1).is_none());
+    }
 }

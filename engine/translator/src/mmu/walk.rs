@@ -1,7 +1,8 @@
 //! The page walk: linear to physical addresses in every paging mode, with all checks (Intel SDM volume 3, chapter 4).
 //! Accessed and dirty bits are set only when the access is allowed, by an atomic compare-and-exchange on the entry.
 
-use super::{Access, PAGE_MASK, class};
+use super::l2::Leaf;
+use super::{Access, Extent, PAGE_MASK, class};
 use crate::guest::x86::access::Word;
 use crate::guest::x86::cpu::{Cpu, cr0, cr4, efer};
 use crate::guest::x86::fault::{Stop, vector};
@@ -43,9 +44,8 @@ pub(crate) struct Translation {
     pub physical: u64,
     /// Whether writes of the same class would succeed without a further walk: allowed, and the dirty bit is set.
     pub write: bool,
-    /// The entry is global: it survives CR3 loads.
-    #[allow(dead_code, reason = "kept for a TLB that survives CR3 loads")]
-    pub global: bool,
+    /// The page it is in.
+    pub extent: Extent,
 }
 
 /// A level of the walk so far: where its entry is, what it held.
@@ -63,8 +63,8 @@ struct Rights {
 }
 
 enum Found {
-    /// The leaf: the physical address of the byte.
-    Page(u64),
+    /// The leaf: the physical address of the byte, and log2 of the page's size.
+    Page(u64, u8),
     NotPresent,
     Reserved,
 }
@@ -72,10 +72,40 @@ enum Found {
 impl Cpu {
     /// Translates a linear address (canonical, or 32 bits) for an access of `class`; sets accessed and dirty bits.
     pub(crate) fn translate(&mut self, class: u8, linear: u64, access: Access) -> Result<Translation, Stop> {
-        let a20 = self.fabric.a20_mask.load(Ordering::Relaxed);
         if !self.is_paged() {
-            return Ok(Translation { physical: linear & a20, write: true, global: false });
+            let physical = linear & self.fabric.a20_mask.load(Ordering::Relaxed);
+            return Ok(Translation { physical, write: true, extent: Extent { global: false, shift: 12 } });
         }
+        // What the second level does not allow is looked up again: the guest may have given rights without telling.
+        let known = self.second_level.find(linear);
+        if let Some(leaf) = known
+            && (access != Access::Write || leaf.dirty)
+            && self.allows(class, access, &leaf)
+        {
+            return Ok(self.translation(class, linear, &leaf));
+        }
+        let leaf = match self.walk(class, linear, access) {
+            Ok(leaf) => leaf,
+            Err(stop) => {
+                // A page fault takes what is known of the page with it (SDM volume 3, 4.10.4.1).
+                self.forget_faulted(linear);
+                return Err(stop);
+            }
+        };
+        self.second_level.fill(linear, leaf);
+        Ok(self.translation(class, linear, &leaf))
+    }
+
+    fn translation(&self, class: u8, linear: u64, leaf: &Leaf) -> Translation {
+        let a20 = self.fabric.a20_mask.load(Ordering::Relaxed);
+        Translation {
+            physical: (leaf.physical | linear & !PAGE_MASK) & a20,
+            write: leaf.dirty && self.allows(class, Access::Write, leaf),
+            extent: Extent { global: leaf.global, shift: leaf.shift },
+        }
+    }
+
+    fn walk(&mut self, class: u8, linear: u64, access: Access) -> Result<Leaf, Stop> {
         loop {
             let mut steps = [Step::default(); 4];
             let mut depth = 0;
@@ -85,23 +115,28 @@ impl Cpu {
             } else {
                 self.walk_long_entries(linear, &mut steps, &mut depth, &mut rights)
             };
-            let physical = match found {
-                Found::Page(physical) => physical,
+            let (physical, shift) = match found {
+                Found::Page(physical, shift) => (physical, shift),
                 Found::NotPresent => return Err(self.page_fault(class, linear, access, 0)),
                 Found::Reserved => return Err(self.page_fault(class, linear, access, error::PRESENT | error::RESERVED)),
             };
-            if !self.allows(class, access, &rights) {
+            let last = steps[depth - 1].value;
+            let leaf = Leaf {
+                physical: physical & PAGE_MASK,
+                writable: rights.writable,
+                user: rights.user,
+                no_execute: rights.no_execute,
+                dirty: access == Access::Write || last & entry::DIRTY != 0,
+                global: last & entry::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
+                shift,
+            };
+            if !self.allows(class, access, &leaf) {
                 return Err(self.page_fault(class, linear, access, error::PRESENT));
             }
-            if !self.mark_used(&steps[..depth], access) {
-                continue; // Another CPU changed an entry under us.
+            if self.mark_used(&steps[..depth], access) {
+                return Ok(leaf);
             }
-            let dirty = access == Access::Write || steps[depth - 1].value & entry::DIRTY != 0;
-            return Ok(Translation {
-                physical: physical & a20,
-                write: dirty && self.allows(class, Access::Write, &rights),
-                global: steps[depth - 1].value & entry::GLOBAL != 0 && self.cr4 & cr4::PGE != 0,
-            });
+            // Another CPU changed an entry under us.
         }
     }
 
@@ -119,7 +154,7 @@ impl Cpu {
             if pde & 1 << 21 != 0 {
                 return Found::Reserved;
             }
-            return Found::Page((pde & 0xffc0_0000) | (pde >> 13 & 0xff) << 32 | linear & 0x3f_ffff);
+            return Found::Page((pde & 0xffc0_0000) | (pde >> 13 & 0xff) << 32 | linear & 0x3f_ffff, 22);
         }
         let table = (pde & 0xffff_f000) | (linear >> 12 & 0x3ff) << 2;
         let pte = self.read_entry::<u32>(table);
@@ -129,7 +164,7 @@ impl Cpu {
             return Found::NotPresent;
         }
         rights.add(pte);
-        Found::Page((pte & 0xffff_f000) | linear & 0xfff)
+        Found::Page((pte & 0xffff_f000) | linear & 0xfff, 12)
     }
 
     fn walk_long_entries(&mut self, linear: u64, steps: &mut [Step; 4], depth: &mut usize, rights: &mut Rights) -> Found {
@@ -165,14 +200,14 @@ impl Cpu {
                 if shift > 12 && value & inside & !0x1fff != 0 {
                     return Found::Reserved;
                 }
-                return Found::Page(value & entry::ADDRESS & !inside | linear & inside);
+                return Found::Page(value & entry::ADDRESS & !inside | linear & inside, shift as u8);
             }
             table = value & entry::ADDRESS;
             shift -= 9;
         }
     }
 
-    fn allows(&self, class: u8, access: Access, rights: &Rights) -> bool {
+    fn allows(&self, class: u8, access: Access, rights: &Leaf) -> bool {
         if class == class::USER || class == class::USER_ALIGNED {
             return rights.user
                 && match access {

@@ -9,7 +9,7 @@ use super::flags::{Flags, bit};
 use super::lapic::Event;
 use super::op::Op;
 use super::trace::{Running, Traces};
-use crate::mmu::{PhysicalPages, Tlb};
+use crate::mmu::{PhysicalPages, SecondLevel, Tlb};
 use crate::shared::{CpuShared, Fabric};
 use engine_cpu::CpuIo;
 use engine_cpu::x86::{Activity, FpuState, MsrState, Segment, TableRegister, X86State};
@@ -169,6 +169,10 @@ pub(crate) struct Cpu {
     pub held_blocks: Vec<Block>,
     /// [`engine_memory::GuestMemory::generation`] at the last flush.
     pub memory_generation: u64,
+    /// The second level of the software TLB.
+    pub second_level: SecondLevel,
+    /// The A20 gate's mask for which translations hold.
+    pub a20_seen: u64,
     /// What the physical address space holds, as far as it has been looked up.
     pub physical_pages: PhysicalPages,
     /// Copy of IA32_APIC_BASE: where the local APIC answers. Whoever changes the MSR (or loads the APIC) changes this too.
@@ -257,6 +261,8 @@ impl Cpu {
             traces: Traces::new(),
             held_blocks: Vec::new(),
             memory_generation: fabric.memory.generation(),
+            second_level: SecondLevel::new(),
+            a20_seen: u64::MAX,
             physical_pages: PhysicalPages::new(),
             apic_base: 0,
             shared,
@@ -465,12 +471,6 @@ impl Cpu {
         }
         self.tlb_class = self.current_tlb_class();
         self.mode = self.code_size as u8 | u8::from(self.cpl == 3) << 2;
-    }
-
-    /// Forgets all cached translations (CR3 load, paging changes). Traces stay: they are keyed by physical address.
-    pub fn flush_tlb(&mut self) {
-        self.tlb.flush();
-        self.traces.forget_links();
     }
 
     // ---- Registers ---------------------------------------------------------------------------------------------

@@ -97,9 +97,7 @@ impl Cpu {
         let bits = self.shared.take(attention::FLUSH | attention::APIC | attention::SELF);
         if bits & attention::FLUSH != 0 {
             let asked = self.shared.flushes_asked();
-            self.memory_generation = self.fabric.memory.generation();
-            self.physical_pages.forget();
-            self.flush_tlb();
+            self.flush_as_asked();
             self.shared.flush_done(asked);
         }
         if bits & attention::APIC != 0 {

@@ -4,7 +4,8 @@
 //! address and mode, and valid as long as the page's `code_generation` is what it was when the bytes were read. Traces never cross a page, but
 //! for a first instruction that does: then it is alone and both pages are checked.
 //!
-//! Links from a trace to its successors hold for one *epoch*: until a mapping changes.
+//! Links from a trace to its successors, and fetched pages, hold for one *epoch*: until a mapping changes. There are two at a time: one for what
+//! lies in global pages and one for the rest. Each address space has its own of the latter, which holds again when it is entered again.
 
 use super::cpu::{CodeSize, Cpu, seg};
 use super::decode::{Decoded, MAX_BYTES, decode};
@@ -22,7 +23,11 @@ const MAX_ARENA: usize = 640 * 1024;
 /// Slots of the table that finds a trace.
 const TABLE: usize = 1 << 16;
 /// Slots of the cache of fetched pages.
-const FETCHES: usize = 256;
+const FETCHES: usize = 512;
+/// How many address spaces' epochs are remembered.
+const CONTEXTS: usize = 64;
+/// Bits of the set of pages from which something has been fetched.
+const FETCHED: usize = 4096;
 /// Slots of the cache of jump targets.
 const JUMPS: usize = 4096;
 const NONE: u32 = u32::MAX;
@@ -40,6 +45,8 @@ pub(crate) struct Trace {
     mode: u8,
     /// Bytes of all ops.
     bytes: u16,
+    /// Until when it may be reached by what led to it last.
+    epoch: u32,
     rip: u64,
     linear: u64,
     host: u64,
@@ -79,7 +86,14 @@ pub(crate) struct Traces {
     /// `MAX_ARENA` ops, allocated once; raw because a running trace's ops are patched behind a shared reference to one of them.
     ops: *mut Op,
     ops_used: usize,
+    /// The epoch of what is not global, that of what is, and the last that was given out.
     epoch: u32,
+    global_epoch: u32,
+    last_epoch: u32,
+    /// The epochs of address spaces, by the second-level TLB's number for them.
+    contexts: [(u32, u32); CONTEXTS],
+    /// Pages (by their address, hashed) from which something has been fetched since all links were forgotten.
+    fetched: Box<[u64; FETCHED / 64]>,
     fetches: Vec<Fetch>,
     jumps: Vec<Link>,
     /// The op of code that lies in no memory (device space): executed once and not kept.
@@ -129,6 +143,10 @@ impl Traces {
             ops,
             ops_used: 0,
             epoch: 1,
+            global_epoch: 2,
+            last_epoch: 2,
+            contexts: [(0, 0); CONTEXTS],
+            fetched: Box::new([0; FETCHED / 64]),
             fetches: vec![nowhere; FETCHES],
             jumps: vec![NO_LINK; JUMPS],
             loose: None,
@@ -143,36 +161,70 @@ impl Traces {
 
     /// No link may be followed any more: mappings have changed.
     pub fn forget_links(&mut self) {
-        self.epoch = self.epoch.wrapping_add(1);
-        if self.epoch == 0 {
-            self.forget_all();
-            self.epoch = 1;
+        self.contexts = [(0, 0); CONTEXTS];
+        self.fetched.fill(0);
+        self.global_epoch = self.new_epoch();
+        self.epoch = self.new_epoch();
+    }
+
+    /// An address space is entered, which has this number at the second-level TLB: its own links hold, and the global ones.
+    pub fn enter(&mut self, context: u32) {
+        let slot = context as usize % CONTEXTS;
+        if self.contexts[slot].0 != context {
+            self.contexts[slot] = (context, self.new_epoch());
         }
+        self.epoch = self.contexts[slot].1;
+    }
+
+    /// Whether something may have been fetched from the page of `linear`, in any address space.
+    pub fn has_fetched(&self, linear: u64) -> bool {
+        let bit = fetched_bit(linear);
+        self.fetched[bit / 64] >> (bit % 64) & 1 != 0
+    }
+
+    fn new_epoch(&mut self) -> u32 {
+        if self.last_epoch == u32::MAX {
+            self.last_epoch = 0;
+            self.drop_traces();
+            self.contexts = [(0, 0); CONTEXTS];
+            // Neither may match what was made under the numbers before.
+            (self.global_epoch, self.epoch, self.last_epoch) = (1, 2, 2);
+        }
+        self.last_epoch += 1;
+        self.last_epoch
     }
 
     fn forget_all(&mut self) {
+        self.drop_traces();
+        self.forget_links();
+    }
+
+    fn drop_traces(&mut self) {
         self.table.fill(NONE);
         self.traces.clear();
         self.ops_used = 0;
         self.fetches.iter_mut().for_each(|fetch| fetch.tag = 1);
         self.jumps.fill(NO_LINK);
         self.loose = None;
-        self.epoch = self.epoch.wrapping_add(1);
+    }
+
+    #[inline(always)]
+    fn holds(&self, epoch: u32) -> bool {
+        epoch == self.epoch || epoch == self.global_epoch
     }
 
     /// The successor of `from` at `rip`, if it is known and still valid. Only within a chain: mode and CS have not changed.
     #[inline(always)]
     pub fn follow(&mut self, from: TraceRef, rip: u64) -> Option<TraceRef> {
         let trace = &self.traces[from.0 as usize];
-        let epoch = self.epoch;
         let [first, second] = trace.links;
-        let to = if first.rip == rip && first.epoch == epoch {
+        let to = if first.rip == rip && self.holds(first.epoch) {
             first.to
-        } else if second.rip == rip && second.epoch == epoch {
+        } else if second.rip == rip && self.holds(second.epoch) {
             second.to
         } else {
             let jump = &self.jumps[jump_slot(rip)];
-            if jump.rip != rip || jump.epoch != epoch {
+            if jump.rip != rip || !self.holds(jump.epoch) {
                 return None;
             }
             let target = self.traces.get(jump.to as usize)?;
@@ -185,7 +237,8 @@ impl Traces {
         target.is_fresh().then_some(TraceRef(to))
     }
 
-    /// The epoch: references and links from before another epoch must not be used.
+    /// The epoch: references and links from before another epoch must not be used. It changes whenever any mapping does, and may come
+    /// back only when all mappings are again what they were under it.
     pub fn epoch(&self) -> u32 {
         self.epoch
     }
@@ -193,10 +246,12 @@ impl Traces {
     /// Remembers `to` as a successor of `from`.
     pub fn link(&mut self, from: TraceRef, to: TraceRef) {
         let Some(target) = self.traces.get(to.0 as usize) else { return };
-        let link = Link { rip: target.rip, epoch: self.epoch, to: to.0 };
+        let link = Link { rip: target.rip, epoch: target.epoch, to: to.0 };
         self.jumps[jump_slot(link.rip)] = link;
+        let (epoch, global) = (self.epoch, self.global_epoch);
         let Some(trace) = self.traces.get_mut(from.0 as usize) else { return };
-        if trace.links[0].epoch == link.epoch && trace.links[0].rip != link.rip {
+        let first = trace.links[0];
+        if (first.epoch == epoch || first.epoch == global) && first.rip != link.rip {
             trace.links[1] = link;
         } else {
             trace.links[0] = link;
@@ -221,6 +276,10 @@ fn jump_slot(rip: u64) -> usize {
     (rip ^ rip >> 12) as usize % JUMPS
 }
 
+fn fetched_bit(linear: u64) -> usize {
+    (linear >> 12 ^ linear >> 24) as usize % FETCHED
+}
+
 fn table_slot(host: u64, rip: u64) -> usize {
     let mixed = (host ^ rip.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 48) as usize % TABLE
@@ -243,11 +302,12 @@ impl Cpu {
         }
         let host = fetch.page as u64 + (linear & !PAGE_MASK);
         let slot = table_slot(host, rip);
-        if let Some(trace) = self.traces.traces.get(self.traces.table[slot] as usize) {
+        if let Some(trace) = self.traces.traces.get_mut(self.traces.table[slot] as usize) {
             let at = TraceRef(self.traces.table[slot]);
             let same =
                 trace.host == host && trace.rip == rip && trace.linear == linear && trace.mode == self.mode && trace.is_fresh();
             if same && (wide || rip + u64::from(trace.bytes) - 1 <= limit) {
+                trace.epoch = fetch.epoch;
                 if trace.second_state.is_null() {
                     return Ok(at);
                 }
@@ -255,6 +315,9 @@ impl Cpu {
                 let last = linear.wrapping_add(u64::from(bytes) - 1) & self.linear_mask;
                 let second = self.fetch_page(last & PAGE_MASK)?;
                 if second.page as u64 == second_host {
+                    // The trace holds as long as both pages do.
+                    let both = if fetch.epoch == second.epoch { fetch.epoch } else { self.traces.epoch };
+                    self.traces.traces[at.0 as usize].epoch = both;
                     return Ok(at);
                 }
             }
@@ -268,14 +331,18 @@ impl Cpu {
         let user = self.cpl == 3;
         let slot = (tag >> 12) as usize % FETCHES;
         let known = &self.traces.fetches[slot];
-        if known.tag == tag && known.epoch == self.traces.epoch && known.user == user {
+        if known.tag == tag && self.traces.holds(known.epoch) && known.user == user {
             return Ok(*known);
         }
         let class = if user { crate::mmu::class::USER } else { crate::mmu::class::SUPERVISOR };
-        let physical = self.translate(class, linear, Access::Execute)?.physical & PAGE_MASK;
+        let found = self.translate(class, linear, Access::Execute)?;
+        let physical = found.physical & PAGE_MASK;
         let PhysicalPage { read, read_state, .. } = self.physical_page(physical);
-        let fetch = Fetch { tag, epoch: self.traces.epoch, user, page: read, state: read_state, physical };
+        let epoch = if found.extent.global { self.traces.global_epoch } else { self.traces.epoch };
+        let fetch = Fetch { tag, epoch, user, page: read, state: read_state, physical };
         self.traces.fetches[slot] = fetch;
+        let bit = fetched_bit(linear);
+        self.traces.fetched[bit / 64] |= 1 << (bit % 64);
         Ok(fetch)
     }
 
@@ -309,6 +376,7 @@ impl Cpu {
                 count: count as u32,
                 mode: self.mode,
                 bytes: bytes as u16,
+                epoch: fetch.epoch,
                 rip,
                 linear,
                 host: fetch.page as u64 + inside,
@@ -399,6 +467,7 @@ impl Cpu {
                 count: 1,
                 mode: self.mode,
                 bytes: op.len.into(),
+                epoch: if fetch.epoch == second.epoch { fetch.epoch } else { self.traces.epoch },
                 rip,
                 linear,
                 host: fetch.page as u64 + inside,
@@ -444,6 +513,7 @@ impl Cpu {
                     count: 1,
                     mode: 0,
                     bytes: 0,
+                    epoch: 0,
                     rip: 0,
                     linear: 0,
                     host: 0,

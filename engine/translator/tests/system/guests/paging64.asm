@@ -10,6 +10,10 @@ V       equ 0x0000123456789000          ; where the tests look; its tables:
 V_PDPT  equ 0x108000
 V_PD    equ 0x109000
 V_PT    equ 0x10a000
+PML4_B  equ 0x10b000                    ; a second address space
+V_PDPT_B equ 0x10c000
+V_PD_B  equ 0x10d000
+V_PT_B  equ 0x10e000
 G       equ 0x0000120000000000          ; a 1 GiB page at PDPT entry 0 of the same PML4 entry
 F       equ 0x200000                    ; a frame
 USER_AT equ 0x400000                    ; ring 3's code: the third 2 MiB page, a user page
@@ -20,6 +24,36 @@ USER_AT equ 0x400000                    ; ring 3's code: the third 2 MiB page, a
         mov     [%1 + INDEX(%2) * 8], rax
         mov     rax, V
         invlpg  [rax]
+%endmacro
+; Changes the entry of V in a page table, and says nothing to the CPU.
+%macro MAP 2
+        mov     rax, %2
+        mov     [%1 + INDEX(0) * 8], rax
+%endmacro
+%macro SPACE 1                  ; loads CR3
+        mov     rax, %1
+        mov     cr3, rax
+%endmacro
+%macro KEEP 1                   ; loads CR3 and keeps what is known of the PCID
+        mov     rax, (%1) | 1 << 63
+        mov     cr3, rax
+%endmacro
+%macro FORGET 3                 ; INVPCID: type, PCID, address
+        mov     qword [descriptor], %2
+        mov     rax, %3
+        mov     [descriptor + 8], rax
+        mov     eax, %1
+        invpcid rax, [descriptor]
+%endmacro
+%macro LOOKS 2
+        mov     rbx, V
+        mov     eax, [rbx]
+        CHECK   %1, rax, %2
+%endmacro
+%macro RUNS 2
+        mov     rbx, V + 0x100
+        call    rbx
+        CHECK   %1, rax, %2
 %endmacro
 %macro PFAULT 3+
         mov     rbx, V
@@ -154,8 +188,123 @@ guest:  to_protected
         invpcid rax, [rsp]
         mov     eax, [rbx]
         CHECK   "INVPCID forgets one address", rax, 0x22222222
+
+        ; What must be forgotten, is. Whether anything else is remembered is the CPU's business.
+        ; From here on PCID 3 and PCID 4 are two address spaces that differ at V: frame F with 11111111h, frame F + 1000h with 22222222h.
+        mov     dword [F], 0x11111111
+        mov     esi, PML4
+        mov     edi, PML4_B
+        mov     ecx, 0x1000 / 8
+        rep     movsq
+        mov     rax, V_PDPT_B | 7
+        mov     [PML4_B + INDEX(3) * 8], rax
+        mov     rax, V_PD_B | 7
+        mov     [V_PDPT_B + INDEX(2) * 8], rax
+        mov     rax, V_PT_B | 7
+        mov     [V_PD_B + INDEX(1) * 8], rax
+        MAP     V_PT, F | 7
+        MAP     V_PT_B, (F + 0x1000) | 7
+        SPACE   PML4 | 3
+        LOOKS   "address space A", 0x11111111
+        SPACE   PML4_B | 4
+        LOOKS   "address space B", 0x22222222
+        KEEP    PML4 | 3
+        LOOKS   "A again, kept", 0x11111111
+        KEEP    PML4_B | 4
+        LOOKS   "B again, kept", 0x22222222
+        ; code too: each frame returns its own number
+        mov     dword [F + 0x100], 0x0000aab8           ; mov eax, 0aah; ret
+        mov     word [F + 0x104], 0xc300
+        mov     dword [F + 0x1100], 0x0000bbb8
+        mov     word [F + 0x1104], 0xc300
+%rep 3
+        KEEP    PML4 | 3
+        RUNS    "A's code", 0xaa
+        KEEP    PML4_B | 4
+        RUNS    "B's code", 0xbb
+%endrep
+        ; a changed entry of the other space, which is then named
+        KEEP    PML4 | 3
+        MAP     V_PT_B, F | 7
+        FORGET  0, 4, V
+        KEEP    PML4_B | 4
+        LOOKS   "INVPCID of an address of another PCID", 0x11111111
+        RUNS    "and its code", 0xaa
+        KEEP    PML4 | 3
+        MAP     V_PT_B, (F + 0x1000) | 7
+        FORGET  1, 4, 0
+        KEEP    PML4_B | 4
+        LOOKS   "INVPCID of another PCID", 0x22222222
+        RUNS    "and its code", 0xbb
+        KEEP    PML4 | 3
+        MAP     V_PT_B, F | 7
+        FORGET  3, 0, 0
+        KEEP    PML4_B | 4
+        LOOKS   "INVPCID of all but global pages", 0x11111111
+        RUNS    "and its code", 0xaa
+        KEEP    PML4 | 3
+        MAP     V_PT_B, (F + 0x1000) | 7
+        SPACE   PML4_B | 4
+        LOOKS   "MOV to CR3 that does not keep", 0x22222222
+        RUNS    "and its code", 0xbb
+        ; global pages
+        CR_SET  cr4, 1 << 7
+        MAP     V_PT_B, F | 0x107
+        SPACE   PML4_B | 4
+        LOOKS   "a global page", 0x11111111
+        MAP     V_PT_B, (F + 0x1000) | 0x107
+        mov     rbx, V
+        invlpg  [rbx]
+        LOOKS   "INVLPG forgets a global page", 0x22222222
+        RUNS    "and its code", 0xbb
+        MAP     V_PT_B, F | 0x107
+        FORGET  2, 0, 0
+        LOOKS   "INVPCID of everything", 0x11111111
+        RUNS    "and its code", 0xaa
+        MAP     V_PT_B, (F + 0x1000) | 7
+        CR_CLEAR cr4, 1 << 7
+        LOOKS   "CR4.PGE cleared", 0x22222222
+        ; dirty bits: a page that was only read gets its bit with the first write, each time
+        MAP     V_PT_B, F | 7
+        SPACE   PML4_B | 4
+        mov     rbx, V
+        mov     eax, [rbx]
+        mov     [rbx + 0x20], eax
+        mov     eax, [V_PT_B + INDEX(0) * 8]
+        and     eax, 0x60
+        CHECK   "dirty after a read and a write", rax, 0x60
+        MAP     V_PT_B, F | 7
+        FORGET  1, 4, 0
+        mov     rbx, V
+        mov     [rbx + 0x20], eax
+        mov     eax, [V_PT_B + INDEX(0) * 8]
+        and     eax, 0x60
+        CHECK   "dirty again after it was cleared", rax, 0x60
+        ; rights that were given without a word are seen (a CPU may fault here first; ours looks again)
+        MAP     V_PT_B, F | 5
+        SPACE   PML4_B | 4
+        PFAULT  "read-only", 3, {mov [rbx], eax}
+        MAP     V_PT_B, F | 7
+        mov     rbx, V
+        mov     dword [rbx], 0x33333333
+        LOOKS   "writable now", 0x33333333
+        ; a large page: any of its addresses names all of it
+        mov     rax, 0x200087
+        mov     [V_PD_B + INDEX(1) * 8], rax
+        SPACE   PML4_B | 4
+        mov     rbx, V & ~0x1fffff
+        mov     eax, [rbx]
+        mov     eax, [rbx + 0x1000]
+        mov     rax, 0x400087
+        mov     [V_PD_B + INDEX(1) * 8], rax
+        invlpg  [rbx + 0x5000]
+        mov     dword [0x401000], 0x44444444
+        mov     eax, [rbx + 0x1000]
+        CHECK   "INVLPG within a 2 MiB page", rax, 0x44444444
         jmp     finish64
 
+        align 16
+descriptor: dq 0, 0
 call_v: mov     rax, V + 8
         jmp     rax
 user_code:

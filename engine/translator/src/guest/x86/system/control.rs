@@ -148,7 +148,7 @@ impl Cpu {
     }
 
     fn write_cr3(&mut self, value: u64) -> Exec {
-        // With PCIDs, bit 63 asks that the PCID's translations be kept; keeping fewer is always allowed.
+        // With PCIDs, bit 63 asks that the PCID's translations be kept.
         let keep = self.cr4 & cr4::PCIDE != 0 && value >> 63 != 0;
         let value = if keep { value & !(1 << 63) } else { value };
         if self.is_long() && value >> PHYSICAL_BITS != 0 {
@@ -158,7 +158,7 @@ impl Cpu {
             self.load_pdptes(value)?;
         }
         self.cr3 = value;
-        self.flush_tlb();
+        self.enter_address_space(keep);
         Ok(())
     }
 
@@ -468,12 +468,11 @@ fn invalidate_page(cpu: &mut Cpu, op: &Op) -> Exec {
     require_ring0(cpu)?;
     let base = if cpu.is_64_bit() && op.segment < seg::FS { 0 } else { cpu.segments[usize::from(op.segment % 6)].base };
     let linear = base.wrapping_add(cpu.operand_address(op)) & cpu.linear_mask;
-    cpu.tlb.flush_page(linear);
-    cpu.traces.forget_links();
+    cpu.flush_page(linear);
     Err(Stop::EndTrace)
 }
 
-/// INVPCID: types 0 to 3. One address of one PCID, one PCID, all with globals, all without. The TLB holds one PCID at a time.
+/// INVPCID: types 0 to 3. One address of one PCID, one PCID, all with globals, all without.
 fn invalidate_pcid(cpu: &mut Cpu, op: &Op) -> Exec {
     if !cpu.cpuid.has(feature::INVPCID) {
         return Err(Stop::ud());
@@ -496,7 +495,13 @@ fn invalidate_pcid(cpu: &mut Cpu, op: &Op) -> Exec {
     if bad {
         return Err(Stop::gp(0));
     }
-    cpu.flush_tlb();
+    let pcid = pcid as u16;
+    match kind {
+        0 => cpu.flush_page_of(pcid, address),
+        1 => cpu.flush_pcid(pcid),
+        2 => cpu.flush_tlb(),
+        _ => cpu.flush_all_local(),
+    }
     Err(Stop::EndTrace)
 }
 

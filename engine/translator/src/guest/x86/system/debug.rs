@@ -137,7 +137,7 @@ fn write_register<const BYTES: u8>(cpu: &mut Cpu, op: &Op) -> Exec {
         7 => cpu.dr7 = value & dr7::WRITABLE | dr7::ONES,
         number => cpu.dr[usize::from(number & 3)] = value,
     }
-    // Pages with breakpoints must not be in the TLB, and traces must not run past instruction breakpoints.
-    cpu.flush_tlb();
+    // Pages with breakpoints must not be in the TLB's first level, and traces must not run past instruction breakpoints.
+    cpu.tlb.flush();
     Err(Stop::EndTrace)
 }

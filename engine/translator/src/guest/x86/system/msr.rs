@@ -190,7 +190,7 @@ fn write_msr(cpu: &mut Cpu, msr: u32, value: u64) -> Exec {
         n::APIC_BASE => {
             cpu.shared.apic.set_base(value, PHYSICAL_BITS).map_err(|Refused| GP)?;
             cpu.apic_base = cpu.shared.apic.base();
-            cpu.flush_tlb();
+            cpu.flush_host_addresses();
         }
         n::SPEC_CTRL if cpu.cpuid.has(feature::SPEC_CTRL) => {
             // IBRS, STIBP, SSBD and BHI_DIS_S: kept, and without effect on an interpreter.

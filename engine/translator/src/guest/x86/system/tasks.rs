@@ -250,8 +250,11 @@ impl Cpu {
     /// Loads the new task's registers. From here on faults are the new task's.
     fn enter_task(&mut self, task: &Task, wide: bool) -> Exec {
         if wide && self.is_paged() && self.cr3 != task.cr3 {
+            if self.cr4 & cr4::PAE != 0 {
+                self.load_pdptes(task.cr3)?;
+            }
             self.cr3 = task.cr3;
-            self.flush_tlb();
+            self.enter_address_space(false);
         }
         self.rip = task.ip;
         self.flags.set(task.flags);
