@@ -2,6 +2,7 @@
 //! that whatever may bail gets its snapshot, and which token the guest's flags are.
 
 use super::ops::{Atomic, Condition, Effects, FlagSet, MemoryAccess, Op, Ordering, Ty};
+use super::vector::VectorOp;
 use super::{Block, GuestInstruction, HIGH_BYTE, Inst, NO_SNAPSHOT, Snapshot, Val};
 
 /// A block in the making.
@@ -122,6 +123,21 @@ impl Builder {
         self.push(Op::Address, ty, scale, [base, index, Val::NONE], displacement)
     }
 
+    // ---- Vectors -------------------------------------------------------------------------------------------------
+
+    /// A vector operation.
+    pub fn vector(&mut self, op: VectorOp, a: Val, b: Val, immediate: u8) -> Val {
+        self.push(Op::Vector, Ty::V128, 0, [a, b, Val::NONE], op.pack(immediate))
+    }
+    /// One lane of a vector.
+    pub fn vector_lane(&mut self, ty: Ty, vector: Val, lane: u8) -> Val {
+        self.push(Op::VectorLane, ty, 0, [vector, Val::NONE, Val::NONE], lane.into())
+    }
+    /// The signs of a vector's lanes, each `bytes` wide.
+    pub fn vector_signs(&mut self, ty: Ty, vector: Val, bytes: u8) -> Val {
+        self.push(Op::VectorSigns, ty, bytes, [vector, Val::NONE, Val::NONE], 0)
+    }
+
     // ---- Flags ---------------------------------------------------------------------------------------------------
 
     /// The guest's flags now.
@@ -167,6 +183,11 @@ impl Builder {
     /// Stores to `address + displacement`.
     pub fn store(&mut self, ty: Ty, address: Val, displacement: u64, value: Val) {
         let access = MemoryAccess::tso(ty.bytes());
+        self.push(Op::Store, ty, access.bits(), [address, value, Val::NONE], displacement);
+    }
+    /// Stores, bailing where the address is not a multiple of the type's bytes.
+    pub fn store_aligned(&mut self, ty: Ty, address: Val, displacement: u64, value: Val) {
+        let access = MemoryAccess { aligned: true, ..MemoryAccess::tso(ty.bytes()) };
         self.push(Op::Store, ty, access.bits(), [address, value, Val::NONE], displacement);
     }
     /// A locked read-modify-write; gives the old value.

@@ -4,7 +4,8 @@
 //! It is strict where a host may be lax: flags outside a token's `need` are wrong on purpose, so that a pass that
 //! drops one too many is found; only snapshots get to see all six.
 
-use super::ops::{Atomic, Effects, FlagSet, Op, Ty};
+use super::ops::{Atomic, Effects, FlagSet, MemoryAccess, Op, Ty};
+use super::vector::VectorOp;
 use super::{Block, HIGH_BYTE, Inst, Val};
 
 /// The guest that a block is evaluated on. Memory functions give `None` where a host would bail.
@@ -167,6 +168,19 @@ impl<G: Guest> Run<'_, G> {
             Op::FlagsUnpack => token(FlagSet::from_packed(self.int(a)), inst.need),
             Op::FlagsPack => plain(self.token(a).packed().into()),
             Op::Cond => plain(inst.condition().holds(self.token(a)).into()),
+            Op::Vector => {
+                let op = VectorOp::from_number(imm as u8).expect("the verifier has seen the operation");
+                let (b, immediate) = (if b.is_some() { self.bits(b) } else { u128::from(imm >> 8) }, (imm >> 8) as u8);
+                plain((op.info().run)(self.bits(a), b, immediate))
+            }
+            Op::ToVector => plain(self.int(a).into()),
+            Op::VectorLane => plain((self.bits(a) >> (imm as u32 * inst.ty.bits())) & u128::from(inst.ty.mask())),
+            Op::VectorSigns => {
+                let (vector, bits) = (self.bits(a), u32::from(inst.aux) * 8);
+                plain((0..128 / bits).map(|lane| (vector >> ((lane + 1) * bits - 1) & 1) << lane).sum())
+            }
+            Op::Load if !is_aligned(inst.access(), self.int(a).wrapping_add(imm)) => None,
+            Op::Store if !is_aligned(inst.access(), self.int(a).wrapping_add(imm)) => None,
             Op::Load => {
                 let access = inst.access();
                 let value = self.guest.load(self.int(a).wrapping_add(imm), access.bytes, access.for_write)?;
@@ -232,6 +246,10 @@ impl<G: Guest> Run<'_, G> {
         let merge = |old: FlagSet| old & written.complement() | flags & written;
         (merge(old_hot), merge(old_all))
     }
+}
+
+fn is_aligned(access: MemoryAccess, address: u64) -> bool {
+    !access.aligned || address.is_multiple_of(access.bytes.into())
 }
 
 fn sign_extended(value: u64, ty: Ty) -> u64 {

@@ -38,8 +38,8 @@
 //!
 //! # Memory
 //! `Load.ty %address + imm` and `Store.ty %address + imm, %value` take linear addresses (segment bases are added by the front end) of type I64; what is moved is
-//! [`MemoryAccess`] in `aux`: size, sign extension, order (`Tso` for x86: an x86 host ignores it), and `for_write`: a load that will be followed by a store to
-//! the same place, so it must have the rights of a write. Rights (user, supervisor) are those of the mode for which the block is made.
+//! [`MemoryAccess`] in `aux`: size, sign extension, order (`Tso` for x86: an x86 host ignores it), `for_write`: a load that will be followed by a store to
+//! the same place, so it must have the rights of a write; and `aligned`: bail where it is not. Rights (user, supervisor) are those of the mode for which the block is made.
 //! A TLB miss refills and goes on. A page fault, a device, an access across pages that is not plain memory, a store to code: *bail*.
 //! A host must not finish a device read by itself and bail later in the same guest instruction, or the device is read twice.
 //! `AtomicRmw.ty %address + imm, %operand` gives the old value, `AtomicCas.ty %address + imm, %expected, %new` too; both have the rights of a write.
@@ -67,6 +67,7 @@ pub(crate) mod eval;
 pub(crate) mod ops;
 pub(crate) mod pass;
 pub(crate) mod print;
+pub(crate) mod vector;
 pub(crate) mod verify;
 
 pub(crate) use ops::{Condition, Effects, FlagSet, MemoryAccess, Op, Ty};

@@ -160,6 +160,10 @@ pub(crate) enum Arg {
     Wider,
     /// A value with flags: see [`Op::flags_written`].
     SetsFlags,
+    /// I8 to I64.
+    Integer,
+    /// V128.
+    Vector,
 }
 
 /// What an operation gives.
@@ -196,6 +200,7 @@ pub(crate) enum Types {
     Wide,
     /// An integer or `V128`.
     Any,
+    Vector,
     Flags,
 }
 
@@ -339,6 +344,16 @@ operations! {
     Address: Wide [SameOrNone, SameOrNone] -> Same, PURE, NO_FLAGS;
     /// a if the first argument is true, else b.
     Select: Integer [Bool, Same, Same] -> Same, PURE, NO_FLAGS;
+
+    // ---- Vectors ----
+    /// [`super::vector::VectorOp`] number `imm & 255` of a and b, with the immediate `imm >> 8`.
+    Vector: Vector [Same, SameOrNone] -> Same, PURE, NO_FLAGS;
+    /// The integer in the lowest lane, zero above.
+    ToVector: Vector [Integer] -> Same, PURE, NO_FLAGS;
+    /// Lane number `imm`, lanes being as wide as the type.
+    VectorLane: Integer [Vector] -> Same, PURE, NO_FLAGS;
+    /// The highest bits of all lanes, each `aux` bytes wide, as an integer.
+    VectorSigns: Wide [Vector] -> Same, PURE, NO_FLAGS;
 
     // ---- Flags ----
     /// The token of what the guest's state holds.
@@ -519,26 +534,35 @@ pub(crate) struct MemoryAccess {
     pub signed: bool,
     /// A load that needs the rights of a write.
     pub for_write: bool,
+    /// Bail unless the address is a multiple of the bytes.
+    pub aligned: bool,
     pub ordering: Ordering,
 }
 
 impl MemoryAccess {
     /// As x86 moves `bytes`.
     pub const fn tso(bytes: u8) -> Self {
-        Self { bytes, signed: false, for_write: false, ordering: Ordering::Tso }
+        Self { bytes, signed: false, for_write: false, aligned: false, ordering: Ordering::Tso }
     }
-    /// As `aux`: log2 of the bytes, signed (8), for write (16), ordering (32, 64).
+    /// As `aux`: log2 of the bytes, signed (8), for write (16), ordering (32, 64), aligned (128).
     pub fn bits(self) -> u8 {
         self.bytes.trailing_zeros() as u8
             | u8::from(self.signed) << 3
             | u8::from(self.for_write) << 4
             | (self.ordering as u8) << 5
+            | u8::from(self.aligned) << 7
     }
     /// From `aux`.
     pub fn from_bits(bits: u8) -> Self {
         let ordering =
             [Ordering::Plain, Ordering::Tso, Ordering::AcquireRelease, Ordering::Sequential][usize::from(bits >> 5 & 3)];
-        Self { bytes: 1 << (bits & 7).min(4), signed: bits & 8 != 0, for_write: bits & 16 != 0, ordering }
+        Self {
+            bytes: 1 << (bits & 7).min(4),
+            signed: bits & 8 != 0,
+            for_write: bits & 16 != 0,
+            aligned: bits & 128 != 0,
+            ordering,
+        }
     }
 }
 
@@ -587,12 +611,11 @@ mod tests {
     #[test]
     fn accesses_come_back_from_their_bits() {
         for bytes in [1, 2, 4, 8, 16] {
-            for signed in [false, true] {
-                for for_write in [false, true] {
-                    for ordering in [Ordering::Plain, Ordering::Tso, Ordering::AcquireRelease, Ordering::Sequential] {
-                        let access = MemoryAccess { bytes, signed, for_write, ordering };
-                        assert_eq!(MemoryAccess::from_bits(access.bits()), access);
-                    }
+            for bits in 0..8 {
+                let (signed, for_write, aligned) = (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0);
+                for ordering in [Ordering::Plain, Ordering::Tso, Ordering::AcquireRelease, Ordering::Sequential] {
+                    let access = MemoryAccess { bytes, signed, for_write, aligned, ordering };
+                    assert_eq!(MemoryAccess::from_bits(access.bits()), access);
                 }
             }
         }

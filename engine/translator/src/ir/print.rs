@@ -1,6 +1,7 @@
 //! Blocks as text: one line an instruction, guest instructions as headings. The form of golden tests and of `info jit`.
 
 use super::ops::{Arg, Atomic, Effects, FlagSet, Op, Ordering, Ty};
+use super::vector::VectorOp;
 use super::{Block, HIGH_BYTE, Inst};
 use std::fmt::{self, Display, Write};
 
@@ -44,6 +45,7 @@ impl Block {
         }
         match inst.op {
             Op::Cond => write!(f, " {:?}", inst.condition())?,
+            Op::Vector => write!(f, " {}", VectorOp::from_number(inst.imm as u8).map_or("?", |op| op.info().name))?,
             Op::AtomicRmw => write!(f, " {:?}", Atomic::from_bits(inst.aux))?,
             Op::Load | Op::Store | Op::AtomicCas => self.write_access(f, inst)?,
             Op::GetSlot | Op::SetSlot => {
@@ -70,6 +72,9 @@ impl Block {
             Op::Address => write!(f, "{separator}{}", Signed(inst.imm))?,
             Op::FlagsMerge => write!(f, " {}", FlagSet::from_bits_truncate(inst.imm as u8))?,
             Op::CallInterp => write!(f, " {}", inst.imm)?,
+            Op::Vector if inst.imm > 0xff => write!(f, ", {:#x}", inst.imm >> 8)?,
+            Op::VectorLane => write!(f, ", {}", inst.imm)?,
+            Op::VectorSigns => write!(f, ", i{}", u32::from(inst.aux) * 8)?,
             _ => {}
         }
         if inst.result() == Some(Ty::Flags) && !inst.need.is_all() {
@@ -88,6 +93,9 @@ impl Block {
         let access = inst.access();
         if inst.op == Op::Load && access.bytes != inst.ty.bytes() {
             write!(f, " {}{}", if access.signed { 's' } else { 'u' }, u32::from(access.bytes) * 8)?;
+        }
+        if access.aligned {
+            f.write_str(" aligned")?;
         }
         if access.for_write {
             f.write_str(" for_write")?;

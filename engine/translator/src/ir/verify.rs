@@ -1,6 +1,7 @@
 //! What every block must keep. Debug builds run it after lifting and after every pass.
 
 use super::ops::{Arg, Effects, Op, Ty, Types};
+use super::vector::VectorOp;
 use super::{Block, HIGH_BYTE, Inst, NO_SNAPSHOT, Val};
 
 /// Says what is wrong with a block.
@@ -41,6 +42,7 @@ impl Rules<'_> {
             Types::NoType => inst.ty == Ty::None,
             Types::Integer => inst.ty.is_integer(),
             Types::Wide => inst.ty.is_integer() && inst.ty != Ty::I8,
+            Types::Vector => inst.ty == Ty::V128,
             Types::Any => inst.ty.is_integer() || inst.ty == Ty::V128,
             Types::Flags => inst.ty == Ty::Flags,
         };
@@ -53,6 +55,9 @@ impl Rules<'_> {
                 None if arg.is_some() => return Err("has too many arguments".into()),
                 None => {}
             }
+        }
+        if inst.op == Op::Vector && VectorOp::from_number(inst.imm as u8).is_none() {
+            return Err("no such vector operation".into());
         }
         self.check_slot(inst)?;
         self.check_order(inst)?;
@@ -80,6 +85,8 @@ impl Rules<'_> {
             Arg::Count => ty == Ty::I8,
             Arg::Bool => ty == Ty::Bool,
             Arg::Flags | Arg::FlagsOrNone => ty == Ty::Flags,
+            Arg::Integer => ty.is_integer(),
+            Arg::Vector => ty == Ty::V128,
             Arg::I16 => ty == Ty::I16,
             Arg::Narrower => ty == Ty::Bool || ty.is_integer() && ty < inst.ty,
             Arg::Wider => ty.is_integer() && ty > inst.ty,

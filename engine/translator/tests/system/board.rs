@@ -41,7 +41,7 @@ struct Board {
 }
 
 impl Machine {
-    pub fn new(image: &[u8], cpus: u32, model: &str) -> Self {
+    pub fn new(image: &[u8], cpus: u32, model: &str, backend: impl FnOnce(GuestMemory) -> Interpreter) -> Self {
         let memory = GuestMemory::new();
         let ram = memory.add_block("ram", RAM_BYTES).expect("a little memory");
         let rom = memory.add_block("rom", image.len() as u64).expect("a little memory");
@@ -55,7 +55,7 @@ impl Machine {
         let mode = if counted { ClockMode::Counted { picos_per_instruction: 1000 } } else { ClockMode::Real };
         let board = Board {
             clock: Clock::new(mode, VmTime::ZERO),
-            backend: Arc::new(Interpreter::new(memory)),
+            backend: Arc::new(backend(memory)),
             text: Mutex::default(),
             ended: OnceLock::new(),
             kickers: Mutex::default(),

@@ -4,7 +4,7 @@
 //! where a form, a segment or a prefix is not worth lifting, and what it has emitted for the instruction is taken back.
 //!
 //! What a block takes for granted is [`LiftMode`]: it belongs to the key under which a translation is found.
-//! `operand.rs` makes addresses and operands; `integer.rs`, `shift.rs`, `bits.rs`, `moves.rs` and `flow.rs` lift.
+//! `operand.rs` makes addresses and operands; `integer.rs`, `shift.rs`, `bits.rs`, `moves.rs`, `flow.rs` and `vector.rs` lift.
 
 mod bits;
 mod flow;
@@ -14,6 +14,7 @@ mod operand;
 mod shift;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 use super::cpu::{CodeSize, Cpu, seg};
 use super::op::{Op, OpFlags};
@@ -57,6 +58,8 @@ pub(crate) struct LiftMode {
     pub based: u8,
     /// The stack pointer has 64 bits, or 32.
     pub wide_stack: bool,
+    /// Instructions on XMM registers raise neither #UD nor #NM.
+    pub vectors: bool,
     /// Every transfer within CS stays within its limit (64-bit code: is checked for canonical form only).
     pub open_code: bool,
 }
@@ -71,6 +74,7 @@ impl LiftMode {
             readable: 0,
             writable: 0,
             based: if wide { 1 << seg::FS | 1 << seg::GS } else { 0 },
+            vectors: super::host_fp::available() && super::sse::sse_ready(cpu).is_ok(),
             wide_stack: cpu.stack_mask > 0xffff,
             open_code: wide || cpu.segments[usize::from(seg::CS)].limit == u32::MAX,
         };
@@ -198,7 +202,7 @@ impl Lift {
                 Some(Conditional::Jump(condition)) => self.jump_if(op, condition),
                 Some(Conditional::Set(condition)) => self.set_if(op, condition),
                 Some(Conditional::Move(condition)) => self.move_if(op, condition),
-                None => Err(ByInterpreter),
+                None => self.vector(op),
             },
         }
     }

@@ -17,6 +17,7 @@ fn mode(bits: u32) -> LiftMode {
         readable: 0x3f,
         writable: if wide { 0x3f } else { 0x3d },
         based: if wide { 1 << seg::FS | 1 << seg::GS } else { 1 << seg::GS },
+        vectors: true,
         wide_stack: true,
         open_code: true,
     }
@@ -69,6 +70,11 @@ fn golden_texts_are_what_lifting_gives() {
         ("thirty_two_bits", 32, &[0x65, 0x8b, 0x43, 4, 0x50, 0x2e, 0x89, 3, 0xc2, 8, 0]),
         // dec ecx; inc edx; setz al; loop $-7
         ("partial_flags", 32, &[0x49, 0x42, 0x0f, 0x94, 0xc0, 0xe2, 0xf7]),
+        // movdqu xmm1, [rsi]; pcmpeqb xmm1, xmm0; pmovmskb eax, xmm1; psrldq xmm1, 8; movaps [rdi+10h], xmm1; movq rdx, xmm1
+        ("vectors", 64, &[
+            0xf3, 0x0f, 0x6f, 0x0e, 0x66, 0x0f, 0x74, 0xc8, 0x66, 0x0f, 0xd7, 0xc1, 0x66, 0x0f, 0x73, 0xd9, 8, 0x0f, 0x29, 0x4f, 0x10,
+            0x66, 0x48, 0x0f, 0x7e, 0xca,
+        ]),
         // lock bts [rdi], rax; bt ecx, 3; cmovae eax, edx; bsr eax, ecx
         ("bits", 64, &[0xf0, 0x48, 0x0f, 0xab, 7, 0x0f, 0xba, 0xe1, 3, 0x0f, 0x43, 0xc2, 0x0f, 0xbd, 0xc1]),
     ];
