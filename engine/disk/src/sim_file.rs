@@ -209,7 +209,7 @@ impl BlockFile for SimFile {
 }
 
 /// Images that crashes could have left behind.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct CrashImages {
     /// Seed of all that is random.
     pub seed: u64,
@@ -217,6 +217,9 @@ pub struct CrashImages {
     pub pairs: usize,
     /// Random sets of lost writes tried after each flush.
     pub random_sets: usize,
+    /// Up to so many writes between two flushes, every set of lost writes is tried instead, also together with each
+    /// write torn at each of its sectors.
+    pub all_sets_up_to: usize,
 }
 
 impl CrashImages {
@@ -258,40 +261,25 @@ impl CrashImages {
             writes.iter().enumerate().filter(|(index, _)| !is_lost(*index)).for_each(|(_, write)| apply(&mut image, write));
             visit(all, &image);
         };
-        for lost in 0..count {
-            visit_without(&|index| index == lost);
+        if count <= self.all_sets_up_to {
+            // Nothing lost and the first few kept have been visited already.
+            (1_u32..1 << count).for_each(|lost| visit_without(&|index| lost >> index & 1 == 1));
+        } else {
+            (0..count).for_each(|lost| visit_without(&|index| index == lost));
         }
         let pairs = (0..count).flat_map(|first| (first + 1..count).map(move |second| (first, second)));
-        for (first, second) in pairs.take(self.pairs) {
+        let is_done = count <= self.all_sets_up_to;
+        for (first, second) in pairs.take(if is_done { 0 } else { self.pairs }) {
             visit_without(&|index| index == first || index == second);
         }
-        for _ in 0..if count > 2 { self.random_sets } else { 0 } {
+        for _ in 0..if count > 2 && !is_done { self.random_sets } else { 0 } {
             let salt = next(random);
             visit_without(&|index| mix(salt ^ index as u64) & 1 == 0);
         }
-        // One write torn at a sector, with and without those after it.
-        for (torn, operation) in writes.iter().enumerate() {
-            let Operation::Write(offset, data) = operation else { continue };
-            let sectors = data.len() / 512;
-            if sectors < 2 {
-                continue;
-            }
-            let kept = 1 + next(random) as usize % (sectors - 1);
-            let (front, back) = data.split_at(kept * 512);
-            let parts = [Operation::Write(*offset, front.to_vec()), Operation::Write(offset + front.len() as u64, back.to_vec())];
-            for part in &parts {
-                let mut image = durable.to_vec();
-                let with_later = next(random) & 1 == 0;
-                for (index, write) in writes.iter().enumerate() {
-                    match index.cmp(&torn) {
-                        std::cmp::Ordering::Less => apply(&mut image, write),
-                        std::cmp::Ordering::Equal => apply(&mut image, part),
-                        std::cmp::Ordering::Greater if with_later => apply(&mut image, write),
-                        std::cmp::Ordering::Greater => {}
-                    }
-                }
-                visit(all, &image);
-            }
+        if is_done {
+            visit_every_tear(durable, writes, |image| visit(all, image));
+        } else {
+            visit_some_tears(durable, writes, random, |image| visit(all, image));
         }
         // The size grew but the data did not come, and the other way round.
         let mut grown = durable.to_vec();
@@ -303,6 +291,48 @@ impl CrashImages {
             let mut only_size = durable.to_vec();
             only_size.resize(new_size, 0);
             visit(all, &only_size);
+        }
+    }
+}
+
+/// The two parts of a write that was torn behind so many of its sectors.
+fn torn(offset: u64, data: &[u8], sectors: usize) -> [Operation; 2] {
+    let (front, back) = data.split_at(sectors * 512);
+    [Operation::Write(offset, front.to_vec()), Operation::Write(offset + front.len() as u64, back.to_vec())]
+}
+
+/// Each write torn at each of its sectors, together with every set of the others.
+fn visit_every_tear(durable: &[u8], writes: &[Operation], mut visit: impl FnMut(&[u8])) {
+    for (index, operation) in writes.iter().enumerate() {
+        let Operation::Write(offset, data) = operation else { continue };
+        for part in (1..data.len() / 512).flat_map(|sectors| torn(*offset, data, sectors)) {
+            for lost in (0_u32..1 << writes.len()).filter(|lost| lost >> index & 1 == 0) {
+                let mut image = durable.to_vec();
+                for (other, write) in writes.iter().enumerate().filter(|(other, _)| lost >> other & 1 == 0) {
+                    apply(&mut image, if other == index { &part } else { write });
+                }
+                visit(&image);
+            }
+        }
+    }
+}
+
+/// Each write torn at one of its sectors, with or without those after it.
+fn visit_some_tears(durable: &[u8], writes: &[Operation], random: &mut u64, mut visit: impl FnMut(&[u8])) {
+    for (index, operation) in writes.iter().enumerate() {
+        let Operation::Write(offset, data) = operation else { continue };
+        let sectors = data.len() / 512;
+        if sectors < 2 {
+            continue;
+        }
+        for part in &torn(*offset, data, 1 + next(random) as usize % (sectors - 1)) {
+            let with_later = next(random) & 1 == 0;
+            let kept = if with_later { writes.len() } else { index + 1 };
+            let mut image = durable.to_vec();
+            for (other, write) in writes.iter().enumerate().take(kept) {
+                apply(&mut image, if other == index { part } else { write });
+            }
+            visit(&image);
         }
     }
 }
@@ -334,7 +364,7 @@ mod tests {
         file.write_at(512, &[2; 1024]).unwrap();
         file.write_at(2048, &[3; 512]).unwrap();
         let mut seen = HashSet::new();
-        let crashes = CrashImages { seed: 7, pairs: 200, random_sets: 4 };
+        let crashes = CrashImages { seed: 7, pairs: 200, random_sets: 4, ..CrashImages::default() };
         crashes.visit(&base, &file.log(), |started, image| {
             assert!(started < 2 || image[0] == 1);
             seen.insert((image[0], image[512], image[1024], image.get(2048).copied()));

@@ -176,7 +176,7 @@ impl Recorded {
     }
 }
 
-fn fingerprint(bytes: &[u8]) -> u64 {
+pub(super) fn fingerprint(bytes: &[u8]) -> u64 {
     let words = bytes.chunks(8).map(|chunk| chunk.iter().fold(0, |word, byte| word << 8 | u64::from(*byte)));
     words.fold(bytes.len() as u64, |hash, word| (hash.rotate_left(5) ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
@@ -234,7 +234,7 @@ fn crash_job(((kind, size, longest), with_base): &Job, share: usize) -> (usize, 
         let base = with_base.then(|| (0..size - 1536).map(|n| (n / 512 % 251 + 1) as u8).collect());
         let mut recorded = Recorded::new(*kind, *size, base, |_| {});
         recorded.run(seed * 0x1234_5677, 60, *longest);
-        let crashes = CrashImages { seed, pairs: 200, random_sets: 60 };
+        let crashes = CrashImages { seed, pairs: 200, random_sets: 60, ..CrashImages::default() };
         let context = format!("{kind:?}, base {with_base}, seed {seed}");
         sum = add(sum, recorded.crash(crashes, share - sum.0, &context));
     }
@@ -281,7 +281,7 @@ fn no_crash_while_the_refcount_table_moves_does_harm() {
     // The filled part is not looked at sector by sector; here the structure counts.
     let log = recorded.file.log();
     let mut images = 0;
-    CrashImages { seed: 3, pairs: 100, random_sets: 30 }.visit(&recorded.image, &log, |at, image| {
+    CrashImages { seed: 3, pairs: 100, random_sets: 30, ..CrashImages::default() }.visit(&recorded.image, &log, |at, image| {
         images += 1;
         let file = Arc::new(SimFile::new(image.to_vec()));
         let report = check(Arc::clone(&file) as Arc<dyn BlockFile>).unwrap();
@@ -306,18 +306,22 @@ fn qemu_too_finds_nothing_but_unused_clusters_after_a_crash() {
         let mut recorded = Recorded::new(kind, size, None, |_| {});
         recorded.run(number as u64 + 55, 60, size / 8);
         let mut images = 0;
-        CrashImages { seed: 4, pairs: 20, random_sets: 20 }.visit(&recorded.image, &recorded.file.log(), |at, image| {
-            images += 1;
-            if images % 13 != 0 || images > 13 * 60 {
-                return;
-            }
-            std::fs::write(&path, image).unwrap();
-            let output = std::process::Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
-            // 0: sound, 3: leaks.
-            let said = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(matches!(output.status.code(), Some(0 | 3)), "{kind:?}, crash at {at}: {said}");
-            checked += 1;
-        });
+        CrashImages { seed: 4, pairs: 20, random_sets: 20, ..CrashImages::default() }.visit(
+            &recorded.image,
+            &recorded.file.log(),
+            |at, image| {
+                images += 1;
+                if images % 13 != 0 || images > 13 * 60 {
+                    return;
+                }
+                std::fs::write(&path, image).unwrap();
+                let output = std::process::Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
+                // 0: sound, 3: leaks.
+                let said = String::from_utf8_lossy(&output.stdout).into_owned();
+                assert!(matches!(output.status.code(), Some(0 | 3)), "{kind:?}, crash at {at}: {said}");
+                checked += 1;
+            },
+        );
     }
     println!("{checked} crash images checked by QEMU");
     assert!(checked > 60, "{checked}");
@@ -332,7 +336,7 @@ fn the_oracle_finds_a_planted_mistake_in_the_order() {
     let mut log = recorded.file.log();
     log.retain(|operation| *operation != crate::Operation::Flush);
     let mut wrong = 0;
-    CrashImages { seed: 1, pairs: 50, random_sets: 50 }.visit(&recorded.image, &log, |_, image| {
+    CrashImages { seed: 1, pairs: 50, random_sets: 50, ..CrashImages::default() }.visit(&recorded.image, &log, |_, image| {
         let report = check(Arc::new(SimFile::new(image.to_vec())));
         wrong += u64::from(report.map_or(1, |report| report.errors) > 0);
     });

@@ -1,6 +1,7 @@
 //! Tests of qcow2: behaviour here; crashes, faults, hostile files and QEMU's own tools in the files beside.
 
 mod crash;
+mod exhaustive;
 mod fault;
 mod hostile;
 mod qemu;

@@ -1,6 +1,7 @@
 //! Repairs: damage of every kind, put right as far as it can be, and never with a loss that could be avoided.
 
 use super::*;
+use crate::sim_file::CrashImages;
 
 const CLUSTER: usize = 4096;
 const REFCOUNT_TABLE: usize = CLUSTER;
@@ -163,7 +164,7 @@ fn a_repair_cut_off_anywhere_can_be_done_again() {
         let file = Arc::new(SimFile::new(content));
         let base = file.start_recording();
         repair::check(Arc::clone(&file) as _, Repair::All).unwrap();
-        crate::sim_file::CrashImages { seed: 2, pairs: 30, random_sets: 8 }.visit(&base, &file.log(), |at, image| {
+        CrashImages { seed: 2, pairs: 30, random_sets: 8, ..CrashImages::default() }.visit(&base, &file.log(), |at, image| {
             let cut = Arc::new(SimFile::new(image.to_vec()));
             let report = repair::check(Arc::clone(&cut) as _, Repair::All)
                 .unwrap_or_else(|error| panic!("{name}, cut off at {at}: {error}"));
