@@ -1,6 +1,7 @@
 //! Making a block: one method for each shape of instruction. The builder knows which guest instruction is being lifted, so
 //! that whatever may bail gets its snapshot, and which token the guest's flags are.
 
+use super::float::FloatOp;
 use super::ops::{Atomic, Condition, Effects, FlagSet, MemoryAccess, Op, Ordering, Ty};
 use super::vector::VectorOp;
 use super::{Block, GuestInstruction, HIGH_BYTE, Inst, NO_SNAPSHOT, Snapshot, Val};
@@ -136,6 +137,23 @@ impl Builder {
     /// The signs of a vector's lanes, each `bytes` wide.
     pub fn vector_signs(&mut self, ty: Ty, vector: Val, bytes: u8) -> Val {
         self.push(Op::VectorSigns, ty, bytes, [vector, Val::NONE, Val::NONE], 0)
+    }
+
+    /// A floating-point operation.
+    pub fn float(&mut self, op: FloatOp, a: Val, b: Val, immediate: u8) -> Val {
+        self.push(Op::VectorFloat, Ty::V128, 0, [a, b, Val::NONE], op.pack(immediate))
+    }
+    /// The flags of a comparison of floats of `bytes`.
+    pub fn float_compare(&mut self, a: Val, b: Val, bytes: u8, signals: bool) -> Val {
+        self.push(Op::FloatCompare, Ty::Flags, bytes | u8::from(signals) << 4, [a, b, Val::NONE], 0)
+    }
+    /// An integer as the lowest float, of `bytes`.
+    pub fn int_to_float(&mut self, a: Val, integer: Val, bytes: u8) -> Val {
+        self.push(Op::IntToFloat, Ty::V128, bytes, [a, integer, Val::NONE], 0)
+    }
+    /// The lowest float, of `bytes`, as an integer.
+    pub fn float_to_int(&mut self, ty: Ty, value: Val, bytes: u8, truncates: bool) -> Val {
+        self.push(Op::FloatToInt, ty, bytes | u8::from(truncates) << 4, [value, Val::NONE, Val::NONE], 0)
     }
 
     // ---- Flags ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 //! It is strict where a host may be lax: flags outside a token's `need` are wrong on purpose, so that a pass that
 //! drops one too many is found; only snapshots get to see all six.
 
+use super::float::FloatOp;
 use super::ops::{Atomic, Effects, FlagSet, MemoryAccess, Op, Ty};
 use super::vector::VectorOp;
 use super::{Block, HIGH_BYTE, Inst, Val};
@@ -26,6 +27,14 @@ pub(crate) trait Guest {
     fn exchange(&mut self, address: u64, bytes: u8, compute: &dyn Fn(u64) -> u64) -> Option<u64>;
     /// Whether a near transfer to `pc` is allowed.
     fn may_go_to(&self, pc: u64) -> bool;
+    /// A floating-point operation, gathering sticky flags.
+    fn float(&mut self, op: FloatOp, a: u128, b: u128, immediate: u8) -> u128;
+    /// The flags of a comparison of the lowest floats, of 4 or 8 bytes.
+    fn float_compare(&mut self, a: u128, b: u128, bytes: u8, signals: bool) -> FlagSet;
+    /// `a` with an integer of `from` bytes as its lowest float of `to` bytes.
+    fn int_to_float(&mut self, a: u128, value: u64, from: u8, to: u8) -> u128;
+    /// The lowest float of `from` bytes as an integer of `to` bytes.
+    fn float_to_int(&mut self, value: u128, from: u8, to: u8, truncates: bool) -> u64;
     /// Has the interpreter execute guest instruction `number` of the block; says whether the block goes on.
     fn interpret(&mut self, number: u16) -> bool;
     /// Whether to bail here for no reason.
@@ -172,6 +181,25 @@ impl<G: Guest> Run<'_, G> {
                 let op = VectorOp::from_number(imm as u8).expect("the verifier has seen the operation");
                 let (b, immediate) = (if b.is_some() { self.bits(b) } else { u128::from(imm >> 8) }, (imm >> 8) as u8);
                 plain((op.info().run)(self.bits(a), b, immediate))
+            }
+            Op::VectorFloat => {
+                let op = FloatOp::from_number(imm as u8).expect("the verifier has seen the operation");
+                let (a, b) = (self.bits(a), self.bits(b));
+                plain(self.guest.float(op, a, b, (imm >> 8) as u8))
+            }
+            Op::FloatCompare => {
+                let (a, b) = (self.bits(a), self.bits(b));
+                token(self.guest.float_compare(a, b, inst.aux & 15, inst.aux & 16 != 0), inst.need)
+            }
+            Op::IntToFloat => {
+                let bytes = self.block.def(b).ty.bytes();
+                let (a, b) = (self.bits(a), self.int(b));
+                plain(self.guest.int_to_float(a, b, bytes, inst.aux))
+            }
+            Op::FloatToInt => {
+                let a = self.bits(a);
+                let value = self.guest.float_to_int(a, inst.aux & 15, inst.ty.bytes(), inst.aux & 16 != 0);
+                plain((value & inst.ty.mask()).into())
             }
             Op::ToVector => plain(self.int(a).into()),
             Op::VectorLane => plain((self.bits(a) >> (imm as u32 * inst.ty.bits())) & u128::from(inst.ty.mask())),

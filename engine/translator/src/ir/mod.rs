@@ -64,6 +64,7 @@
 
 pub(crate) mod build;
 pub(crate) mod eval;
+pub(crate) mod float;
 pub(crate) mod ops;
 pub(crate) mod pass;
 pub(crate) mod print;

@@ -355,6 +355,17 @@ operations! {
     /// The highest bits of all lanes, each `aux` bytes wide, as an integer.
     VectorSigns: Wide [Vector] -> Same, PURE, NO_FLAGS;
 
+    // ---- Floating point: under the guest's floating-point context, in which all exceptions are masked; sticky flags gather there ----
+    /// [`super::float::FloatOp`] number `imm & 255` of a and b, with the immediate `imm >> 8`.
+    VectorFloat: Vector [Same, Same] -> Same, READ_STATE | FP_ENVIRONMENT, NO_FLAGS;
+    /// Compares the lowest floats, `aux & 15` bytes each: Z P C are 111 for unordered, 000 for a > b, 001 for a < b, 100 for equal; the others clear. `aux & 16`: quiet NaNs are
+    /// invalid too.
+    FloatCompare: Flags [Vector, Vector] -> Flags, READ_STATE | FP_ENVIRONMENT, NO_FLAGS;
+    /// a with the signed integer b as its lowest float of `aux` bytes.
+    IntToFloat: Vector [Same, Integer] -> Same, READ_STATE | FP_ENVIRONMENT, NO_FLAGS;
+    /// The lowest float of `aux & 15` bytes as a signed integer (I32, I64), rounded, or truncated with `aux & 16`; the lowest integer if it does not fit.
+    FloatToInt: Wide [Vector] -> Same, READ_STATE | FP_ENVIRONMENT, NO_FLAGS;
+
     // ---- Flags ----
     /// The token of what the guest's state holds.
     GetFlags: Flags [] -> Flags, READ_STATE, NO_FLAGS;

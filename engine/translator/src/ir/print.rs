@@ -1,5 +1,6 @@
 //! Blocks as text: one line an instruction, guest instructions as headings. The form of golden tests and of `info jit`.
 
+use super::float::FloatOp;
 use super::ops::{Arg, Atomic, Effects, FlagSet, Op, Ordering, Ty};
 use super::vector::VectorOp;
 use super::{Block, HIGH_BYTE, Inst};
@@ -45,6 +46,8 @@ impl Block {
         }
         match inst.op {
             Op::Cond => write!(f, " {:?}", inst.condition())?,
+            Op::VectorFloat => write!(f, " {}", FloatOp::from_number(inst.imm as u8).map_or("?", FloatOp::name))?,
+            Op::FloatCompare | Op::IntToFloat | Op::FloatToInt => write!(f, " f{}", u32::from(inst.aux & 15) * 8)?,
             Op::Vector => write!(f, " {}", VectorOp::from_number(inst.imm as u8).map_or("?", |op| op.info().name))?,
             Op::AtomicRmw => write!(f, " {:?}", Atomic::from_bits(inst.aux))?,
             Op::Load | Op::Store | Op::AtomicCas => self.write_access(f, inst)?,
@@ -72,7 +75,9 @@ impl Block {
             Op::Address => write!(f, "{separator}{}", Signed(inst.imm))?,
             Op::FlagsMerge => write!(f, " {}", FlagSet::from_bits_truncate(inst.imm as u8))?,
             Op::CallInterp => write!(f, " {}", inst.imm)?,
-            Op::Vector if inst.imm > 0xff => write!(f, ", {:#x}", inst.imm >> 8)?,
+            Op::Vector | Op::VectorFloat if inst.imm > 0xff => write!(f, ", {:#x}", inst.imm >> 8)?,
+            Op::FloatCompare if inst.aux & 16 != 0 => f.write_str(", signals")?,
+            Op::FloatToInt if inst.aux & 16 != 0 => f.write_str(", truncated")?,
             Op::VectorLane => write!(f, ", {}", inst.imm)?,
             Op::VectorSigns => write!(f, ", i{}", u32::from(inst.aux) * 8)?,
             _ => {}

@@ -1,5 +1,6 @@
 //! What every block must keep. Debug builds run it after lifting and after every pass.
 
+use super::float::FloatOp;
 use super::ops::{Arg, Effects, Op, Ty, Types};
 use super::vector::VectorOp;
 use super::{Block, HIGH_BYTE, Inst, NO_SNAPSHOT, Val};
@@ -58,6 +59,9 @@ impl Rules<'_> {
         }
         if inst.op == Op::Vector && VectorOp::from_number(inst.imm as u8).is_none() {
             return Err("no such vector operation".into());
+        }
+        if inst.op == Op::VectorFloat && FloatOp::from_number(inst.imm as u8).is_none() {
+            return Err("no such floating-point operation".into());
         }
         self.check_slot(inst)?;
         self.check_order(inst)?;

@@ -14,7 +14,7 @@ use crate::{
     values::Random,
 };
 use engine_translator::Evaluation;
-use iced_x86::{CpuidFeature, Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, OpKind, Register};
 use std::time::Instant;
 
 /// Random bails of 256 chances, from none to many.
@@ -249,6 +249,40 @@ fn blocks_of_one_instruction_of_every_form_do_what_the_interpreter_does() -> any
     });
     let (count, different) = campaign(cases)?;
     println!("seed {seed}: {count} cases, {different} differences");
+    assert_eq!(different, 0, "see the list above");
+    Ok(())
+}
+
+/// ADD r32, imm32 again and again, and between them MOVs to memory that change the immediates of those that follow (or came before), in the same block.
+fn self_modifying(random: &mut Random) -> Case {
+    let mut case = None;
+    while case.is_none() {
+        let form = Form { code: Code::Nopd, mode: crate::case::MODE_64, shape: generate::Shape::Register };
+        case = generate::generate(form, random);
+    }
+    let mut case = case.expect("the loop ends with a case");
+    case.registers.rip = CODE_BASE + if random.chance(30) { 0xf80 + random.below(128) } else { 0x800 };
+    case.code.clear();
+    let (steps, add_bytes, store_bytes) = (3 + random.below(8), 6, 10);
+    for _ in 0..steps {
+        // add r32, imm32, not ESP: 81 /0 id
+        case.code.extend([0x81, 0xc0 | random.pick(&[0, 1, 2, 3, 5, 6, 7])]);
+        case.code.extend((random.u64() as u32).to_le_bytes());
+        // mov dword [rip+to], imm32: C7 /0 id
+        let next = case.code.len() as u64 + store_bytes;
+        let to = random.below(steps) * (add_bytes + store_bytes) + 2;
+        case.code.extend([0xc7, 0x05]);
+        case.code.extend((to.wrapping_sub(next) as u32).to_le_bytes());
+        case.code.extend((random.u64() as u32).to_le_bytes());
+    }
+    case
+}
+
+#[test]
+fn blocks_that_modify_themselves_do_what_the_interpreter_does() -> anyhow::Result<()> {
+    let mut random = Random::new(seed(1));
+    let (count, different) = campaign((0..2000).map(|_| self_modifying(&mut random)))?;
+    println!("{count} self-modifying blocks, {different} differences");
     assert_eq!(different, 0, "see the list above");
     Ok(())
 }

@@ -2,12 +2,14 @@
 //! host. It bails wherever it is told to, at random, so that every snapshot is used.
 
 use super::cpu::{Cpu, is_canonical, seg};
+use super::evaluate_float;
 use super::fault::Stop;
 use super::interp_integer::Int;
 use super::lift::{self, LiftMode};
 use super::op::Op;
 use super::trace::TraceRef;
 use crate::ir::eval::{Guest, Left, evaluate};
+use crate::ir::float::FloatOp;
 use crate::ir::{self, FlagSet};
 use crate::mmu::{Access, PAGE_MASK};
 
@@ -177,6 +179,22 @@ impl Guest for Evaluated<'_> {
 
     fn may_go_to(&self, pc: u64) -> bool {
         if self.cpu.is_64_bit() { is_canonical(pc) } else { pc <= self.cpu.segments[usize::from(seg::CS)].limit.into() }
+    }
+
+    fn float(&mut self, op: FloatOp, a: u128, b: u128, immediate: u8) -> u128 {
+        evaluate_float::float(self.cpu, op, a, b, immediate)
+    }
+
+    fn float_compare(&mut self, a: u128, b: u128, bytes: u8, signals: bool) -> FlagSet {
+        evaluate_float::compare(self.cpu, a, b, bytes, signals)
+    }
+
+    fn int_to_float(&mut self, a: u128, value: u64, from: u8, to: u8) -> u128 {
+        evaluate_float::from_integer(self.cpu, a, value, from, to)
+    }
+
+    fn float_to_int(&mut self, value: u128, from: u8, to: u8, truncates: bool) -> u64 {
+        evaluate_float::to_integer(self.cpu, value, from, to, truncates)
     }
 
     fn interpret(&mut self, number: u16) -> bool {

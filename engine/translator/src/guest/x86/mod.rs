@@ -5,6 +5,7 @@ pub(crate) mod cpu;
 pub(crate) mod cpuid;
 pub(crate) mod decode;
 pub(crate) mod evaluate;
+mod evaluate_float;
 pub(crate) mod fault;
 pub(crate) mod flags;
 mod fp;

@@ -4,9 +4,10 @@
 //! where a form, a segment or a prefix is not worth lifting, and what it has emitted for the instruction is taken back.
 //!
 //! What a block takes for granted is [`LiftMode`]: it belongs to the key under which a translation is found.
-//! `operand.rs` makes addresses and operands; `integer.rs`, `shift.rs`, `bits.rs`, `moves.rs`, `flow.rs` and `vector.rs` lift.
+//! `operand.rs` makes addresses and operands; `integer.rs`, `shift.rs`, `bits.rs`, `moves.rs`, `flow.rs`, `vector.rs` and `float.rs` lift.
 
 mod bits;
+mod float;
 mod flow;
 mod integer;
 mod moves;
@@ -18,6 +19,7 @@ mod vector;
 
 use super::cpu::{CodeSize, Cpu, seg};
 use super::op::{Op, OpFlags};
+use super::sse_unmasked::MASKS;
 use crate::ir::build::Builder;
 use crate::ir::{self, Block, SlotInfo, Ty, Val};
 use iced_x86::{Mnemonic, OpCodeOperandKind};
@@ -60,6 +62,8 @@ pub(crate) struct LiftMode {
     pub wide_stack: bool,
     /// Instructions on XMM registers raise neither #UD nor #NM.
     pub vectors: bool,
+    /// And MXCSR masks all of their exceptions.
+    pub masked_floats: bool,
     /// Every transfer within CS stays within its limit (64-bit code: is checked for canonical form only).
     pub open_code: bool,
 }
@@ -75,9 +79,11 @@ impl LiftMode {
             writable: 0,
             based: if wide { 1 << seg::FS | 1 << seg::GS } else { 0 },
             vectors: super::host_fp::available() && super::sse::sse_ready(cpu).is_ok(),
+            masked_floats: false,
             wide_stack: cpu.stack_mask > 0xffff,
             open_code: wide || cpu.segments[usize::from(seg::CS)].limit == u32::MAX,
         };
+        mode.masked_floats = mode.vectors && cpu.fpu.mxcsr & MASKS == MASKS;
         for (number, span) in cpu.spans.iter().enumerate().take(6) {
             mode.readable |= u8::from(all(span.read_end)) << number;
             mode.writable |= u8::from(all(span.write_end)) << number;
@@ -267,6 +273,11 @@ fn changes_mode(op: &Op) -> bool {
             | M::Lss
             | M::Lfs
             | M::Lgs
+            | M::Ldmxcsr
+            | M::Fxrstor
+            | M::Fxrstor64
+            | M::Xrstor
+            | M::Xrstor64
             | M::INVALID
     )
 }

@@ -71,7 +71,7 @@ impl Lift {
             C::Pmovmskb_r32_xmm | C::Pmovmskb_r64_xmm => self.signs(op, 1),
             C::Movmskps_r32_xmm | C::Movmskps_r64_xmm => self.signs(op, 4),
             C::Movmskpd_r32_xmm | C::Movmskpd_r64_xmm => self.signs(op, 8),
-            _ => return Err(ByInterpreter),
+            _ => return self.float(op),
         }
         Ok(Flow::Next)
     }
