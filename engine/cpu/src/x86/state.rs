@@ -253,7 +253,7 @@ impl X86State {
         let mut segments = [data; 6];
         segments[SegmentRegister::Cs as usize] = Segment { selector: 0xf000, base: 0xffff_0000, limit: 0xffff, attributes: 0x9b };
         let mut gpr = [0; 16];
-        gpr[2] = 0x663; // EDX: processor signature
+        gpr[2] = super::PROCESSOR_SIGNATURE.into();
         Self {
             gpr,
             rip: 0xfff0,

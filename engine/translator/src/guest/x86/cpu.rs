@@ -3,7 +3,7 @@
 //! Architectural fields are public to the crate and may be written by the handlers of their area; what is *derived* from
 //! them (segment spans, masks, mode, TLB class) is recomputed by [`Cpu::mode_changed`] and only there.
 
-use super::cpuid::{CpuidPolicy, SIGNATURE};
+use super::cpuid::CpuidPolicy;
 use super::fault::{Exec, Stop};
 use super::flags::{Flags, bit};
 use super::lapic::Event;
@@ -285,10 +285,7 @@ impl Cpu {
 
     /// Back to the state after power-on.
     pub fn reset(&mut self) {
-        let mut state = X86State::after_reset(self.index);
-        // EDX holds the processor's signature (SDM volume 3, table 9-1).
-        state.gpr[2] = SIGNATURE.into();
-        self.load(&state);
+        self.load(&X86State::after_reset(self.index));
     }
 
     /// Takes an architectural state over.

@@ -12,12 +12,10 @@ mod features;
 pub use features::{Feature, feature};
 
 pub(crate) use crate::mmu::PHYSICAL_BITS;
-use engine_cpu::x86::{APIC_TIMER_HZ, TSC_HZ};
+use engine_cpu::x86::{APIC_TIMER_HZ, PROCESSOR_SIGNATURE, TSC_HZ};
 use engine_cpu::{CpuError, CpuModel, Topology};
 use features::{FeatureSet, TABLE, Word};
 
-/// Leaf 1, EAX, and EDX after reset: family 6, model 2Ch, stepping 2.
-pub const SIGNATURE: u32 = 0x0002_06c2;
 /// Width of a linear address.
 pub const LINEAR_BITS: u32 = 48;
 
@@ -100,6 +98,7 @@ impl CpuidPolicy {
             (feature::PGE, 1 << 7),
             (feature::FXSR, 1 << 9),
             (feature::SSE, 1 << 10),
+            (feature::UMIP, 1 << 11),
             (feature::FSGSBASE, 1 << 16),
             (feature::PCID, 1 << 17),
             (feature::XSAVE, 1 << 18),
@@ -180,7 +179,7 @@ impl CpuidPolicy {
                     edx &= !(1 << 9);
                 }
                 let logical = self.package_ids().min(255);
-                [SIGNATURE, asker.apic_id << 24 | logical << 16 | 8 << 8, ecx, edx]
+                [PROCESSOR_SIGNATURE, asker.apic_id << 24 | logical << 16 | 8 << 8, ecx, edx]
             }
             // Descriptor FFh: the caches are in leaf 4.
             2 => [0x00ff_ff01, 0, 0, 0],

@@ -33,7 +33,12 @@ pub(crate) fn decode(bytes: &[u8], size: CodeSize, rip: u64) -> Decoded {
         CodeSize::Bits64 => 64,
     };
     let mut decoder = Decoder::with_ip(bits, &bytes[..bytes.len().min(MAX_BYTES)], rip, OPTIONS);
-    let instruction = decoder.decode();
+    let mut instruction = decoder.decode();
+    if instruction.code() == Code::Pause
+        && let Some(exchange) = exchange_with_high_register(&bytes[..instruction.len()], bits, rip)
+    {
+        instruction = exchange;
+    }
     if instruction.is_invalid() {
         return match decoder.last_error() {
             DecoderError::NoMoreBytes => Decoded::Incomplete,
@@ -46,6 +51,16 @@ pub(crate) fn decode(bytes: &[u8], size: CodeSize, rip: u64) -> Decoded {
         return Decoded::Op(undefined(&instruction));
     }
     Decoded::Op(translate(&instruction, size))
+}
+
+/// F3 before 90 with REX.B does not make it PAUSE: it stays XCHG of R8 and the accumulator, and F3 means nothing.
+fn exchange_with_high_register(pause: &[u8], bits: u32, rip: u64) -> Option<Instruction> {
+    let rex = pause.iter().rev().nth(1).filter(|byte| bits == 64 && **byte & 0xf1 == 0x41)?;
+    let narrow = [0x66, *rex, 0x90];
+    let from = if pause.contains(&0x66) { 0 } else { 1 };
+    let mut instruction = Decoder::with_ip(bits, &narrow[from..], rip, OPTIONS).decode();
+    instruction.set_len(pause.len());
+    Some(instruction)
 }
 
 fn undefined(instruction: &Instruction) -> Op {
@@ -305,6 +320,18 @@ mod tests {
         assert_eq!(wrapped.imm, 0xf82);
         let wrapped = decode(&[0xeb, 0x80], CodeSize::Bits16, 0x10);
         assert!(matches!(wrapped, Decoded::Op(op) if op.imm == 0xff92), "16-bit targets wrap");
+    }
+
+    #[test]
+    fn pause_with_a_high_register_is_an_exchange() {
+        let code = |bytes: &[u8]| (op(bytes, CodeSize::Bits64).code, op(bytes, CodeSize::Bits64).len);
+        assert_eq!(code(&[0xf3, 0x90]), (Code::Pause, 2));
+        assert_eq!(code(&[0xf3, 0x48, 0x90]), (Code::Pause, 3), "REX without B");
+        assert_eq!(code(&[0xf3, 0x41, 0x90]), (Code::Xchg_r32_EAX, 3));
+        assert_eq!(code(&[0xf3, 0x49, 0x90]), (Code::Xchg_r64_RAX, 3));
+        assert_eq!(code(&[0x66, 0xf3, 0x41, 0x90]), (Code::Xchg_r16_AX, 4));
+        assert_eq!(op(&[0xf3, 0x41, 0x90], CodeSize::Bits64).rm, 8);
+        assert_eq!(op(&[0xf3, 0x90], CodeSize::Bits32).code, Code::Pause);
     }
 
     #[test]

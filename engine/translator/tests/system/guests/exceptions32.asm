@@ -278,6 +278,21 @@ guest:  to_protected
         mov     eax, DATA32
         USER    "#GP from a ring 0 segment in ring 3", 13 << 16 | DATA32, {mov ds, ax}
         USER    "#UD before privilege", 6 << 16, ud2
+        mov     eax, cr4
+        or      eax, 0x800
+        mov     cr4, eax
+        USER    "#GP from SGDT under UMIP", 13 << 16, sgdt [0x3000]
+        USER    "#GP from SIDT under UMIP", 13 << 16, sidt [0x3000]
+        USER    "#GP from SLDT under UMIP", 13 << 16, sldt ax
+        USER    "#GP from STR under UMIP", 13 << 16, str ax
+        USER    "#GP from SMSW under UMIP", 13 << 16, smsw ax
+        smsw    eax
+        and     eax, 1
+        CHECK   "ring 0 stores them all the same", eax, 1
+        mov     eax, cr4
+        and     eax, ~0x800
+        mov     cr4, eax
+        USER    "SMSW in ring 3 without UMIP", 0x80 << 16, {smsw ax}
 
         jmp     finish32
 

@@ -87,6 +87,7 @@ pub mod feature {
     pub const FDP_EXCPTN_ONLY: Feature = Feature(Leaf7Ebx, 6);
     pub const SMEP: Feature = Feature(Leaf7Ebx, 7);
     pub const ERMS: Feature = Feature(Leaf7Ebx, 9);
+    pub const UMIP: Feature = Feature(Leaf7Ecx, 2);
     pub const INVPCID: Feature = Feature(Leaf7Ebx, 10);
     pub const ZERO_FCS_FDS: Feature = Feature(Leaf7Ebx, 13);
     pub const RDSEED: Feature = Feature(Leaf7Ebx, 18);
@@ -166,6 +167,7 @@ pub const TABLE: &[Row] = &[
     row(f::ZERO_FCS_FDS, &["zero-fcs-fds"]),
     row(f::SMEP, &["smep"]),
     Row { feature: f::SMAP, names: &["smap"], offer: Offer::Max, needs: None },
+    row(f::UMIP, &["umip"]),
     row(f::ERMS, &["erms"]),
     row(f::FSRM, &["fsrm"]),
     row(f::SPEC_CTRL, &["spec-ctrl", "ibrs"]),
@@ -214,7 +216,6 @@ pub const NOT_YET: &[(&[&str], Feature)] = &[
     (&["clflushopt"], Feature(Word::Leaf7Ebx, 23)),
     (&["clwb"], Feature(Word::Leaf7Ebx, 24)),
     (&["sha-ni"], Feature(Word::Leaf7Ebx, 29)),
-    (&["umip"], Feature(Word::Leaf7Ecx, 2)),
     (&["pku"], Feature(Word::Leaf7Ecx, 3)),
     (&["la57"], Feature(Word::Leaf7Ecx, 16)),
     (&["rdpid"], Feature(Word::Leaf7Ecx, 22)),

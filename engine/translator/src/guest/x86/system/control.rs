@@ -49,6 +49,11 @@ fn require_ring0(cpu: &Cpu) -> Exec {
     if cpu.cpl == 0 { Ok(()) } else { Err(Stop::gp(0)) }
 }
 
+/// With CR4.UMIP, only ring 0 learns where tables lie and what they are.
+fn require_permitted_store(cpu: &Cpu) -> Exec {
+    if cpu.cr4 & cr4::UMIP != 0 { require_ring0(cpu) } else { Ok(()) }
+}
+
 /// Instructions about descriptors do not exist where there are none.
 fn require_descriptors(cpu: &Cpu) -> Exec {
     if cpu.uses_paragraphs() { Err(Stop::ud()) } else { Ok(()) }
@@ -212,6 +217,7 @@ fn clear_task_switched(cpu: &mut Cpu, _: &Op) -> Exec {
 
 /// SMSW: 16 bits to memory, the operand size to a register.
 fn store_machine_status(cpu: &mut Cpu, op: &Op) -> Exec {
+    require_permitted_store(cpu)?;
     store_word(cpu, op, cpu.cr0)
 }
 
@@ -318,6 +324,7 @@ fn store_idt(cpu: &mut Cpu, op: &Op) -> Exec {
 
 /// SGDT, SIDT. The whole base is stored even with a 16-bit operand, as CPUs do since the 80386.
 fn store_table(cpu: &mut Cpu, op: &Op, table: TableRegister) -> Exec {
+    require_permitted_store(cpu)?;
     let at = cpu.operand_address(op);
     let to = at.wrapping_add(2) & op.address_mask();
     if cpu.is_64_bit() {
@@ -362,11 +369,13 @@ fn load_task(cpu: &mut Cpu, op: &Op) -> Exec {
 
 fn store_ldt(cpu: &mut Cpu, op: &Op) -> Exec {
     require_descriptors(cpu)?;
+    require_permitted_store(cpu)?;
     store_word(cpu, op, u64::from(cpu.ldtr.selector))
 }
 
 fn store_task(cpu: &mut Cpu, op: &Op) -> Exec {
     require_descriptors(cpu)?;
+    require_permitted_store(cpu)?;
     store_word(cpu, op, u64::from(cpu.tr.selector))
 }
 

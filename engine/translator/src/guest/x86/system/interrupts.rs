@@ -93,11 +93,9 @@ pub(super) fn after_init(state: X86State, index: u32) -> X86State {
     let fresh = X86State::after_reset(index);
     let mut msr = state.msr;
     msr.efer = 0;
-    let mut gpr = fresh.gpr;
-    gpr[2] = super::super::cpuid::SIGNATURE.into();
     // CD and NW stay as they were.
     let cr0 = fresh.cr0 & !0x6000_0000 | state.cr0 & 0x6000_0000;
-    X86State { gpr, cr0, msr, xcr0: state.xcr0, fpu: state.fpu, apic: state.apic, ..fresh }
+    X86State { cr0, msr, xcr0: state.xcr0, fpu: state.fpu, apic: state.apic, ..fresh }
 }
 
 /// A start-up message: real mode at `page:0`.
