@@ -8,7 +8,7 @@
 use crate::guest::x86::lapic::{ApicBus, LocalApic};
 use engine_cpu::x86::ApicState;
 use engine_memory::GuestMemory;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ pub(crate) mod attention {
     pub const APIC: u32 = 1 << 1;
     /// Cached translations must go: a page became code, the memory layout or the A20 gate changed.
     pub const FLUSH: u32 = 1 << 7;
+    /// Another CPU does something that must look like one step: stand by until it is done.
+    pub const HOLD: u32 = 1 << 9;
     /// Leave the trace and look at the CPU's own state again (interrupts enabled, single step …). Raised by itself.
     pub const SELF: u32 = 1 << 8;
 }
@@ -111,6 +113,8 @@ impl CpuShared {
     /// The CPU goes on. Afterwards it must look at its attention word before it uses any cached translation.
     pub fn leave_quiet(&self) {
         self.quiet.store(false, Ordering::SeqCst);
+        // Whoever saw this CPU quiet has raised its bit before; the look at the attention word must not come first.
+        fence(Ordering::SeqCst);
     }
 
     /// The CPU has dropped its cached translations: all requests made up to the returned count are done.
@@ -132,13 +136,21 @@ pub(crate) struct Fabric {
     cpus: RwLock<Vec<Arc<CpuShared>>>,
     /// The way of interrupt messages and wires to the local APICs.
     pub apics: ApicBus,
+    /// Held by the CPU that is alone; see [`Fabric::alone`].
+    alone: Mutex<()>,
     /// Physical address mask: all ones, or without bit 20 while the A20 gate is closed.
     pub a20_mask: AtomicU64,
 }
 
 impl Fabric {
     pub fn new(memory: GuestMemory) -> Self {
-        Self { memory, cpus: RwLock::new(Vec::new()), apics: ApicBus::new(), a20_mask: AtomicU64::new(u64::MAX) }
+        Self {
+            memory,
+            cpus: RwLock::new(Vec::new()),
+            apics: ApicBus::new(),
+            alone: Mutex::new(()),
+            a20_mask: AtomicU64::new(u64::MAX),
+        }
     }
 
     /// Adds a vCPU.
@@ -192,5 +204,47 @@ impl Fabric {
             }
         }
         me.leave_quiet();
+        self.stand_by(me);
+    }
+
+    /// Does `work` while no other CPU executes guest instructions: what cannot be made atomic otherwise.
+    pub fn alone<T>(&self, me: &CpuShared, work: impl FnOnce() -> T) -> T {
+        if self.cpu_count() < 2 {
+            return work();
+        }
+        me.enter_quiet();
+        let turn = self.alone.lock().unwrap_or_else(|poison| poison.into_inner());
+        me.leave_quiet();
+        let mut others = Vec::new();
+        self.for_each(|cpu| {
+            if cpu.index != me.index {
+                cpu.raise(attention::HOLD);
+                others.push(cpu.clone());
+            }
+        });
+        for cpu in others {
+            let mut spins = 0u32;
+            while !cpu.quiet.load(Ordering::SeqCst) {
+                spins += 1;
+                if spins < 200 {
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        let result = work();
+        drop(turn);
+        result
+    }
+
+    /// Waits, quiet, while another CPU wants to be alone. `me` must look at its own attention word afterwards.
+    pub fn stand_by(&self, me: &CpuShared) {
+        // Again and again: the next one may have seen this CPU quiet.
+        while me.take(attention::HOLD) != 0 {
+            me.enter_quiet();
+            drop(self.alone.lock().unwrap_or_else(|poison| poison.into_inner()));
+            me.leave_quiet();
+        }
     }
 }

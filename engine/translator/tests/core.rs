@@ -13,6 +13,8 @@ const RAM_BYTES: u64 = 1 << 20;
 const END: u16 = 0xf4;
 /// A write to this port stores the value at physical address 9000h, as a device's DMA would.
 const DMA: u16 = 0xf6;
+/// A write to this address starts the timer: nanoseconds from now.
+const TIMER: u64 = 0x10_0100;
 
 /// RAM, two ports, and a device at 10_0000h that remembers what is written to it.
 struct Board {
@@ -20,6 +22,8 @@ struct Board {
     memory: GuestMemory,
     kicker: Mutex<Option<Kicker>>,
     device: Mutex<Vec<(u64, u8, u64)>>,
+    /// When the timer is due, and when it has fired.
+    timer: Mutex<(Option<VmTime>, Vec<VmTime>)>,
 }
 
 impl CpuIo for Board {
@@ -38,6 +42,9 @@ impl CpuIo for Board {
         address & 0xff
     }
     fn mmio_write(&self, address: u64, bytes: u8, value: u64) {
+        if address == TIMER {
+            self.timer.lock().unwrap().0 = Some(VmTime(self.clock.now().0 + value));
+        }
         self.device.lock().unwrap().push((address, bytes, value));
     }
     fn acknowledge_interrupt(&self) -> u8 {
@@ -49,9 +56,13 @@ impl CpuIo for Board {
     }
     fn set_cpu_timer(&self, _: u32, _: VmTime) {}
     fn next_timer(&self) -> VmTime {
-        VmTime::NEVER
+        self.timer.lock().unwrap().0.unwrap_or(VmTime::NEVER)
     }
-    fn fire_timers(&self) {}
+    fn fire_timers(&self) {
+        let mut timer = self.timer.lock().unwrap();
+        timer.0 = None;
+        timer.1.push(self.clock.now());
+    }
 }
 
 struct Bench {
@@ -93,7 +104,7 @@ impl Bench {
         cpu.set_state(&CpuState::X86(Box::new(state))).unwrap();
         let clock = Clock::new(ClockMode::Counted { picos_per_instruction: 1000 }, VmTime::ZERO);
         let kicker = Mutex::new(Some(cpu.kicker()));
-        Self { board: Arc::new(Board { clock, memory, kicker, device: Mutex::default() }), cpu }
+        Self { board: Arc::new(Board { clock, memory, kicker, device: Mutex::default(), timer: Mutex::default() }), cpu }
     }
 
     fn run(&mut self) -> X86State {
@@ -226,6 +237,15 @@ fn the_same_program_takes_the_same_time_every_time() {
     assert!(ends.windows(2).all(|pair| pair[0] == pair[1]));
     assert_eq!(ends[0].1, VmTime(ends[0].2), "a nanosecond an instruction");
     assert_eq!(ends[0].2, 1 + 3 * 0x1000 + 1);
+}
+
+#[test]
+fn a_timer_that_a_device_starts_fires_at_its_instruction() {
+    // nop ×2; mov dword [100100h], 5; nop ×20
+    let code = [&[0x90, 0x90, 0xc7, 0x05, 0x00, 0x01, 0x10, 0, 5, 0, 0, 0][..], &[0x90; 20], &OUT_END].concat();
+    let mut bench = Bench::flat32(&code);
+    bench.run();
+    assert_eq!(bench.board.timer.lock().unwrap().1, [VmTime(2 + 5)]);
 }
 
 #[test]

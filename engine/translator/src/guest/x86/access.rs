@@ -220,11 +220,16 @@ impl Cpu {
             None => match self.locked_slowly(self.tlb_class, segment, linear, T::BYTES)? {
                 Some((at, page)) => (at, Some(page)),
                 None => {
-                    // A device, ROM or two pages: not atomic. (Real chipsets refuse locks on most of these, too.)
-                    let old = self.read_slowly(self.tlb_class, segment, linear)?;
-                    let new = compute(&mut self.flags, old);
-                    self.write_slowly(self.tlb_class, segment, linear, new)?;
-                    return Ok(old);
+                    // A device, ROM or two pages: the bus is locked.
+                    let (fabric, shared) = (self.fabric.clone(), self.shared.clone());
+                    return fabric.alone(&shared, || {
+                        let old = self.read_slowly(self.tlb_class, segment, linear)?;
+                        let mut flags = self.flags;
+                        let new = compute(&mut flags, old);
+                        self.write_slowly(self.tlb_class, segment, linear, new)?;
+                        self.flags = flags;
+                        Ok(old)
+                    });
                 }
             },
         };

@@ -103,6 +103,8 @@ impl Cpu {
         if bits & attention::APIC != 0 {
             self.events_waiting = true;
         }
+        let fabric = self.fabric.clone();
+        fabric.stand_by(&self.shared);
         self.shared.take(attention::KICK) != 0
     }
 
@@ -176,7 +178,8 @@ impl Cpu {
             self.running.rip = self.rip;
             self.running.trace = at;
             self.running.count = count;
-            match self.execute(first, allowed) {
+            let ended = if self.counts { self.execute_by_the_clock(first, allowed) } else { Some(self.execute(first, allowed)) };
+            match ended? {
                 Ended::Through => self.retired += u64::from(allowed),
                 Ended::At(index, start, stop) => return self.stopped(index, start, stop),
             }
@@ -235,6 +238,24 @@ impl Cpu {
             next!();
             next!();
         }
+    }
+
+    /// The same under a clock that counts instructions: an op that has called the board may have set a timer, which is then looked at
+    /// before the next one: then nothing is left to be said, and the ops done are counted.
+    fn execute_by_the_clock(&mut self, first: *const Op, count: u32) -> Option<Ended> {
+        let limit = self.limit;
+        for done in 0..count {
+            match self.execute(first.wrapping_add(done as usize), 1) {
+                Ended::At(_, start, stop) => return Some(Ended::At(u64::from(done), start, stop)),
+                Ended::Through => {}
+            }
+            if self.limit != limit {
+                self.running.count = 0;
+                self.retired += u64::from(done) + 1;
+                return None;
+            }
+        }
+        Some(Ended::Through)
     }
 
     /// Op number `index` of the running trace, which started at `start`, did not simply go on.

@@ -6,7 +6,8 @@
 %define MODE 32
 
 APIC    equ 0xfee00000
-TURNS   equ 5000
+TURNS   equ 20000
+CROSSING equ 0x40ffe                    ; a word that crosses pages
 
 %macro AWAIT 2
         mov     ecx, 200000000
@@ -58,6 +59,7 @@ guest:  to_protected
         mov     dword [go], 1
         mov     ecx, TURNS
 .add:   lock inc dword [shared]
+        lock inc dword [CROSSING]
         lock xadd [shared2], ecx
         mov     ecx, [turns]
         dec     ecx
@@ -68,6 +70,7 @@ guest:  to_protected
         inc     eax
         imul    eax, TURNS
         CHECK   "nothing was lost", dword [shared], eax
+        CHECK   "nor across a page border", dword [CROSSING], eax
         CHECK   "under a spin lock neither", dword [guarded], dword [guarded_want]
 
         ; --- IPIs
@@ -180,6 +183,7 @@ wait_go:
         je      wait_go
         mov     ecx, TURNS
 count:  lock inc dword [shared]
+        lock inc dword [CROSSING]
         ; a spin lock around a plain increment
         mov     eax, 1
 try:    xchg    [lock_at], eax
