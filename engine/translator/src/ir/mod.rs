@@ -44,6 +44,11 @@
 //! A host must not finish a device read by itself and bail later in the same guest instruction, or the device is read twice.
 //! `AtomicRmw.ty %address + imm, %operand` gives the old value, `AtomicCas.ty %address + imm, %expected, %new` too; both have the rights of a write.
 //!
+//! # Vectors and floats
+//! `Vector` computes on the lanes of `V128` values what a line of [`vector`] says and has no effects; `VectorFloat` what a line of [`float`] says, under the guest's
+//! floating-point context (rounding, flush to zero, sticky flags), all exceptions masked: a front end lifts such code only while they are. A host
+//! keeps that context in its own register while translated code runs. Most lines are one host instruction; scalar ones keep a's upper lanes.
+//!
 //! # Precise state: snapshots and the bail rule
 //! *On any rare event restore the state before the guest instruction and let the interpreter execute exactly that one.* Therefore, within a guest instruction:
 //! loads and checks first, then at most one store, then `SetSlot` and `SetFlags` (the verifier insists). Until its first commit the guest's slots still are what they were
@@ -219,6 +224,32 @@ impl Block {
         (def.op == Op::Const).then(|| def.imm & def.ty.mask())
     }
 
+    /// The token that the guest's flags are at the exit; [`Val::NONE`]: they are in the state.
+    pub fn flags_at_exit(&self) -> Val {
+        let last = self.insts.iter().rev().find(|inst| matches!(inst.op, Op::SetFlags | Op::CallInterp));
+        last.map_or(Val::NONE, |inst| inst.args[0])
+    }
+
+    /// Whether the flags in the state when the block is entered are replaced before anything can look at them. Whoever jumps here need not
+    /// put any there. Best asked after all passes.
+    pub fn replaces_flags(&self) -> bool {
+        let mut replaced = false;
+        for inst in &self.insts {
+            let effects = inst.op.info().effects;
+            if effects.contains(Effects::MAY_BAIL) {
+                let snapshot = self.snapshots.get(usize::from(inst.snapshot));
+                return snapshot.is_some_and(|snapshot| snapshot.flags.is_some());
+            }
+            match inst.op {
+                Op::GetFlags => return false,
+                Op::SetFlags => replaced = true,
+                _ if effects.contains(Effects::ENDS_BLOCK) => return replaced,
+                _ => {}
+            }
+        }
+        false
+    }
+
     /// For each value the place of the last instruction that uses it, snapshots included (0: unused). A host that has no
     /// registers to spare frees a value's register there.
     pub fn last_uses(&self) -> Vec<u32> {
@@ -247,7 +278,61 @@ impl Block {
 
 #[cfg(test)]
 mod tests {
+    use super::build::Builder;
     use super::*;
+
+    const SLOTS: &[SlotInfo] = &[SlotInfo { name: "a", ty: Ty::I64 }];
+
+    fn block(build: impl FnOnce(&mut Builder)) -> Block {
+        let mut builder = Builder::new(Block::new(SLOTS, 0, u64::MAX, 0));
+        builder.guest_instruction(1);
+        build(&mut builder);
+        builder.exit(Op::Jump, Val::NONE, 1);
+        builder.finish()
+    }
+
+    fn set_flags(b: &mut Builder) -> Val {
+        let a = b.get(Ty::I64, 0);
+        let r = b.binary(Op::Add, Ty::I64, a, a);
+        let flags = b.flags_of(r, Val::NONE);
+        b.set_flags(flags);
+        flags
+    }
+
+    fn load(b: &mut Builder) {
+        b.guest_instruction(1);
+        let a = b.get(Ty::I64, 0);
+        b.load(Ty::I64, a, 0, MemoryAccess::tso(8));
+    }
+
+    #[test]
+    fn a_block_replaces_the_flags_unless_something_can_see_them_first() {
+        let mut token = Val::NONE;
+        let set = block(|b| token = set_flags(b));
+        assert!(set.replaces_flags());
+        assert_eq!(set.flags_at_exit(), token);
+        assert!(
+            block(|b| {
+                set_flags(b);
+                load(b);
+            })
+            .replaces_flags()
+        );
+        let bails_first = block(|b| {
+            load(b);
+            b.guest_instruction(1);
+            set_flags(b);
+        });
+        assert!(!bails_first.replaces_flags(), "a bail shows them to the interpreter");
+        let nothing = block(|_| {});
+        assert!(!nothing.replaces_flags(), "whoever comes next may look");
+        assert_eq!(nothing.flags_at_exit(), Val::NONE);
+        let asks = block(|b| {
+            b.flags();
+            set_flags(b);
+        });
+        assert!(!asks.replaces_flags());
+    }
 
     #[test]
     fn an_instruction_is_small() {

@@ -1,5 +1,5 @@
 //! Runs guest code by lifting each trace and evaluating the IR, instead of calling handlers: what the differential tests compare with the interpreter and the
-//! host. It bails wherever it is told to, at random, so that every snapshot is used.
+//! host. It bails wherever it is told to, at random, so that every snapshot is used, and spoils whatever the IR says that nobody looks at.
 
 use super::cpu::{Cpu, is_canonical, seg};
 use super::evaluate_float;
@@ -46,6 +46,10 @@ impl Cpu {
         let linear = self.spans[usize::from(seg::CS)].base.wrapping_add(self.rip);
         let mut block = lift::lift(&ops, LiftMode::of(self), self.rip, (linear & !PAGE_MASK) as u16);
         ir::pass::run(&mut block);
+        if block.replaces_flags() {
+            // Nobody may look at them any more, so they might as well be wrong.
+            self.flags.set_arithmetic(!self.flags.arithmetic());
+        }
         let start = self.rip;
         (self.running.first, self.running.rip, self.running.trace, self.running.count) = (first, start, at, count);
         let mut evaluated = Evaluated { cpu: self, block: &block, ops: &ops, at, stop: None };
