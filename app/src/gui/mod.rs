@@ -15,7 +15,6 @@ use std::cell::RefCell;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use engine_session::{EndReason, Session};
 use winit::application::ApplicationHandler;
 use winit::event::{DeviceEvent, DeviceId, StartCause, WindowEvent};
 use winit::event_loop::{ActiveEventLoop, EventLoop};
@@ -55,38 +54,27 @@ pub fn show_manager() -> ExitCode {
     }
 }
 
-/// Opens a window for a machine without a folder and returns when it has closed.
-///
-/// # Errors
-/// When there is no display to open a window on.
-pub fn show_machine(session: Session, name: &str) -> anyhow::Result<()> {
-    show(Shown { session, title: name.to_owned(), folder: None }).map(drop).map_err(anyhow::Error::msg)
-}
-
-/// Opens the window of a machine and returns when it has closed: why the machine ended, or `None` if it still runs.
+/// Opens the window of a machine and returns when it has closed.
 ///
 /// # Errors
 /// A sentence, when there is no display to open a window on.
-pub fn show(shown: Shown) -> Result<Option<EndReason>, String> {
+pub fn show_machine(shown: Shown) -> Result<(), String> {
     let event_loop = event_loop()?;
     let options = options(&shown.title, [1024.0, 660.0]);
     let input = Rc::new(RefCell::new(GuestInput::new(shown.session.clone())));
-    let ended = Rc::new(RefCell::new(None));
     let opened = Rc::new(RefCell::new(Opened::NotYet));
     let create: eframe::AppCreator<'_> = {
-        let (input, ended, opened) = (Rc::clone(&input), Rc::clone(&ended), Rc::clone(&opened));
+        let (input, opened) = (Rc::clone(&input), Rc::clone(&opened));
         Box::new(move |cc| {
             *opened.borrow_mut() = Opened::Yes(cc.egui_ctx.clone());
             if let Some(window) = cc.winit_window() {
-                input.borrow_mut().attach(window.clone());
+                input.borrow_mut().attach(window);
             }
-            Ok(Box::new(VmWindow::new(cc, shown, input, ended)))
+            Ok(Box::new(VmWindow::new(cc, shown, input)))
         })
     };
     let inner = eframe::create_native("bellglass-machine", options, create, &event_loop);
-    run(event_loop, WithGuestInput { inner, input: Some(input), opened })?;
-    let reason = *ended.borrow();
-    Ok(reason)
+    run(event_loop, WithGuestInput { inner, input: Some(input), opened })
 }
 
 /// How far a window has come. eframe keeps the reason to itself when it cannot make one.

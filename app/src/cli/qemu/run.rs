@@ -1,11 +1,11 @@
-//! Carries a [`Plan`] out: opens its streams, starts its machine, waits for its end.
+//! Carries a [`Plan`] out: opens its streams and leads them to the machine's process.
 
 use super::chardev::Lead;
 use super::command_line::{Plan, Request, Window, parse};
 use super::console::{self, Serial, Sharing};
-use crate::cli::signals;
+use crate::machine_process::{Face, MachineProcess, exit_code};
 use anyhow::{Result, bail};
-use engine_session::{EndReason, Event, InterruptKey, RawTerminal, Session, StreamTarget};
+use engine_session::{InterruptKey, RawTerminal, StreamTarget};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -46,13 +46,9 @@ pub fn run(mut plan: Plan) -> Result<ExitCode> {
         plan.spec.char_ports.insert("debugcon".to_owned(), port);
         serials.push(serial);
     }
-    let running = engine_session::start(&plan.spec, plan.policy)?;
-    let session = &running.session;
-    // Two listeners: one prints what goes wrong, window or not; the other is asked how it ended.
-    let (notes, events) = (session.events(), session.events());
-    signals::end_on_signals(session)?;
+    let process = MachineProcess::start(&plan.spec, plan.policy)?;
+    let session = process.session();
     let _pid_file = plan.pid_file.as_deref().map(PidFile::write).transpose()?;
-    let printer = engine_base::spawn_guarded("notes", move || print_notes(&notes), |_| {})?;
     for serial in serials {
         serial.start(session)?;
     }
@@ -71,13 +67,10 @@ pub fn run(mut plan: Plan) -> Result<ExitCode> {
         socket_files.extend(file);
         tellers.extend(teller);
     }
-    if plan.window == Window::Wanted {
-        show_window(session, &plan.spec.name)?;
-    }
-    let reason = wait_for_end(session, &events);
-    running.wait();
+    let face = if plan.window == Window::Wanted { Face::Window } else { Face::Headless };
+    let reason = process.until_end(face, None)?;
     // The last event is on its way; clients and the person are to see it.
-    tellers.into_iter().chain([printer]).for_each(|thread| thread.join().unwrap_or_default());
+    tellers.into_iter().for_each(|thread| thread.join().unwrap_or_default());
     drop((raw, socket_files));
     Ok(exit_code(reason))
 }
@@ -88,46 +81,6 @@ fn target(lead: &Lead) -> Option<(StreamTarget, Sharing)> {
         Lead::SharedTerminal => Some((StreamTarget::Stdio, Sharing::WithMonitor)),
         Lead::Stream(target) => Some((target.clone(), Sharing::Alone)),
     }
-}
-
-/// The thread `notes`: what goes wrong meanwhile, on standard error.
-fn print_notes(events: &crossbeam_channel::Receiver<Event>) {
-    for event in events {
-        match event {
-            Event::Ended(_) => return,
-            Event::Failed { what, advice } => eprintln!("bellglass: {what} {advice}"),
-            Event::Notice { text } => eprintln!("bellglass: {text}"),
-            _ => {}
-        }
-    }
-}
-
-/// Returns why the machine ended.
-fn wait_for_end(session: &Session, events: &crossbeam_channel::Receiver<Event>) -> EndReason {
-    for event in events {
-        if let Event::Ended(reason) = event {
-            return reason;
-        }
-    }
-    if session.state() == engine_session::RunState::Failed { EndReason::Failed } else { EndReason::PoweredOff }
-}
-
-fn exit_code(reason: EndReason) -> ExitCode {
-    match reason {
-        EndReason::GuestPoweredOff | EndReason::PoweredOff | EndReason::GuestReset => ExitCode::SUCCESS,
-        EndReason::DebugExit(status) => ExitCode::from(status as u8),
-        EndReason::Failed => ExitCode::from(70),
-    }
-}
-
-#[cfg(feature = "window")]
-fn show_window(session: &Session, name: &str) -> Result<()> {
-    crate::gui::show_machine(session.clone(), name)
-}
-
-#[cfg(not(feature = "window"))]
-fn show_window(_session: &Session, _name: &str) -> Result<()> {
-    bail!("This Bellglass was built without windows. Use -display none or -nographic.")
 }
 
 /// `-pidfile`: written when the machine runs, removed at the end.

@@ -11,7 +11,7 @@
 //! The host key is Right Ctrl. Held with another key it is a chord: a command for the window.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use engine_input::{Button, InputEvent, KeyCode};
 use engine_session::{Command, Session};
@@ -47,8 +47,9 @@ pub enum Keyboard {
 /// Sends what a person does to the guest; see the top of the file.
 pub struct GuestInput {
     session: Session,
-    /// The real window, to catch the pointer; tests have none.
-    window: Option<Arc<Window>>,
+    /// The real window, to catch the pointer; tests have none. Not owned: a window that anybody holds is never destroyed,
+    /// and eframe ends only after the last one was.
+    window: Weak<Window>,
     keyboard: Keyboard,
     /// A dialog, a menu or a text field of ours is open.
     covered: bool,
@@ -79,7 +80,7 @@ impl GuestInput {
     pub fn new(session: Session) -> Self {
         Self {
             session,
-            window: None,
+            window: Weak::new(),
             keyboard: Keyboard::Guest,
             covered: false,
             placement: None,
@@ -97,8 +98,8 @@ impl GuestInput {
     }
 
     /// Tells which window the pointer is caught in.
-    pub fn attach(&mut self, window: Arc<Window>) {
-        self.window = Some(window);
+    pub fn attach(&mut self, window: &Arc<Window>) {
+        self.window = Arc::downgrade(window);
     }
 
     /// Tells, after each drawing, where the picture is and whether something of ours covers it.
@@ -328,7 +329,7 @@ impl GuestInput {
     fn catch(&mut self) {
         self.caught = true;
         self.motion = (0.0, 0.0);
-        if let Some(window) = &self.window {
+        if let Some(window) = self.window.upgrade() {
             // X11 cannot lock the pointer in its place; kept inside the window, its raw motion serves as well.
             if let Err(error) =
                 window.set_cursor_grab(CursorGrabMode::Locked).or_else(|_| window.set_cursor_grab(CursorGrabMode::Confined))
@@ -344,7 +345,7 @@ impl GuestInput {
             return;
         }
         self.pointer_inside = false;
-        if let Some(window) = &self.window {
+        if let Some(window) = self.window.upgrade() {
             if let Err(error) = window.set_cursor_grab(CursorGrabMode::None) {
                 tracing::warn!(%error, "the pointer could not be let go");
             }

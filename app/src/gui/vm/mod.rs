@@ -89,7 +89,7 @@ pub struct VmWindow {
     // What is being waited for
     answers: Vec<Pending>,
     screenshot: Option<Job<Result<PathBuf, String>>>,
-    ended: Rc<RefCell<Option<EndReason>>>,
+    ended: Option<EndReason>,
 }
 
 struct Failure {
@@ -103,13 +103,8 @@ enum Pending {
 }
 
 impl VmWindow {
-    /// A window for `shown`. `input` is the same that the event loop asks first; `ended` will hold why the machine ended.
-    pub fn new(
-        cc: &eframe::CreationContext<'_>,
-        shown: Shown,
-        input: Rc<RefCell<GuestInput>>,
-        ended: Rc<RefCell<Option<EndReason>>>,
-    ) -> Self {
+    /// A window for `shown`. `input` is the same that the event loop asks first.
+    pub fn new(cc: &eframe::CreationContext<'_>, shown: Shown, input: Rc<RefCell<GuestInput>>) -> Self {
         let Shown { session, title, folder } = shown;
         ui_assets::apply(&cc.egui_ctx);
         let mut pace = Pace::default();
@@ -136,9 +131,8 @@ impl VmWindow {
                 }
             }
         });
-        let window = cc.winit_window().cloned();
-        if let (Some(folder), Some(window)) = (&folder, &window) {
-            summons::listen(folder, Arc::clone(window), cc.egui_ctx.clone());
+        if let (Some(folder), Some(window)) = (&folder, cc.winit_window()) {
+            summons::listen(folder, Arc::downgrade(window), cc.egui_ctx.clone());
         }
         Self {
             events: listen(&session, &cc.egui_ctx),
@@ -161,7 +155,7 @@ impl VmWindow {
             titled: String::new(),
             answers: Vec::new(),
             screenshot: None,
-            ended,
+            ended: None,
         }
     }
 
@@ -304,7 +298,7 @@ impl VmWindow {
                 Event::MediumChanged { drive: _, title: None } => self.say(ctx, "The drive is empty.".into()),
                 Event::Notice { text } => self.say(ctx, text),
                 Event::Failed { what, advice } => self.failures.push(Failure { what, advice }),
-                Event::Ended(reason) => *self.ended.borrow_mut() = Some(reason),
+                Event::Ended(reason) => self.ended = Some(reason),
             }
         }
         self.leave_when_ended(ctx);
@@ -318,7 +312,7 @@ impl VmWindow {
 
     /// Closes the window once its machine has ended. A failure stays to be read; everything else was wanted.
     fn leave_when_ended(&self, ctx: &egui::Context) {
-        if self.ended.borrow().is_some_and(|reason| reason != EndReason::Failed) {
+        if self.ended.is_some_and(|reason| reason != EndReason::Failed) {
             ctx.send_viewport_cmd(ViewportCommand::Close);
             // eframe looks at the wish in the drawing after this one.
             ctx.request_repaint();
@@ -375,7 +369,7 @@ impl VmWindow {
 
     fn ask_before_closing(&mut self, ctx: &egui::Context) {
         let closing = ctx.input(|input| input.viewport().close_requested());
-        let running = !matches!(self.session.state(), RunState::Ended | RunState::Failed) && self.ended.borrow().is_none();
+        let running = !matches!(self.session.state(), RunState::Ended | RunState::Failed) && self.ended.is_none();
         if closing && running {
             ctx.send_viewport_cmd(ViewportCommand::CancelClose);
             self.dialog = Some(Dialog::Close);

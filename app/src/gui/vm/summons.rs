@@ -4,7 +4,7 @@
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::Weak;
 
 use engine_base::spawn_guarded;
 use engine_session::library::MachineFolder;
@@ -14,8 +14,9 @@ fn socket(folder: &MachineFolder) -> PathBuf {
     folder.runtime_folder().join("window.sock")
 }
 
-/// Listens for calls, on a thread `window-summons` that lives as long as the process.
-pub fn listen(folder: &MachineFolder, window: Arc<Window>, ctx: egui::Context) {
+/// Listens for calls, on a thread `window-summons` that lives as long as the process. The window is not owned, so that it
+/// can be destroyed.
+pub fn listen(folder: &MachineFolder, window: Weak<Window>, ctx: egui::Context) {
     let listener = folder.make_runtime_folder().map_err(io::Error::other).and_then(|_| {
         let path = socket(folder);
         // The machine's lock is ours, so a socket that is there belongs to a process that is not.
@@ -25,9 +26,7 @@ pub fn listen(folder: &MachineFolder, window: Arc<Window>, ctx: egui::Context) {
     let started = listener.and_then(|listener| {
         let answer = move || {
             for call in listener.incoming() {
-                if call.is_err() {
-                    return;
-                }
+                let (Ok(_), Some(window)) = (call, window.upgrade()) else { return };
                 window.set_visible(true);
                 window.set_minimized(false);
                 window.focus_window();

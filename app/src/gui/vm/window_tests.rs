@@ -20,10 +20,7 @@ fn window(width: u32, height: u32) -> (Harness<'static, VmWindow>, Session) {
     }
     let shown = Shown { session: session.clone(), title: "Test".into(), folder: None };
     let input = Rc::new(RefCell::new(GuestInput::new(session.clone())));
-    let harness = Harness::builder()
-        .with_size([900.0, 700.0])
-        .wgpu()
-        .build_eframe(move |cc| VmWindow::new(cc, shown, input, Rc::new(RefCell::new(None))));
+    let harness = Harness::builder().with_size([900.0, 700.0]).wgpu().build_eframe(move |cc| VmWindow::new(cc, shown, input));
     (harness, session)
 }
 
@@ -52,8 +49,8 @@ fn pause_resume_and_power_off_by_their_buttons() {
     harness.get_by_label_contains("Power off…").click();
     harness.run_steps(3);
     harness.get_by_label("Power off").click();
-    settle(&mut harness, |harness| harness.state().ended.borrow().is_some());
-    assert_eq!(*harness.state().ended.borrow(), Some(EndReason::PoweredOff));
+    settle(&mut harness, |harness| harness.state().ended.is_some());
+    assert_eq!(harness.state().ended, Some(EndReason::PoweredOff));
 }
 
 #[test]

@@ -1,6 +1,4 @@
-//! The process of one machine of the library: `bellglass run FOLDER`. It takes the machine's lock, builds the machine
-//! from its settings, listens on the control socket, and shows the window, or none. One process, one machine: a crash
-//! takes no other with it, and the manager is not needed.
+//! A machine of the library: its lock, its settings as a [`Spec`], its control socket.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -11,16 +9,9 @@ use engine_cpu::Topology;
 use engine_disk::Format;
 use engine_remote::ControlSocket;
 use engine_session::library::{Library, MachineFolder};
-use engine_session::{BootDevice, DriveSlot, DriveSpec, EndReason, Event, ImageSource, MachineDriveKind, Policy, Session, Spec};
+use engine_session::{BootDevice, DriveSlot, DriveSpec, EndReason, ImageSource, MachineDriveKind, Policy, Session, Spec};
 
-/// What of a running machine is seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Face {
-    /// Its window.
-    Window,
-    /// Nothing: others talk to it over its control socket.
-    Headless,
-}
+use super::{Face, MachineProcess, exit_code};
 
 /// Runs the machine that a person means by `name` (its name, or its folder) until it ends.
 ///
@@ -35,26 +26,15 @@ pub fn run(name: &str, face: Face) -> Result<ExitCode> {
         let list: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
         bail!("This machine cannot start. {}", list.join("\n"));
     }
-    let spec = spec(&machine, folder.path())?;
-    let running = engine_session::start(&spec, Policy::default())?;
-    let events = running.session.events();
-    let _control = serve_control_socket(&folder, &running.session, &machine.name)?;
-    crate::cli::signals::end_on_signals(&running.session)?;
-    let reason = match face {
-        Face::Headless => wait_for_end(&events),
-        Face::Window => show(&running.session, &machine, &folder, &events)?,
-    };
-    running.wait();
+    let process = MachineProcess::start(&spec(&machine, folder.path())?, Policy::default())?;
+    let _control = serve_control_socket(&folder, process.session(), &machine.name)?;
+    let reason = process.until_end(face, Some(&folder))?;
     std::fs::remove_dir_all(folder.runtime_folder()).ok(); // Sockets of a machine that is off help nobody.
     if machine.lifetime == engine_config::Lifetime::Disposable && reason != EndReason::Failed {
         folder.dispose()?;
     }
     drop(lock);
-    Ok(match reason {
-        EndReason::GuestPoweredOff | EndReason::PoweredOff | EndReason::GuestReset => ExitCode::SUCCESS,
-        EndReason::DebugExit(status) => ExitCode::from(status as u8),
-        EndReason::Failed => ExitCode::from(70),
-    })
+    Ok(exit_code(reason))
 }
 
 /// The computer that the settings describe.
@@ -118,37 +98,6 @@ fn serve_control_socket(folder: &MachineFolder, session: &Session, name: &str) -
     ControlSocket::open(&path, session, name).with_context(|| {
         format!("The machine's control socket could not be made. Check the permissions there: {}", path.display())
     })
-}
-
-fn wait_for_end(events: &crossbeam_channel::Receiver<Event>) -> EndReason {
-    for event in events {
-        match event {
-            Event::Ended(reason) => return reason,
-            Event::Failed { what, advice } => eprintln!("bellglass: {what} {advice}"),
-            Event::Notice { text } => eprintln!("bellglass: {text}"),
-            _ => {}
-        }
-    }
-    EndReason::Failed
-}
-
-#[cfg(feature = "window")]
-fn show(
-    session: &Session,
-    machine: &Machine,
-    folder: &MachineFolder,
-    events: &crossbeam_channel::Receiver<Event>,
-) -> Result<EndReason> {
-    let shown = crate::gui::Shown { session: session.clone(), title: machine.name.clone(), folder: Some(folder.clone()) };
-    match crate::gui::show(shown).map_err(anyhow::Error::msg)? {
-        Some(reason) => Ok(reason),
-        None => Ok(wait_for_end(events)),
-    }
-}
-
-#[cfg(not(feature = "window"))]
-fn show(_: &Session, _: &Machine, _: &MachineFolder, _: &crossbeam_channel::Receiver<Event>) -> Result<EndReason> {
-    bail!("This Bellglass was built without windows. Add --headless.")
 }
 
 #[cfg(test)]
