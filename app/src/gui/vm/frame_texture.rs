@@ -226,7 +226,7 @@ impl CallbackTrait for GuestPicture {
         resources: &mut CallbackResources,
     ) -> Vec<wgpu::CommandBuffer> {
         let Some(gpu) = resources.get_mut::<Gpu>() else { return Vec::new() };
-        let mut reader = self.reader.lock().unwrap_or_else(|poison| poison.into_inner());
+        let mut reader = super::lock(&self.reader);
         reader.read(|picture, damage| gpu.show(device, queue, picture, damage));
         let picture = self.placement.picture;
         let place = Place {

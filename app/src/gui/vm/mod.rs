@@ -4,12 +4,15 @@
 //!  winit event ─► GuestInput ── the guest's ──► Command::Input ─► session
 //!                    └─ the window's ─► eframe ─► VmWindow::ui ─► Command
 //!  Screen ── wake ─► Pace ─► request_repaint ─► GuestPicture uploads what changed, and draws
+//!            (without a GPU: ─► Direct puts what changed into the window; see there)
 //!  session ── Event ─► thread `window-events` ─► list + request_repaint ─► VmWindow::hear
 //! ```
 //! Nothing is drawn while nothing changes. The window holds no machine: it may be closed, and the machine goes on.
 
 mod commands;
 mod dialogs;
+mod direct;
+mod enlarge;
 mod frame_texture;
 mod guest_input;
 mod picture_file;
@@ -27,7 +30,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use egui::{CentralPanel, Frame, Margin, Panel, Sense, Ui, ViewportCommand};
@@ -40,6 +43,7 @@ use ui_assets::{Icon, Theme};
 
 use self::commands::{CdDrive, UiCommand};
 use self::dialogs::Dialog;
+use self::direct::Direct;
 use self::frame_texture::GuestPicture;
 pub use self::guest_input::{GuestInput, Verdict};
 use self::picture_file::{ThumbnailWriter, write_png};
@@ -74,6 +78,7 @@ pub struct VmWindow {
     reader: Arc<Mutex<ScreenReader>>,
     screen: Screen,
     pace: Arc<Pace>,
+    direct: Option<Direct>,
     _thumbnail: Option<ThumbnailWriter>,
     events: Arc<Mutex<Vec<Event>>>,
     // What is shown
@@ -108,24 +113,33 @@ impl VmWindow {
         let Shown { session, title, folder } = shown;
         ui_assets::apply(&cc.egui_ctx);
         let mut pace = Pace::default();
+        let mut without_gpu = false;
         if let Some(state) = &cc.wgpu_render_state {
             frame_texture::prepare_gpu(state);
-            // Without a GPU each frame costs a good part of a core, which the guest needs more.
-            if state.adapter.get_info().device_type == wgpu::DeviceType::Cpu {
-                pace.shortest = Duration::from_millis(33);
-            }
+            without_gpu = state.adapter.get_info().device_type == wgpu::DeviceType::Cpu;
+        }
+        if without_gpu {
+            // Each drawing costs a good part of a core, which the guest needs more.
+            pace.shortest = Duration::from_millis(33);
         }
         let pace = Arc::new(pace);
         let screen = session.screen();
+        let direct = cc
+            .winit_window()
+            .filter(|_| without_gpu)
+            .and_then(|window| Direct::start(window, &screen, Arc::clone(&pace), cc.egui_ctx.clone()));
         let thumbnail = folder.as_ref().and_then(|folder| {
             let started = ThumbnailWriter::start(screen.clone(), folder.thumbnail_path());
             started.inspect_err(|error| tracing::warn!(%error, "no small pictures for the manager")).ok()
         });
         let reader = screen.watch({
-            let (ctx, pace) = (cc.egui_ctx.clone(), Arc::clone(&pace));
+            // What can be put into the window directly is no reason to draw all of it.
+            let repaint = direct.is_none().then(|| (cc.egui_ctx.clone(), Arc::clone(&pace)));
             let thumbnail = thumbnail.as_ref().map(ThumbnailWriter::waker);
             move || {
-                pace.repaint(&ctx);
+                if let Some((ctx, pace)) = &repaint {
+                    pace.repaint(ctx);
+                }
                 if let Some(changed) = &thumbnail {
                     changed();
                 }
@@ -143,6 +157,7 @@ impl VmWindow {
             reader: Arc::new(Mutex::new(reader)),
             screen,
             pace,
+            direct,
             _thumbnail: thumbnail,
             scale: ScaleMode::Fit,
             look_at: (0.5, 0.5),
@@ -290,7 +305,7 @@ impl VmWindow {
 
     /// Takes in what happened since the last drawing.
     fn hear(&mut self, ctx: &egui::Context) {
-        let events = std::mem::take(&mut *self.events.lock().unwrap_or_else(|poison| poison.into_inner()));
+        let events = std::mem::take(&mut *lock(&self.events));
         for event in events {
             match event {
                 Event::StateChanged(_) | Event::Reset | Event::GuestShutdown => {}
@@ -461,6 +476,15 @@ impl VmWindow {
         self.note_ui(ui, rect, theme);
     }
 
+    /// Whether the guest's picture lies in the window as it is, with nothing of ours drawn over it.
+    fn picture_is_uncovered(&self, ctx: &egui::Context) -> bool {
+        let alive = matches!(self.session.state(), RunState::Running | RunState::ShuttingDown);
+        let dropping = ctx.input(|input| !input.raw.hovered_files.is_empty());
+        // Menus, tooltips and questions lie on layers of their own.
+        let layers = ctx.memory(|memory| memory.areas().visible_layer_ids());
+        alive && !dropping && self.note.is_none() && layers.iter().all(|layer| layer.order == egui::Order::Background)
+    }
+
     fn guest_size(&self) -> (u32, u32) {
         // Reading the size must not mark anything as seen, so the screen is asked, not the reader.
         self.screen.size()
@@ -507,6 +531,9 @@ impl eframe::App for VmWindow {
         }
         CentralPanel::no_frame().show(ui, |ui| self.guest_ui(ui));
         self.dialog_ui(ui);
+        if let Some(direct) = &self.direct {
+            direct.set_scene(self.placement.filter(|_| self.picture_is_uncovered(&ctx)));
+        }
         self.leave_when_ended(&ctx);
     }
 
@@ -546,7 +573,7 @@ fn listen(session: &Session, ctx: &egui::Context) -> Arc<Mutex<Vec<Event>>> {
         move || {
             for event in receiver {
                 let last = matches!(event, Event::Ended(_));
-                list.lock().unwrap_or_else(|poison| poison.into_inner()).push(event);
+                lock(&list).push(event);
                 ctx.request_repaint();
                 if last {
                     return;
@@ -559,6 +586,11 @@ fn listen(session: &Session, ctx: &egui::Context) -> Arc<Mutex<Vec<Event>>> {
         tracing::error!(%error, "the window will not hear from its machine");
     }
     events
+}
+
+/// Nothing behind these locks is ever left half done, so a panic elsewhere changes nothing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
 }
 
 /// Asks for a drawing as often as the picture changes, but no faster than the host can draw.
