@@ -97,7 +97,7 @@ pub const COMMANDS: &[Entry] = &[
         command: UiCommand::SendCtrlAltDel,
         icon: Icon::Keyboard,
         text: "Ctrl+Alt+Del",
-        tooltip: "Send Ctrl+Alt+Del to the guest",
+        tooltip: "Send Ctrl+Alt+Del to the guest; Right Ctrl+F1 to F12 send Ctrl+Alt+F1 to F12",
         chord: Some((111, "Del")),
     },
     Entry {

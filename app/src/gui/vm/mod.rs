@@ -193,7 +193,7 @@ impl VmWindow {
             UiCommand::PowerOff => self.dialog = Some(Dialog::PowerOff),
             UiCommand::InsertMedium => self.dialog = Some(Dialog::InsertMedium { path: String::new(), chooser: None }),
             UiCommand::EjectMedium => self.eject_medium(),
-            UiCommand::SendCtrlAltDel => self.send_ctrl_alt_del(),
+            UiCommand::SendCtrlAltDel => self.send_keys(&[KeyCode(29), KeyCode(56), KeyCode(111)]),
             UiCommand::TypeText => self.dialog = Some(Dialog::TypeText { text: String::new() }),
             UiCommand::Screenshot => self.take_screenshot(ctx),
             UiCommand::NextScale => {
@@ -251,11 +251,11 @@ impl VmWindow {
         self.answers.push(Pending::Typed(asked));
     }
 
-    fn send_ctrl_alt_del(&self) {
-        const CTRL_ALT_DEL: [u16; 3] = [29, 56, 111];
-        let key = |code, pressed| self.session.send(Command::Input(InputEvent::Key { code: KeyCode(code), pressed }));
-        CTRL_ALT_DEL.into_iter().for_each(|code| key(code, true));
-        CTRL_ALT_DEL.into_iter().rev().for_each(|code| key(code, false));
+    /// Presses keys one after the other and lets them go the other way round.
+    fn send_keys(&self, keys: &[KeyCode]) {
+        let key = |code: &KeyCode, pressed| self.session.send(Command::Input(InputEvent::Key { code: *code, pressed }));
+        keys.iter().for_each(|code| key(code, true));
+        keys.iter().rev().for_each(|code| key(code, false));
     }
 
     fn take_screenshot(&mut self, ctx: &egui::Context) {
@@ -319,8 +319,11 @@ impl VmWindow {
         self.leave_when_ended(ctx);
         self.collect_answers(ctx);
         for code in self.take_chords() {
-            if let Some(command) = UiCommand::of_chord(code) {
-                self.carry_out(ctx, command);
+            match UiCommand::of_chord(code) {
+                Some(command) => self.carry_out(ctx, command),
+                // F1 to F10, F11, F12: the consoles of a Unix guest, which the host would keep for its own.
+                None if matches!(code, 59..=68 | 87 | 88) => self.send_keys(&[KeyCode(29), KeyCode(56), KeyCode(code)]),
+                None => {}
             }
         }
     }
