@@ -5,6 +5,7 @@
 //! Start at [`manager`] and [`vm`].
 
 mod file_dialog;
+mod form;
 mod job;
 mod manager;
 mod parts;

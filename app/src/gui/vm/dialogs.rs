@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use egui::{Id, Modal, TextEdit, Ui};
 use engine_session::{Command, RunState};
-use ui_assets::{Icon, Theme};
+use ui_assets::Icon;
 
 use super::VmWindow;
 use super::commands::UiCommand;
@@ -110,13 +110,23 @@ fn buttons_ui(ui: &mut Ui, contents: impl FnOnce(&mut Ui)) {
     ui.allocate_ui_with_layout(row, egui::Layout::right_to_left(egui::Align::Center), contents);
 }
 
+/// Gives `response` the keyboard when a question has just opened: Enter then means it, or typing goes there.
+fn default_focus(ui: &Ui, response: &egui::Response) {
+    if ui.ctx().memory(|memory| memory.focused().is_none()) {
+        response.request_focus();
+    }
+}
+
 fn confirm_ui(ui: &mut Ui, title: &str, text: &str, (icon, word): (Icon, &str), answer: &mut Option<Answer>, yes: Answer) {
     title_ui(ui, title, text);
     buttons_ui(ui, |ui| {
         if parts::button(ui, icon, word, Weight::Plain).clicked() {
             *answer = Some(yes);
         }
-        if ui.button("Cancel").clicked() {
+        // Enter loses nothing.
+        let cancel = ui.button("Cancel");
+        default_focus(ui, &cancel);
+        if cancel.clicked() {
             *answer = Some(Answer::Cancel);
         }
     });
@@ -126,7 +136,11 @@ fn close_ui(ui: &mut Ui, state: RunState, can_hide: bool, answer: &mut Option<An
     title_ui(ui, "The machine is still running", "What shall become of it? It goes on while you decide.");
     ui.vertical_centered(|ui| {
         let mut offer = |ui: &mut Ui, icon, text, weight, choice| {
-            if parts::button(ui, icon, text, weight).clicked() {
+            let response = parts::button(ui, icon, text, weight);
+            if weight == Weight::Primary {
+                default_focus(ui, &response);
+            }
+            if response.clicked() {
                 *answer = Some(choice);
             }
         };
@@ -147,9 +161,7 @@ fn type_text_ui(ui: &mut Ui, text: &mut String, answer: &mut Option<Answer>) {
     title_ui(ui, "Type text", "It is typed key by key, as on a US keyboard. Paste with Ctrl+V.");
     let label = ui.label("Text");
     let field = ui.add(TextEdit::multiline(text).desired_rows(4).desired_width(f32::INFINITY)).labelled_by(label.id);
-    if !ui.ctx().memory(|memory| memory.focused().is_some()) {
-        field.request_focus();
-    }
+    default_focus(ui, &field);
     buttons_ui(ui, |ui| {
         let ready = !text.is_empty();
         if ui.add_enabled_ui(ready, |ui| parts::button(ui, Icon::Keyboard, "Type", Weight::Primary)).inner.clicked() {
@@ -162,13 +174,8 @@ fn type_text_ui(ui: &mut Ui, text: &mut String, answer: &mut Option<Answer>) {
 }
 
 fn insert_ui(ui: &mut Ui, path: &mut String, chooser: &mut Option<FileDialog>, answer: &mut Option<Answer>) {
-    if let Some(open) = chooser
-        && let Some(chosen) = open.poll()
-    {
-        *chooser = None;
-        if let Some(chosen) = chosen {
-            *answer = Some(Answer::Insert(chosen));
-        }
+    if let Some(chosen) = FileDialog::follow(chooser) {
+        *answer = Some(Answer::Insert(chosen));
     }
     title_ui(ui, "Insert a CD", "Choose an ISO file, or drop one on the window.");
     let label = ui.label("ISO file");
@@ -177,16 +184,14 @@ fn insert_ui(ui: &mut Ui, path: &mut String, chooser: &mut Option<FileDialog>, a
         let field = ui
             .add(TextEdit::singleline(path).hint_text("/home/…/debian.iso").desired_width(ui.available_width() - 120.0))
             .labelled_by(label.id);
+        default_focus(ui, &field);
         entered = field.lost_focus() && ui.input(|input| input.key_pressed(egui::Key::Enter));
-        let free = chooser.is_none();
+        let free = !FileDialog::is_open(chooser);
         if ui.add_enabled_ui(free, |ui| parts::button(ui, Icon::Folder, "Choose…", Weight::Plain)).inner.clicked() {
             *chooser = Some(FileDialog::open(ui.ctx(), Wanted::Iso, None));
         }
     });
-    if chooser.is_some() {
-        let theme = Theme::of(ui.visuals());
-        ui.label(egui::RichText::new("The file dialog is open in a window of its own.").color(*theme.weak_text));
-    }
+    FileDialog::hint_ui(chooser, ui);
     buttons_ui(ui, |ui| {
         let ready = !path.trim().is_empty();
         let insert = ui.add_enabled_ui(ready, |ui| parts::button(ui, Icon::Disc, "Insert", Weight::Primary)).inner.clicked();

@@ -13,7 +13,8 @@ use engine_disk::GuestFamily;
 use engine_session::library::{Library, MachineFolder, NewMachine};
 
 use self::iso_facts::{IsoFacts, look_at};
-use super::file_dialog::{FileDialog, Wanted};
+use super::file_dialog::FileDialog;
+use super::form::expand_home;
 use super::job::Job;
 
 const GIB: u64 = 1 << 30;
@@ -138,13 +139,8 @@ impl Wizard {
 
     /// Follows what jobs have found since the last drawing.
     fn follow(&mut self, ctx: &egui::Context) -> Outcome {
-        if let Some(chooser) = &mut self.chooser
-            && let Some(chosen) = chooser.poll()
-        {
-            self.chooser = None;
-            if let Some(path) = chosen {
-                self.iso = path.display().to_string();
-            }
+        if let Some(path) = FileDialog::follow(&mut self.chooser) {
+            self.iso = path.display().to_string();
         }
         self.look(ctx);
         self.check_name();
@@ -236,6 +232,18 @@ impl Wizard {
         })
     }
 
+    /// The same machine as commands for a terminal.
+    fn as_commands(&self) -> String {
+        let mut words = vec!["bellglass".to_owned(), "create".to_owned(), quoted(&self.name)];
+        let iso = self.iso.trim();
+        if !iso.is_empty() {
+            words.extend(["--iso".to_owned(), quoted(&expand_home(iso).display().to_string())]);
+        }
+        let disk = if self.with_disk { format!("{}G", self.disk_gib) } else { "none".to_owned() };
+        words.push(format!("--cpus {} --memory {}M --disk {disk}", self.cpus, self.memory_mib));
+        format!("{} && bellglass run {}", words.join(" "), quoted(&self.name))
+    }
+
     fn create(&mut self, ctx: &egui::Context, then: Then) {
         let mut machine = Machine::new(self.name.clone());
         machine.cpus = self.cpus;
@@ -252,17 +260,13 @@ impl Wizard {
         let job = Job::start(ctx, "create-machine", move |_| library.create(plan).map_err(|error| error.to_string()));
         self.creating = Some((job, then));
     }
-
-    fn choose_iso(&mut self, ctx: &egui::Context) {
-        let near = expand_home(self.iso.trim());
-        self.chooser = Some(FileDialog::open(ctx, Wanted::Iso, Some(&near)));
-    }
 }
 
-/// `~/x` as a person types it.
-fn expand_home(path: &str) -> PathBuf {
-    match (path.strip_prefix("~/"), directories::BaseDirs::new()) {
-        (Some(rest), Some(dirs)) => dirs.home_dir().join(rest),
-        _ => PathBuf::from(path),
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./:+,@%".contains(letter);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
     }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }

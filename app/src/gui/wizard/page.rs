@@ -1,71 +1,51 @@
 //! How the wizard looks.
 
-use egui::{DragValue, RichText, ScrollArea, Slider, SliderClamping, TextEdit, Ui};
-use engine_config::check_size;
-use ui_assets::{Icon, Theme};
+use egui::{DragValue, Slider, SliderClamping, TextEdit, Ui};
+use ui_assets::Icon;
 
 use super::{GIB, Outcome, Preset, Then, Wizard};
+use crate::gui::file_dialog::FileDialog;
+use crate::gui::form::{caption_ui, indented, iso_row_ui, page_ui, size_findings_ui, size_rows_ui, weak};
 use crate::gui::parts::{self, Tone, Weight, bytes_text, finding};
-
-const WIDTH: f32 = 680.0;
-const CAPTION: f32 = 84.0;
 
 impl Wizard {
     /// Draws the page and says what came of it.
     pub fn page_ui(&mut self, ui: &mut Ui) -> Outcome {
         let mut outcome = self.follow(ui.ctx());
         self.take_drop(ui);
-        ScrollArea::vertical().show(ui, |ui| {
-            let margin = ((ui.available_width() - WIDTH) / 2.0).max(0.0);
-            ui.horizontal_top(|ui| {
-                ui.add_space(margin);
-                ui.vertical(|ui| {
-                    ui.set_width(WIDTH.min(ui.available_width()));
-                    ui.add_space(12.0);
-                    ui.heading("New machine");
-                    ui.add_space(6.0);
-                    let enabled = self.creating.is_none();
-                    ui.add_enabled_ui(enabled, |ui| {
-                        parts::card(ui, |ui| self.source_ui(ui));
-                        parts::card(ui, |ui| self.name_ui(ui));
-                        parts::card(ui, |ui| self.size_ui(ui));
-                    });
-                    if let Some(reason) = &self.failure {
-                        parts::banner(ui, Tone::Failure, "The machine was not created.", reason, |_| {});
-                    }
-                    if let Some(reason) = self.space_error() {
-                        parts::banner(ui, Tone::Failure, "There is no room.", &reason, |_| {});
-                    }
-                    ui.add_space(4.0);
-                    if let Some(done) = self.buttons_ui(ui) {
-                        outcome = done;
-                    }
-                });
+        page_ui(ui, "New machine", |ui| {
+            let enabled = self.creating.is_none();
+            ui.add_enabled_ui(enabled, |ui| {
+                parts::card(ui, |ui| self.source_ui(ui));
+                parts::card(ui, |ui| self.name_ui(ui));
+                parts::card(ui, |ui| self.size_ui(ui));
             });
+            if let Some(reason) = &self.failure {
+                parts::banner(ui, Tone::Failure, "The machine was not created.", reason, |_| {});
+            }
+            if let Some(reason) = self.space_error() {
+                parts::banner(ui, Tone::Failure, "There is no room.", &reason, |_| {});
+            }
+            ui.add_space(4.0);
+            if let Some(done) = self.buttons_ui(ui) {
+                outcome = done;
+            }
         });
         outcome
     }
 
     fn source_ui(&mut self, ui: &mut Ui) {
-        ui.horizontal(|ui| {
-            let label = caption_ui(ui, "ISO file");
-            let width = ui.available_width() - 130.0;
-            let field = TextEdit::singleline(&mut self.iso)
-                .hint_text("A CD or DVD image to start from; drop one here")
-                .desired_width(width);
-            let response = ui.add(field).labelled_by(label.id);
-            if !std::mem::replace(&mut self.greeted, true) {
-                response.request_focus();
-            }
-            let free = self.chooser.is_none();
-            if ui.add_enabled_ui(free, |ui| parts::button(ui, Icon::Folder, "Choose…", Weight::Plain)).inner.clicked() {
-                self.choose_iso(ui.ctx());
-            }
-        });
+        let response =
+            iso_row_ui(ui, "ISO file", &mut self.iso, &mut self.chooser, "A CD or DVD image to start from; drop one here");
+        if !std::mem::replace(&mut self.greeted, true) {
+            response.request_focus();
+        }
         indented(ui, |ui| {
-            if self.chooser.is_some() {
-                weak(ui, "The file dialog is open in a window of its own.");
-            } else if self.iso.trim().is_empty() {
+            FileDialog::hint_ui(&self.chooser, ui);
+            if FileDialog::is_open(&self.chooser) {
+                return;
+            }
+            if self.iso.trim().is_empty() {
                 weak(ui, "Without one, the machine begins with an empty CD drive.");
             } else if let Some((_, result)) = self.looked.as_ref().filter(|(path, _)| path == self.iso.trim()) {
                 match result {
@@ -107,31 +87,7 @@ impl Wizard {
             }
         });
         let before = (self.cpus, self.memory_mib, self.disk_gib);
-        ui.horizontal(|ui| {
-            let label = caption_ui(ui, "CPUs");
-            let most = self.host.cpus.max(4);
-            ui.add(Slider::new(&mut self.cpus, 1..=most).integer().clamping(SliderClamping::Edits).show_value(false))
-                .labelled_by(label.id);
-            ui.add(DragValue::new(&mut self.cpus).range(1..=64)).labelled_by(label.id);
-            weak(ui, &format!("This computer has {}.", self.host.cpus));
-        });
-        ui.horizontal(|ui| {
-            let label = caption_ui(ui, "Memory");
-            let most = self.host.memory_mib.max(64);
-            ui.add(
-                Slider::new(&mut self.memory_mib, 16..=most)
-                    .logarithmic(true)
-                    .step_by(16.0)
-                    .clamping(SliderClamping::Edits)
-                    .show_value(false),
-            )
-            .labelled_by(label.id);
-            ui.add(DragValue::new(&mut self.memory_mib).range(1..=u64::from(u32::MAX)).suffix(" MiB")).labelled_by(label.id);
-            weak(
-                ui,
-                &format!("{} of {} are free.", bytes_text(self.host.available_mib << 20), bytes_text(self.host.memory_mib << 20)),
-            );
-        });
+        size_rows_ui(ui, &self.host, &mut self.cpus, &mut self.memory_mib);
         ui.horizontal(|ui| {
             let label = caption_ui(ui, "Disk");
             ui.add_enabled_ui(self.with_disk, |ui| {
@@ -145,19 +101,7 @@ impl Wizard {
         });
         self.size_is_theirs |= before != (self.cpus, self.memory_mib, self.disk_gib);
         indented(ui, |ui| {
-            for problem in check_size(self.cpus, self.memory_mib, &self.host) {
-                finding(ui, Tone::Failure, &problem.message);
-            }
-            if self.memory_mib <= self.host.memory_mib && self.memory_mib > self.host.available_mib {
-                finding(
-                    ui,
-                    Tone::Warning,
-                    "This is more memory than is free now. Other programs will become slow while the machine runs.",
-                );
-            }
-            if self.cpus > self.host.cpus {
-                finding(ui, Tone::Warning, "More CPUs than this computer has make the machine slower, not faster.");
-            }
+            size_findings_ui(ui, &self.host, self.cpus, self.memory_mib);
             match self.free_bytes {
                 Some(free) if self.with_disk && self.disk_gib * GIB > free => {
                     let text = format!(
@@ -193,6 +137,12 @@ impl Wizard {
             if ui.button("Cancel").clicked() || ui.input(|input| input.key_pressed(egui::Key::Escape)) {
                 outcome = Some(Outcome::Cancelled);
             }
+            if ready {
+                let copy = parts::button(ui, Icon::Text, "Copy as command", Weight::Quiet);
+                if copy.on_hover_text("Copy what makes and starts this machine in a terminal").clicked() {
+                    ui.ctx().copy_text(self.as_commands());
+                }
+            }
             if self.creating.is_some() {
                 ui.spinner();
             } else if !ready {
@@ -208,29 +158,4 @@ impl Wizard {
             self.iso = path;
         }
     }
-}
-
-fn caption_ui(ui: &mut Ui, text: &str) -> egui::Response {
-    let theme = Theme::of(ui.visuals());
-    let layout = egui::Layout::left_to_right(egui::Align::Center);
-    ui.allocate_ui_with_layout(egui::vec2(CAPTION, ui.spacing().interact_size.y), layout, |ui| {
-        ui.set_min_width(CAPTION);
-        ui.label(RichText::new(text).color(*theme.weak_text))
-    })
-    .inner
-}
-
-fn indented(ui: &mut Ui, contents: impl FnOnce(&mut Ui)) {
-    ui.horizontal_top(|ui| {
-        ui.add_space(CAPTION + 8.0);
-        ui.vertical(|ui| {
-            ui.spacing_mut().item_spacing.y = 4.0;
-            contents(ui);
-        });
-    });
-}
-
-fn weak(ui: &mut Ui, text: &str) {
-    let theme = Theme::of(ui.visuals());
-    ui.add(egui::Label::new(RichText::new(text).size(12.5).color(*theme.weak_text)).wrap());
 }

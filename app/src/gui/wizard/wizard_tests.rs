@@ -129,3 +129,14 @@ fn escape_leaves_the_page() {
     harness.run_steps(2);
     assert!(matches!(harness.state().outcome, Some(Outcome::Cancelled)));
 }
+
+#[test]
+fn the_same_machine_can_be_made_in_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut wizard = Wizard::new(Library::at(folder.path().join("machines"), folder.path().join("run")), HOST);
+    wizard.name = "Ann's Debian".into();
+    wizard.iso = "/isos/debian 12.iso".into();
+    let commands = wizard.as_commands();
+    let made = r"bellglass create 'Ann'\''s Debian' --iso '/isos/debian 12.iso' --cpus 2 --memory 2048M --disk 20G";
+    assert_eq!(commands, format!(r"{made} && bellglass run 'Ann'\''s Debian'"));
+}
