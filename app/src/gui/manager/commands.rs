@@ -27,6 +27,8 @@ pub enum UiCommand {
     Reset,
     /// Pull its plug.
     PowerOff,
+    /// What it is made of.
+    Settings,
     /// Throw it away.
     Delete,
     /// Look again.
@@ -97,6 +99,13 @@ pub const COMMANDS: &[Entry] = &[
         keys: None,
     },
     Entry {
+        command: UiCommand::Settings,
+        icon: Icon::Sliders,
+        text: "Settings",
+        tooltip: "See and change what the machine is made of",
+        keys: ctrl(Key::S),
+    },
+    Entry {
         command: UiCommand::Delete,
         icon: Icon::Trash,
         text: "Delete…",
@@ -134,7 +143,7 @@ impl UiCommand {
             Status::Running | Status::Paused | Status::Stopped => Ok(()),
         };
         match self {
-            UiCommand::New | UiCommand::TryLiveLinux | UiCommand::Rescan => Ok(()),
+            UiCommand::New | UiCommand::TryLiveLinux | UiCommand::Rescan | UiCommand::Settings => Ok(()),
             UiCommand::Start | UiCommand::Delete if *status == Status::Off => Ok(()),
             UiCommand::Start => Err("The machine is on"),
             UiCommand::Delete => Err("The machine is on; shut it down first"),

@@ -90,11 +90,18 @@ impl Manager {
     fn actions_ui(&mut self, ui: &mut Ui, row: &Row) {
         ui.horizontal_wrapped(|ui| {
             let commands: &[UiCommand] = match row.status {
-                Status::Off => &[UiCommand::Start, UiCommand::Delete],
-                Status::Paused => &[UiCommand::Show, UiCommand::Resume, UiCommand::Reset, UiCommand::PowerOff],
-                Status::Busy | Status::Running | Status::Stopped => {
-                    &[UiCommand::Show, UiCommand::Pause, UiCommand::ShutDown, UiCommand::Reset, UiCommand::PowerOff]
+                Status::Off => &[UiCommand::Start, UiCommand::Settings, UiCommand::Delete],
+                Status::Paused => {
+                    &[UiCommand::Show, UiCommand::Resume, UiCommand::Reset, UiCommand::PowerOff, UiCommand::Settings]
                 }
+                Status::Busy | Status::Running | Status::Stopped => &[
+                    UiCommand::Show,
+                    UiCommand::Pause,
+                    UiCommand::ShutDown,
+                    UiCommand::Reset,
+                    UiCommand::PowerOff,
+                    UiCommand::Settings,
+                ],
             };
             for (index, command) in commands.iter().enumerate() {
                 let weight = if index == 0 { Weight::Primary } else { Weight::Plain };

@@ -102,3 +102,39 @@ fn a_damaged_machine_is_listed_with_the_reason_and_cannot_start() {
     harness.get_by_label("This machine cannot be used.");
     assert!(harness.state().available(super::UiCommand::Start).is_err());
 }
+
+#[test]
+fn settings_are_saved_as_they_are_entered_and_can_be_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = library(folder.path()).create(NewMachine { machine: Machine::new("x"), disk_bytes: None }).unwrap();
+    let mut harness = manager(folder.path(), "exit 0");
+    settle(&mut harness, |harness| harness.query_by_label("Settings").is_some());
+    harness.get_by_label("Settings").click();
+    settle(&mut harness, |harness| harness.query_by_label("Settings of x").is_some());
+    harness.get_by_label("Add a CD drive").click();
+    settle(&mut harness, |_| made.load().unwrap().cdroms.len() == 2);
+    settle(&mut harness, |harness| harness.query_by_label("Changes are saved as you make them.").is_some());
+    harness.get_by_label("Undo").click();
+    settle(&mut harness, |_| made.load().unwrap().cdroms.len() == 1);
+    harness.get_by_label("Done").click();
+    settle(&mut harness, |harness| harness.query_by_label("x, Off").is_some());
+}
+
+#[test]
+fn a_setting_that_cannot_be_is_told_and_not_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = library(folder.path()).create(NewMachine { machine: Machine::new("x"), disk_bytes: None }).unwrap();
+    let mut harness = manager(folder.path(), "exit 0");
+    settle(&mut harness, |harness| harness.query_by_label("Settings").is_some());
+    harness.get_by_label("Settings").click();
+    settle(&mut harness, |harness| harness.query_by_label("Settings of x").is_some());
+    harness.get_by_label("CD drive").focus();
+    harness.run_steps(2);
+    harness.get_by_label("CD drive").type_text("/nowhere/at/all.iso");
+    harness.run_steps(2);
+    harness.get_by_label("Done").click();
+    settle(&mut harness, |harness| harness.query_by_label("This was not saved.").is_some());
+    assert_eq!(made.load().unwrap().cdroms[0].medium, None);
+    harness.get_by_label("Done").click();
+    settle(&mut harness, |harness| harness.query_by_label("x, Off").is_some());
+}

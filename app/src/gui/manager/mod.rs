@@ -15,6 +15,7 @@ mod manager_tests;
 mod questions;
 mod rows;
 mod scan;
+mod settings;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use ui_assets::{Icon, Theme};
 use self::commands::{COMMANDS, UiCommand};
 use self::questions::Question;
 use self::scan::{Row, Scanner, Status};
+use self::settings::{Page, Settings};
 use super::job::Job;
 use super::parts::{self, Tone, Weight};
 use super::wizard::{Outcome, Then, Wizard};
@@ -47,6 +49,7 @@ pub struct Manager {
     filter: String,
     pictures: HashMap<PathBuf, (SystemTime, TextureHandle)>,
     wizard: Option<Box<Wizard>>,
+    settings: Option<Box<Settings>>,
     question: Option<Question>,
     /// What failed, by machine; `None` is the manager itself.
     failures: Vec<(Option<MachineFolder>, String)>,
@@ -90,6 +93,7 @@ impl Manager {
             filter: String::new(),
             pictures: HashMap::new(),
             wizard: None,
+            settings: None,
             question: None,
             failures: Vec::new(),
             jobs: Vec::new(),
@@ -112,7 +116,8 @@ impl Manager {
             };
         }
         let row = self.selected_row();
-        if command == UiCommand::Start && row.is_some_and(|row| row.entry.machine.is_err()) {
+        let needs_settings = matches!(command, UiCommand::Start | UiCommand::Settings);
+        if needs_settings && row.is_some_and(|row| row.entry.machine.is_err()) {
             return Err("The machine's settings are damaged");
         }
         command.available(row.map(|row| &row.status))
@@ -124,7 +129,10 @@ impl Manager {
             return;
         }
         match command {
-            UiCommand::New => self.wizard = Some(Box::new(Wizard::new(self.library.clone(), self.host))),
+            UiCommand::New => {
+                self.settings = None;
+                self.wizard = Some(Box::new(Wizard::new(self.library.clone(), self.host)));
+            }
             UiCommand::Rescan => self.scanner.look_again(),
             UiCommand::TryLiveLinux => self.try_live_linux(ctx),
             _ => {
@@ -137,10 +145,18 @@ impl Manager {
                     UiCommand::ShutDown => self.tell(ctx, folder, "system_powerdown"),
                     UiCommand::Reset => self.question = Some(Question::Reset(folder)),
                     UiCommand::PowerOff => self.question = Some(Question::PowerOff(folder)),
+                    UiCommand::Settings => self.open_settings(),
                     UiCommand::Delete => self.question = Some(Question::delete(folder)),
                     UiCommand::New | UiCommand::Rescan | UiCommand::TryLiveLinux => {}
                 }
             }
+        }
+    }
+
+    fn open_settings(&mut self) {
+        let Some(row) = self.selected_row() else { return };
+        if let Ok(machine) = &row.entry.machine {
+            self.settings = Some(Box::new(Settings::new(row.entry.folder.clone(), machine.clone(), self.host)));
         }
     }
 
@@ -257,7 +273,7 @@ impl Manager {
     }
 
     fn take_keys(&mut self, ctx: &egui::Context) {
-        if self.wizard.is_some() || self.question.is_some() || ctx.egui_wants_keyboard_input() || egui::Popup::is_any_open(ctx) {
+        if self.has_page() || self.question.is_some() || ctx.egui_wants_keyboard_input() || egui::Popup::is_any_open(ctx) {
             return;
         }
         let pressed = COMMANDS
@@ -284,8 +300,8 @@ impl Manager {
     }
 
     fn take_drop(&mut self, ctx: &egui::Context) {
-        if self.wizard.is_some() {
-            return; // It takes drops itself.
+        if self.has_page() {
+            return; // The wizard takes drops itself.
         }
         let dropped = ctx.input(|input| input.raw.dropped_files.first().map(|file| file.path().to_path_buf()));
         if let Some(path) = dropped {
@@ -364,6 +380,21 @@ impl Manager {
         }
     }
 
+    /// Whether a page lies over the list.
+    fn has_page(&self) -> bool {
+        self.wizard.is_some() || self.settings.is_some()
+    }
+
+    fn settings_ui(&mut self, ui: &mut Ui) {
+        let Some(settings) = &mut self.settings else { return };
+        let row = self.rows.iter().find(|row| row.entry.folder == *settings.folder());
+        let status = row.map_or(Status::Off, |row| row.status.clone());
+        if settings.page_ui(ui, &status) == Page::Done {
+            self.settings = None;
+            self.scanner.look_again();
+        }
+    }
+
     fn wizard_ui(&mut self, ui: &mut Ui) {
         let Some(wizard) = &mut self.wizard else { return };
         match wizard.page_ui(ui) {
@@ -387,8 +418,11 @@ impl eframe::App for Manager {
         let bar = Frame::new().fill(*theme.window).inner_margin(Margin::symmetric(14, 8));
         Panel::top("toolbar").frame(bar).show(ui, |ui| self.toolbar_ui(ui));
         let page = Frame::new().fill(*theme.window).inner_margin(Margin::same(14));
-        if self.wizard.is_some() {
-            CentralPanel::default().frame(page).show(ui, |ui| self.wizard_ui(ui));
+        if self.has_page() {
+            CentralPanel::default().frame(page).show(ui, |ui| match self.wizard {
+                Some(_) => self.wizard_ui(ui),
+                None => self.settings_ui(ui),
+            });
             return;
         }
         if self.rows.is_empty() {
