@@ -118,6 +118,8 @@ struct State {
     changes: u64,
     locked: bool,
     requests: VecDeque<DriveRequest>,
+    /// Requests ever handed over.
+    submitted: u64,
     busy: bool,
     /// The first request found no room on the host and waits for [`Drive::retry`] or [`Drive::give_up`].
     stalled: bool,
@@ -211,8 +213,14 @@ impl Drive {
         self.state().locked
     }
 
+    /// Requests handed over so far: it counts up while the drive works.
+    pub fn transfers(&self) -> u64 {
+        self.state().submitted
+    }
+
     /// Hands a request over; the device is rung when it is done.
     pub fn submit(&self, request: DriveRequest) {
+        self.state().submitted += 1;
         let counted = self.0.counted.lock().is_some();
         if !counted {
             self.state().requests.push_back(request);

@@ -174,6 +174,8 @@ pub struct DriveInfo {
     pub locked: bool,
     /// Bytes on the medium.
     pub len: u64,
+    /// Requests so far: it counts up while the drive works.
+    pub transfers: u64,
 }
 
 /// A computer; dropping it ends it like pulling the plug, but with its drives flushed.
@@ -401,6 +403,7 @@ impl Machine {
                 read_only: medium.as_ref().is_some_and(|medium| medium.read_only || medium.image.read_only()),
                 locked: drive.is_locked(),
                 len: drive.len(),
+                transfers: drive.transfers(),
                 medium: medium.map(|medium| medium.title),
             }
         };

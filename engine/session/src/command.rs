@@ -142,6 +142,8 @@ pub enum Event {
         /// The medium's name for people.
         title: Option<String>,
     },
+    /// The light of a drive went on or off.
+    DriveLights,
     /// Something worth a line, that needs no action.
     Notice {
         /// A sentence.

@@ -28,8 +28,8 @@ pub struct DriveStatus {
     pub removable: bool,
     /// The medium in it, for people: its file name.
     pub medium: Option<String>,
-    /// Reads and writes so far; it counts up while the drive works.
-    pub transfers: u64,
+    /// Whether it reads or writes: its light. It stays on for a second, so that busy drives do not flicker.
+    pub working: bool,
 }
 
 /// The kind of a drive.

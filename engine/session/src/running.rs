@@ -20,8 +20,10 @@ use crate::{
     PauseReason, RunState, Session, link,
 };
 
-/// How often the session looks at what nobody reports: whether the pointer is absolute.
+/// How often the session looks at what nobody reports: whether the pointer is absolute, and which drives work.
 const LOOK: Duration = Duration::from_millis(200);
+/// For how many looks a drive's light stays on.
+const LIT_LOOKS: u8 = 5;
 /// Between two events of typed text: no guest's keyboard driver loses keys at this pace.
 const TYPING: Duration = Duration::from_millis(12);
 /// The most characters that may wait to be typed.
@@ -113,6 +115,7 @@ pub fn start(spec: &Spec, policy: Policy) -> Result<Running, MachineError> {
         policy,
         typing: VecDeque::new(),
         down: Held::default(),
+        lights: Vec::new(),
         end: None,
         power_button_pressed: false,
     };
@@ -128,6 +131,8 @@ struct Worker {
     policy: Policy,
     typing: VecDeque<InputEvent>,
     down: Held,
+    /// Each drive's requests at the last look, and for how many looks its light stays on.
+    lights: Vec<(u64, u8)>,
     end: Option<EndReason>,
     power_button_pressed: bool,
 }
@@ -187,6 +192,7 @@ impl Worker {
             if Instant::now() >= look {
                 look = Instant::now() + LOOK;
                 self.engine.set_pointer_is_absolute(self.machine.pointer_is_absolute());
+                self.look_at_drives();
             }
         }
         self.machine.end();
@@ -342,7 +348,25 @@ impl Worker {
     }
 
     fn drives(&self) -> Vec<DriveStatus> {
-        self.machine.drives().into_iter().map(drive_status).collect()
+        let lit = self.lights.iter().map(|(_, looks)| *looks > 0).chain(std::iter::repeat(false));
+        self.machine.drives().into_iter().zip(lit).map(|(drive, lit)| drive_status(drive, lit)).collect()
+    }
+
+    /// Tells when a drive's light goes on or off.
+    fn look_at_drives(&mut self) {
+        let transfers: Vec<u64> = self.machine.drives().iter().map(|drive| drive.transfers).collect();
+        let before = std::mem::take(&mut self.lights);
+        let light = |(index, transfers): (usize, &u64)| match before.get(index) {
+            Some((seen, looks)) if seen == transfers => (*transfers, looks.saturating_sub(1)),
+            Some(_) => (*transfers, LIT_LOOKS),
+            None => (*transfers, 0),
+        };
+        self.lights = transfers.iter().enumerate().map(light).collect();
+        let lit = |lights: &[(u64, u8)]| lights.iter().map(|(_, looks)| *looks > 0).collect::<Vec<_>>();
+        if before.len() == self.lights.len() && lit(&before) != lit(&self.lights) {
+            self.engine.set_drives(self.drives());
+            self.engine.tell(Event::DriveLights);
+        }
     }
 
     fn start_typing(&mut self, text: &str) -> Result<usize, String> {
@@ -399,7 +423,7 @@ impl Worker {
     }
 }
 
-fn drive_status(drive: DriveInfo) -> DriveStatus {
+fn drive_status(drive: DriveInfo, working: bool) -> DriveStatus {
     let (kind, title) = match drive.kind {
         MachineDriveKind::Disk => (DriveKind::HardDisk, "Hard disk"),
         MachineDriveKind::Cdrom => (DriveKind::Cdrom, "CD drive"),
@@ -411,7 +435,7 @@ fn drive_status(drive: DriveInfo) -> DriveStatus {
         kind,
         removable: kind != DriveKind::HardDisk,
         medium: drive.medium.as_ref().map(file_name),
-        transfers: 0,
+        working,
         name: drive.name,
     }
 }

@@ -43,7 +43,7 @@ impl Manager {
     }
 
     fn failures_ui(&mut self, ui: &mut Ui, row: &Row) {
-        let mut dismissed = None;
+        let (mut dismissed, mut settings) = (None, false);
         for (index, (folder, reason)) in self.failures.iter().enumerate() {
             if folder.as_ref() == Some(&row.entry.folder) {
                 let (what, advice) = reason.split_once(". ").map_or((reason.as_str(), ""), |(what, advice)| (what, advice));
@@ -52,8 +52,12 @@ impl Manager {
                     if ui.button("Dismiss").clicked() {
                         dismissed = Some(index);
                     }
+                    settings |= ui.button("Change settings").clicked();
                 });
             }
+        }
+        if settings {
+            self.carry_out(ui.ctx(), UiCommand::Settings);
         }
         if let Some(index) = dismissed {
             self.failures.remove(index);

@@ -26,7 +26,6 @@ mod toolbar;
 mod window_tests;
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -89,7 +88,6 @@ pub struct VmWindow {
     dialog: Option<Dialog>,
     failures: Vec<Failure>,
     note: Option<(String, f64)>,
-    drive_lights: HashMap<String, (u64, f64)>,
     titled: String,
     // What is being waited for
     answers: Vec<Pending>,
@@ -166,7 +164,6 @@ impl VmWindow {
             dialog: None,
             failures: Vec::new(),
             note: None,
-            drive_lights: HashMap::new(),
             titled: String::new(),
             answers: Vec::new(),
             screenshot: None,
@@ -308,7 +305,8 @@ impl VmWindow {
         let events = std::mem::take(&mut *lock(&self.events));
         for event in events {
             match event {
-                Event::StateChanged(_) | Event::Reset | Event::GuestShutdown => {}
+                // The drawing that follows shows it.
+                Event::StateChanged(_) | Event::Reset | Event::GuestShutdown | Event::DriveLights => {}
                 Event::MediumChanged { drive: _, title: Some(title) } => self.say(ctx, format!("{title} is in the drive.")),
                 Event::MediumChanged { drive: _, title: None } => self.say(ctx, "The drive is empty.".into()),
                 Event::Notice { text } => self.say(ctx, text),

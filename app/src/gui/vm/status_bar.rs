@@ -1,34 +1,21 @@
-//! The bar below the guest's picture: drives with a light that shows their work, what runs the guest, the picture's
-//! size, and who has the keyboard.
-
-use std::time::Duration;
+//! The bar below the guest's picture: drives with a light that shows their work (a click on the CD drive is its menu),
+//! what runs the guest, the picture's size, and who has the keyboard.
 
 use egui::{RichText, Sense, Ui, Vec2};
 use engine_session::DriveKind;
 use ui_assets::{Icon, Theme};
 
+use super::commands::UiCommand;
 use super::guest_input::Keyboard;
 use super::{HOST_KEY_NAME, VmWindow};
-
-/// How long a drive's light stays on after it was seen to work.
-const LIGHT: Duration = Duration::from_millis(250);
 
 impl VmWindow {
     /// Draws the bar.
     pub(super) fn status_bar_ui(&mut self, ui: &mut Ui) {
         let theme = Theme::of(ui.visuals());
-        let now = ui.input(|input| input.time);
         ui.horizontal(|ui| {
             ui.spacing_mut().item_spacing.x = 14.0;
             for drive in self.session.drives() {
-                let seen = self.drive_lights.entry(drive.name.clone()).or_insert((drive.transfers, f64::NEG_INFINITY));
-                if seen.0 != drive.transfers {
-                    *seen = (drive.transfers, now);
-                }
-                let lit = now - seen.1 < LIGHT.as_secs_f64();
-                if lit {
-                    ui.ctx().request_repaint_after(LIGHT);
-                }
                 let icon = match drive.kind {
                     DriveKind::HardDisk => Icon::HardDisk,
                     DriveKind::Cdrom => Icon::Disc,
@@ -40,14 +27,20 @@ impl VmWindow {
                     None => "empty".to_owned(),
                 };
                 let label = format!("{}: {}", drive.title, drive.medium.as_deref().unwrap_or("empty"));
-                ui.horizontal(|ui| {
+                let shown = ui.horizontal(|ui| {
                     ui.spacing_mut().item_spacing.x = 5.0;
                     let (rect, _) = ui.allocate_exact_size(Vec2::splat(15.0), Sense::hover());
-                    icon.paint(ui.painter(), rect, if lit { *theme.running } else { *theme.weak_text });
-                    ui.add(egui::Label::new(RichText::new(shorten(&text, 28)).size(12.5).color(*theme.weak_text)));
-                })
-                .response
-                .on_hover_text(label);
+                    icon.paint(ui.painter(), rect, if drive.working { *theme.running } else { *theme.weak_text });
+                    let text = RichText::new(shorten(&text, 28)).size(12.5).color(*theme.weak_text);
+                    ui.add(egui::Label::new(text).selectable(false));
+                });
+                if drive.kind == DriveKind::Cdrom {
+                    let button = shown.response.interact(Sense::click()).on_hover_text(&label);
+                    button.widget_info(|| egui::WidgetInfo::labeled(egui::Role::Button, true, &label));
+                    self.commands_menu_ui(&button, &[UiCommand::InsertMedium, UiCommand::EjectMedium]);
+                } else {
+                    shown.response.on_hover_text(label);
+                }
             }
             ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
                 let keyboard = self.input.borrow().keyboard();

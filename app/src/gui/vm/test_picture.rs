@@ -31,7 +31,7 @@ fn drives(medium: Option<String>) -> Vec<DriveStatus> {
         kind,
         removable,
         medium,
-        transfers: 0,
+        working: false,
     };
     vec![
         drive("disk0", "Hard disk", DriveKind::HardDisk, false, Some("system.qcow2".to_owned())),

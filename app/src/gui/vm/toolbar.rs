@@ -49,7 +49,12 @@ impl VmWindow {
 
     fn menu_ui(&mut self, ui: &mut Ui, icon: Icon, title: &str, commands: &[UiCommand]) {
         let button = parts::button(ui, icon, title, parts::Weight::Quiet);
-        Popup::menu(&button).show(|ui| {
+        self.commands_menu_ui(&button, commands);
+    }
+
+    /// A menu of commands under what was clicked.
+    pub(super) fn commands_menu_ui(&mut self, clicked: &egui::Response, commands: &[UiCommand]) {
+        Popup::menu(clicked).show(|ui| {
             ui.set_min_width(230.0);
             for command in commands {
                 let entry = command.entry();
