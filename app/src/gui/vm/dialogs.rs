@@ -184,8 +184,8 @@ fn insert_ui(ui: &mut Ui, path: &mut String, chooser: &mut Option<FileDialog>, a
         let field = ui
             .add(TextEdit::singleline(path).hint_text("/home/…/debian.iso").desired_width(ui.available_width() - 120.0))
             .labelled_by(label.id);
-        default_focus(ui, &field);
         entered = field.lost_focus() && ui.input(|input| input.key_pressed(egui::Key::Enter));
+        default_focus(ui, &field);
         let free = !FileDialog::is_open(chooser);
         if ui.add_enabled_ui(free, |ui| parts::button(ui, Icon::Folder, "Choose…", Weight::Plain)).inner.clicked() {
             *chooser = Some(FileDialog::open(ui.ctx(), Wanted::Iso, None));

@@ -116,3 +116,16 @@ fn chords_work_and_a_dialog_keeps_the_keyboard_from_the_guest() {
     harness.run_steps(3);
     assert_eq!(harness.state().input.borrow().keyboard(), super::guest_input::Keyboard::Guest);
 }
+
+#[test]
+fn the_insert_question_opens_in_its_field_and_enter_inserts() {
+    let (mut harness, _session) = window(640, 480);
+    harness.run_steps(2);
+    harness.state_mut().carry_out(&egui::Context::default(), super::UiCommand::InsertMedium);
+    harness.run_steps(3);
+    harness.get_by_label("ISO file").type_text("/nowhere/at/all.iso");
+    harness.run_steps(2);
+    harness.key_press(egui::Key::Enter);
+    settle(&mut harness, |harness| harness.query_by_label("There is no such file: /nowhere/at/all.iso").is_some());
+    assert!(harness.state().dialog.is_none());
+}
