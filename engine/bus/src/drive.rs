@@ -3,8 +3,8 @@
 //! Requests are carried out in the order given. A request carries the controller's generation, so that what was asked
 //! before a reset is recognised and dropped after it.
 //!
-//! A write that finds the host's disk full is not failed: the guest would take it for a broken disk. The worker holds it
-//! back, reports it, and tries it again when the person has made room ([`Drive::retry`]).
+//! What finds the host's disk full is not failed, be it a write, a flush or a discard: the guest would take it for a
+//! broken disk. The worker holds it back, reports it, and tries it again when the person has made room ([`Drive::retry`]).
 //!
 //! In a counted machine ([`engine_base::ClockMode::Counted`]) there is no worker: [`Drive::submit`] does the work at once,
 //! and the controller is rung by a timer a fixed guest time later, so that a run repeats exactly.
@@ -302,7 +302,7 @@ impl DriveServer {
                 }
             };
             let result = perform(medium, &request.operation);
-            let holds_back = matches!((&result, &request.operation), (Err(DriveError::NoSpace), DriveOperation::Write { .. }));
+            let holds_back = result == Err(DriveError::NoSpace);
             let error = result.as_ref().err().copied();
             {
                 let mut state = self.0.state.lock().unwrap_or_else(|poison| poison.into_inner());
@@ -387,7 +387,19 @@ mod tests {
     /// A disk on a host that has no room until it is told otherwise.
     struct Cramped {
         room: AtomicBool,
+        /// There is room for one operation only.
+        only_once: AtomicBool,
         written: Mutex<Vec<u8>>,
+    }
+
+    impl Cramped {
+        fn check(&self) -> Result<(), DiskError> {
+            let has_room = self.room.load(Ordering::Relaxed);
+            if self.only_once.load(Ordering::Relaxed) {
+                self.room.store(false, Ordering::Relaxed);
+            }
+            if has_room { Ok(()) } else { Err(DiskError::NoSpace { path: "/cramped".into() }) }
+        }
     }
 
     impl DiskImage for Cramped {
@@ -399,17 +411,15 @@ mod tests {
             Ok(())
         }
         fn write_at(&self, _: u64, data: &[u8]) -> Result<(), DiskError> {
-            if !self.room.load(Ordering::Relaxed) {
-                return Err(DiskError::NoSpace { path: "/cramped".into() });
-            }
+            self.check()?;
             *self.written.lock().unwrap() = data.to_vec();
             Ok(())
         }
         fn flush(&self) -> Result<(), DiskError> {
-            Ok(())
+            self.check()
         }
         fn discard(&self, _: u64, _: u64) -> Result<(), DiskError> {
-            Ok(())
+            self.check()
         }
         fn write_zeroes(&self, _: u64, _: u64) -> Result<(), DiskError> {
             Ok(())
@@ -426,7 +436,8 @@ mod tests {
     }
 
     fn cramped_drive() -> (Drive, Arc<Cramped>, std::thread::JoinHandle<()>, mpsc::Receiver<DriveError>) {
-        let image = Arc::new(Cramped { room: AtomicBool::new(false), written: Mutex::default() });
+        let image =
+            Arc::new(Cramped { room: AtomicBool::new(false), only_once: AtomicBool::new(false), written: Mutex::default() });
         let (drive, server) = Drive::new("ide0-0");
         drive.set_medium(Some(Medium { image: image.clone(), read_only: false, title: "cramped".into() }));
         let (sender, errors) = mpsc::channel();
@@ -449,6 +460,29 @@ mod tests {
         drive.drain();
         assert_eq!(drive.take_completion(), Some(Completion { token: 5, result: Ok(Vec::new()) }));
         assert_eq!(*image.written.lock().unwrap(), [7; 512]);
+        drive.close();
+        worker.join().unwrap();
+    }
+
+    #[test]
+    fn flushes_and_discards_are_held_back_too_and_nothing_overtakes_them() {
+        let (drive, image, worker, errors) = cramped_drive();
+        drive.submit(DriveRequest { token: 6, operation: DriveOperation::Flush });
+        drive.submit(DriveRequest { token: 7, operation: DriveOperation::Discard { offset: 0, len: 512 } });
+        assert_eq!(errors.recv().unwrap(), DriveError::NoSpace);
+        for token in [5, 6, 7] {
+            drive.drain();
+            assert_eq!(drive.take_completion(), None, "request {token} waits");
+            image.room.store(true, Ordering::Relaxed);
+            image.only_once.store(true, Ordering::Relaxed);
+            drive.retry();
+            while drive.take_completion().is_none_or(|done| done != Completion { token, result: Ok(Vec::new()) }) {
+                std::thread::yield_now();
+            }
+            if token < 7 {
+                assert_eq!(errors.recv().unwrap(), DriveError::NoSpace);
+            }
+        }
         drive.close();
         worker.join().unwrap();
     }
