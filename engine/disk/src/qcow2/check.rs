@@ -34,7 +34,7 @@ pub(super) struct Findings {
     pub(super) miscounted: Vec<Miscount>,
     /// Whether every wrong count can be put right where it stands.
     pub(super) blocks_are_sound: bool,
-    /// Entries that make no sense.
+    /// Entries that make no sense, and that stand where nothing else claims the place.
     pub(super) nonsense: Vec<Nonsense>,
     /// Places of entries in the active tables whose mark "ours alone" is wrong, with their right content.
     pub(super) wrong_marks: Vec<(u64, u64)>,
@@ -56,14 +56,25 @@ pub(super) struct Nonsense {
     pub(super) is_first_level: bool,
 }
 
+/// What is known of a cluster before the data is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holds {
+    NoTable,
+    SecondLevelTable,
+    /// Any other table; only one thing may lie there.
+    Table,
+    /// Two that exclude each other. Nothing in it is certain, so nothing in it is repaired.
+    Conflict,
+}
+
 struct Checker<'a> {
     file: &'a FencedFile,
     header: &'a Header,
     cluster: u64,
     end: u64,
     references: Vec<u32>,
-    /// Clusters that hold tables.
-    is_table: Vec<bool>,
+    /// What kind of table each cluster holds.
+    holds: Vec<Holds>,
     /// Second-level tables by place: how many entries of any first-level table lead there.
     tables: BTreeMap<u64, u32>,
     report: CheckReport,
@@ -84,7 +95,7 @@ pub(super) fn examine(file: &FencedFile, header: &Header, snapshots: &SnapshotTa
         cluster,
         end,
         references: vec![0; clusters as usize],
-        is_table: vec![false; clusters as usize],
+        holds: vec![Holds::NoTable; clusters as usize],
         tables: BTreeMap::new(),
         report: CheckReport { total_clusters: header.size.div_ceil(cluster), ..CheckReport::default() },
         nonsense: Vec::new(),
@@ -93,8 +104,10 @@ pub(super) fn examine(file: &FencedFile, header: &Header, snapshots: &SnapshotTa
     checker.count_bitmaps()?;
     checker.count_data()?;
     let (miscounted, counts) = checker.compare()?;
-    let wrong_marks = checker.check_marks(&counts)?;
-    let Checker { references, mut report, nonsense, .. } = checker;
+    let mut wrong_marks = checker.check_marks(&counts)?;
+    let Checker { references, mut report, mut nonsense, holds, .. } = checker;
+    nonsense.retain(|nonsense| holds.get((nonsense.at / cluster) as usize) != Some(&Holds::Conflict));
+    wrong_marks.retain(|(at, _)| holds.get((at / cluster) as usize) != Some(&Holds::Conflict));
     let used = references.iter().rposition(|count| *count > 0).map_or(0, |last| last as u64 + 1);
     report.image_end = used * cluster;
     let is_alone = |cluster: &u64| references.get(*cluster as usize) == Some(&1);
@@ -158,8 +171,20 @@ impl Checker<'_> {
     /// Counts a reference to each cluster of a table; says whether it lies in the file.
     fn count_table(&mut self, what: &str, offset: u64, bytes: u64) -> bool {
         let is_inside = self.count(what, offset, bytes, 1);
-        if is_inside && bytes > 0 {
-            self.is_table[(offset / self.cluster) as usize..=((offset + bytes - 1) / self.cluster) as usize].fill(true);
+        if !is_inside || bytes == 0 {
+            return is_inside;
+        }
+        let mut overlaps = false;
+        for holds in &mut self.holds[(offset / self.cluster) as usize..=((offset + bytes - 1) / self.cluster) as usize] {
+            *holds = match (*holds, what) {
+                (Holds::NoTable | Holds::SecondLevelTable, "second-level table") => Holds::SecondLevelTable,
+                (Holds::NoTable, _) => Holds::Table,
+                _ => Holds::Conflict,
+            };
+            overlaps |= *holds == Holds::Conflict;
+        }
+        if overlaps {
+            self.report.error(format!("the {what} at {offset:#x} overlaps another table"));
         }
         is_inside
     }
@@ -205,7 +230,7 @@ impl Checker<'_> {
     }
 
     fn is_known_table(&self, offset: u64) -> bool {
-        self.is_table.get((offset / self.cluster) as usize).copied().unwrap_or(false)
+        self.holds.get((offset / self.cluster) as usize).is_some_and(|holds| *holds != Holds::NoTable)
     }
 
     /// Counts what the second-level tables lead to.

@@ -222,25 +222,58 @@ impl Metadata {
         self.is_fixed(cluster) || self.tables.contains(&cluster)
     }
 
-    /// Checks the second-level tables against the refcounts, as far as the budget goes.
+    /// Checks the second-level tables of the disk and its snapshots against the refcounts, as far as the budget goes.
     fn verify_tables(&mut self) -> Result<(), TableError> {
-        let used: Vec<usize> = (0..self.l1.len()).filter(|index| self.l1[*index] != 0).collect();
-        let clusters = self.end.div_ceil(self.geometry.cluster_size());
-        if used.len() as u64 * self.geometry.cluster_size() > VERIFY_BYTES || clusters > MAX_VERIFIED_CLUSTERS {
+        let cluster_size = self.geometry.cluster_size();
+        let clusters = self.end.div_ceil(cluster_size);
+        let active: Vec<u64> = self.l1.iter().copied().filter(|entry| *entry != 0).collect();
+        if active.len() as u64 * cluster_size > VERIFY_BYTES || clusters > MAX_VERIFIED_CLUSTERS {
             return Ok(());
         }
         let mut references = vec![0_u16; clusters as usize];
-        for index in used {
-            let Some(offset) = self.l2_offset(index)? else { continue };
+        for entry in &active {
+            let offset = self.checked_l2_offset(*entry)?;
             let entries = self.l2.load(&self.file, offset)?.to_vec();
-            self.verify_entries(&entries, |cluster, count| {
-                let Some(references) = references.get_mut(cluster as usize) else { return false };
-                *references = references.saturating_add(1);
-                u64::from(*references) <= count
-            })?;
+            self.verify_tree(offset, &entries, &mut references)?;
         }
         self.all_verified = true;
+        // What a snapshot alone uses must not be handed out either.
+        let mut budget = VERIFY_BYTES;
+        for snapshot in self.snapshots.snapshots.clone() {
+            budget = budget.saturating_sub(u64::from(snapshot.l1_entries) * 8);
+            if budget == 0 {
+                return Ok(());
+            }
+            for entry in self.read_l1(&snapshot)?.into_iter().filter(|entry| *entry != 0) {
+                let offset = self.checked_l2_offset(entry)?;
+                budget = budget.saturating_sub(cluster_size);
+                if budget == 0 {
+                    return Ok(());
+                }
+                let mut bytes = vec![0; cluster_size as usize];
+                self.file.read_exact(offset, &mut bytes)?;
+                // Marks in a snapshot's tables mean nothing.
+                let entries: Vec<u64> =
+                    bytes.as_chunks::<8>().0.iter().map(|entry| clear_copied(u64::from_be_bytes(*entry))).collect();
+                self.verify_tree(offset, &entries, &mut references)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Checks one second-level table and its entries against the counts; `references` has what was met so far.
+    fn verify_tree(&mut self, offset: u64, entries: &[u64], references: &mut [u16]) -> Result<(), TableError> {
+        let mut is_counted = |cluster: u64, count: u64| {
+            let Some(references) = references.get_mut(cluster as usize) else { return false };
+            *references = references.saturating_add(1);
+            u64::from(*references) <= count
+        };
+        let table = offset >> self.geometry.cluster_bits;
+        let count = self.refcount(table)?;
+        if self.is_fixed(table) || !is_counted(table, count) {
+            return Err(TableError::Bad("more entries use a table than are counted"));
+        }
+        self.verify_entries(entries, is_counted)
     }
 
     /// Checks the entries of one table. `is_counted` is asked about each reference: the cluster and its count.

@@ -22,7 +22,7 @@ use super::snapshot_table::SnapshotTable;
 /// Checks a file and repairs what it is told to.
 pub(super) fn check(file: Arc<dyn BlockFile>, repair: Repair) -> Result<CheckReport, DiskError> {
     let file = FencedFile::new(file);
-    let (header, snapshots, found) = look(&file)?;
+    let (header, _, found) = look(&file)?;
     match repair {
         Repair::Nothing => return Ok(found.report),
         Repair::Leaks => {
@@ -30,7 +30,7 @@ pub(super) fn check(file: Arc<dyn BlockFile>, repair: Repair) -> Result<CheckRep
             Patient { file: &file, header: &header }.correct_counts(&leaks)?;
             file.flush()?;
         }
-        Repair::All => repair_all(&file, header, snapshots, &found)?,
+        Repair::All => repair_all(&file)?,
     }
     let before = found.report;
     let (.., after) = look(&file)?;
@@ -51,12 +51,32 @@ fn look(file: &FencedFile) -> Result<(Header, SnapshotTable, Findings), DiskErro
 
 /// Repairs a file that was not closed properly, before it is opened for writing.
 pub(super) fn repair_dirty(file: &FencedFile) -> Result<CheckReport, DiskError> {
-    let (header, snapshots, found) = look(file)?;
-    repair_all(file, header, snapshots, &found)?;
+    let (.., found) = look(file)?;
+    repair_all(file)?;
     Ok(found.report)
 }
 
-fn repair_all(file: &FencedFile, mut header: Header, snapshots: SnapshotTable, found: &Findings) -> Result<(), DiskError> {
+/// What one round puts right may show more that can be; after so many the rest is left as it is.
+const MAX_ROUNDS: usize = 4;
+
+/// Repairs until nothing is left, or nothing more can be done.
+fn repair_all(file: &FencedFile) -> Result<(), DiskError> {
+    for _ in 0..MAX_ROUNDS {
+        let (header, snapshots, found) = look(file)?;
+        repair_once(file, header, snapshots, &found)?;
+        let (header, _, healed) = look(file)?;
+        let CheckReport { errors, leaks, unmarked, .. } = healed.report;
+        if errors == 0 {
+            Patient { file, header: &header }.mark_sound()?;
+        }
+        if errors + leaks + unmarked == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn repair_once(file: &FencedFile, mut header: Header, snapshots: SnapshotTable, found: &Findings) -> Result<(), DiskError> {
     let mut patient = Patient { file, header: &header };
     let mut again;
     let mut found = found;
@@ -80,12 +100,7 @@ fn repair_all(file: &FencedFile, mut header: Header, snapshots: SnapshotTable, f
     for (at, entry) in &found.wrong_marks {
         file.write_at(*at, &entry.to_be_bytes())?;
     }
-    file.flush()?;
-    let (.., healed) = look(file)?;
-    if healed.report.errors == 0 {
-        patient.mark_sound()?;
-    }
-    Ok(())
+    file.flush()
 }
 
 struct Patient<'a> {

@@ -195,7 +195,7 @@ impl Metadata {
         }
     }
 
-    fn read_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>, DiskError> {
+    pub(super) fn read_l1(&self, snapshot: &Snapshot) -> Result<Vec<u64>, DiskError> {
         let mut bytes = vec![0; snapshot.l1_entries as usize * 8];
         self.file.read_exact(snapshot.l1_offset, &mut bytes)?;
         Ok(bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect())

@@ -305,9 +305,9 @@ impl Qcow2 {
             metadata.load_entries(at)?;
             let entries = metadata.peek_entries(at)?.unwrap_or_default();
             // Without a table the base image shows through, or zeros; only hiding the base needs a table.
-            let is_done = |entry: &u64| *entry == cleared || (*entry == 0 && how != Clearing::Zero);
+            let is_done = |entry: &u64| *entry == cleared;
             let nothing_to_do = match entries.is_empty() {
-                true => !has_backing || how != Clearing::Zero,
+                true => cleared == 0,
                 false => entries.iter().skip(index).take(count).all(is_done),
             };
             if !nothing_to_do {

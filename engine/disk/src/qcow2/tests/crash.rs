@@ -9,11 +9,11 @@ use crate::sim_file::CrashImages;
 
 const SECTOR: u64 = 512;
 
-/// What a sector held from when on. `started` and `flushed` count recorded file operations.
+/// What a sector held from when on. `started` counts recorded file operations, `step` what was done with the disk.
 #[derive(Clone, Debug)]
 struct Version {
     started: usize,
-    ended: usize,
+    step: usize,
     content: Stamp,
 }
 
@@ -57,7 +57,9 @@ struct Recorded {
     file: Arc<SimFile>,
     image: Vec<u8>,
     history: Vec<Vec<Version>>,
-    /// For each flush that succeeded: recorded operations before it began, and after it ended.
+    /// What was done so far: changes and flushes.
+    steps: usize,
+    /// For each flush that succeeded: the step that it was, and recorded operations after it ended.
     flushes: Vec<(usize, usize)>,
 }
 
@@ -68,15 +70,21 @@ impl Recorded {
         let file = Arc::new(SimFile::new(image.clone()));
         file.start_recording();
         let first = if base.is_some() { Stamp::Base } else { Stamp::Zero };
-        let history = vec![vec![Version { started: 0, ended: 0, content: first }]; (size / SECTOR) as usize];
-        Self { base, file, image, history, flushes: Vec::new() }
+        let history = vec![vec![Version { started: 0, step: 0, content: first }]; (size / SECTOR) as usize];
+        Self { base, file, image, history, steps: 0, flushes: Vec::new() }
     }
 
     fn note(&mut self, sectors: std::ops::Range<u64>, started: usize, content: Stamp) {
-        let ended = self.file.recorded();
+        self.steps += 1;
+        let step = self.steps;
         for sector in sectors {
-            self.history[sector as usize].push(Version { started, ended, content });
+            self.history[sector as usize].push(Version { started, step, content });
         }
+    }
+
+    fn note_flush(&mut self) {
+        self.steps += 1;
+        self.flushes.push((self.steps, self.file.recorded()));
     }
 
     /// Runs random operations on the disk.
@@ -115,7 +123,7 @@ impl Recorded {
                 }
                 _ => {
                     disk.flush().unwrap();
-                    self.flushes.push((started, self.file.recorded()));
+                    self.note_flush();
                 }
             }
         }
@@ -145,11 +153,11 @@ impl Recorded {
             let disk = open_sim(&file, Access::ReadWrite, self.base.as_deref())
                 .unwrap_or_else(|error| panic!("{context}, crash at {crashed_at}: {error}"));
             let content = read_all(&disk);
-            // The last flush that had succeeded by then; what had ended before it began is durable.
-            let durable = self.flushes.iter().rev().find(|(_, ended)| *ended <= crashed_at).map_or(0, |(began, _)| *began);
+            // The last flush that had succeeded by then; what was done before it is durable.
+            let durable = self.flushes.iter().rev().find(|(_, ended)| *ended <= crashed_at).map_or(0, |(step, _)| *step);
             for (sector, found) in content.chunks(SECTOR as usize).enumerate() {
                 let versions = &self.history[sector];
-                let oldest = versions.iter().rposition(|version| version.ended <= durable).unwrap_or(0);
+                let oldest = versions.iter().rposition(|version| version.step <= durable).unwrap_or(0);
                 let allowed = versions[oldest..].iter().filter(|version| version.started <= crashed_at);
                 let is_allowed = allowed.clone().any(|version| {
                     version.content.fill(sector as u64, &mut expected, self.base.as_deref());
@@ -271,9 +279,8 @@ fn no_crash_while_the_refcount_table_moves_does_harm() {
         disk.write_at(first * SECTOR, &data).unwrap();
         recorded.note(first..first + 4, started, Stamp::Written(number + 1));
         if number % 4 == 3 {
-            let started = recorded.file.recorded();
             disk.flush().unwrap();
-            recorded.flushes.push((started, recorded.file.recorded()));
+            recorded.note_flush();
         }
     }
     drop(disk);

@@ -1,9 +1,11 @@
 //! Tests of qcow2: behaviour here; crashes, faults, hostile files and QEMU's own tools in the files beside.
 
 mod crash;
+mod differential;
 mod exhaustive;
 mod fault;
 mod hostile;
+mod mutated;
 mod qemu;
 mod repairs;
 mod tools;
