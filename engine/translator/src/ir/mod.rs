@@ -185,12 +185,23 @@ pub(crate) struct Block {
     pub page_offset: u16,
     /// The guest's registers.
     pub slots: &'static [SlotInfo],
+    /// Room for passes to think in, kept so that a block that is used again allocates nothing.
+    room: pass::Room,
 }
 
 impl Block {
     /// An empty block at `pc`.
     pub fn new(slots: &'static [SlotInfo], pc: u64, pc_mask: u64, page_offset: u16) -> Self {
-        Self { insts: Vec::new(), snapshots: Vec::new(), guest: Vec::new(), pc, pc_mask, page_offset, slots }
+        let room = pass::Room::default();
+        Self { insts: Vec::new(), snapshots: Vec::new(), guest: Vec::new(), pc, pc_mask, page_offset, slots, room }
+    }
+
+    /// The same in a block that is done with, keeping the memory that it has grown.
+    pub fn renew(mut self, slots: &'static [SlotInfo], pc: u64, pc_mask: u64, page_offset: u16) -> Self {
+        self.insts.clear();
+        self.snapshots.clear();
+        self.guest.clear();
+        Self { pc, pc_mask, page_offset, slots, ..self }
     }
 
     /// Bytes of all its guest instructions: where what follows begins, relative to its start.

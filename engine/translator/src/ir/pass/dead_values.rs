@@ -4,8 +4,10 @@ use super::super::ops::{Effects, FlagSet, Op, Ty};
 use super::super::{Block, Inst, NO_SNAPSHOT, Val};
 
 /// The pass.
-pub(crate) fn run(block: &mut Block) {
-    let mut used = vec![false; block.insts.len()];
+pub(super) fn run(block: &mut Block) {
+    let mut room = std::mem::take(&mut block.room);
+    room.clear(block.insts.len());
+    let used = &mut room.marks;
     for inst in &block.insts {
         if let Some(snapshot) = block.snapshots.get(usize::from(inst.snapshot))
             && snapshot.flags.is_some()
@@ -33,6 +35,7 @@ pub(crate) fn run(block: &mut Block) {
             used[arg.index()] = true;
         }
     }
+    block.room = room;
 }
 
 const NOTHING: Inst =

@@ -3,13 +3,38 @@
 //!
 //! At the exit all six are needed: what follows is not known here.
 
-use super::super::ops::{Effects, FlagSet, Op};
+use super::super::ops::{Effects, FlagSet, Op, Ty};
 use super::super::{Block, Inst, Val};
 
 /// The pass.
-pub(crate) fn run(block: &mut Block) {
-    let recoverable = recoverable(block);
-    let mut need = vec![FlagSet::empty(); block.insts.len()];
+pub(super) fn run(block: &mut Block) {
+    let mut room = std::mem::take(&mut block.room);
+    room.clear(block.insts.len());
+    mark_recoverable(block, &mut room.marks);
+    ask_backwards(block, &mut room.need);
+    for at in 0..block.insts.len() {
+        let inst = block.insts[at];
+        if inst.result() != Some(Ty::Flags) {
+            continue;
+        }
+        block.insts[at].need = room.need[at];
+        let old = match inst.op {
+            Op::FlagsOf => Some((1, kept(block, &inst))),
+            Op::FlagsMerge => Some((0, FlagSet::from_bits_truncate(inst.imm as u8).complement())),
+            _ => None,
+        };
+        if let Some((argument, brings)) = old
+            && !room.need[at].intersects(brings)
+            && !room.marks[at]
+        {
+            block.insts[at].args[argument] = Val::NONE;
+        }
+    }
+    block.room = room;
+}
+
+/// What is asked of each token by those behind it.
+fn ask_backwards(block: &Block, need: &mut [FlagSet]) {
     // Whether a `SetFlags` further down replaces the flags before anybody but a snapshot can see them.
     let mut replaced = false;
     for at in (0..block.insts.len()).rev() {
@@ -43,24 +68,6 @@ pub(crate) fn run(block: &mut Block) {
             _ => {}
         }
     }
-    for at in 0..block.insts.len() {
-        if block.insts[at].result() != Some(super::super::Ty::Flags) {
-            continue;
-        }
-        block.insts[at].need = need[at];
-        let inst = block.insts[at];
-        let old = match inst.op {
-            Op::FlagsOf => Some((1, kept(block, &inst))),
-            Op::FlagsMerge => Some((0, FlagSet::from_bits_truncate(inst.imm as u8).complement())),
-            _ => None,
-        };
-        if let Some((argument, brings)) = old
-            && !need[at].intersects(brings)
-            && !recoverable[at]
-        {
-            block.insts[at].args[argument] = Val::NONE;
-        }
-    }
 }
 
 /// Which flags a `FlagsOf` may take from its old token.
@@ -73,9 +80,8 @@ fn kept(block: &Block, inst: &Inst) -> FlagSet {
     if may_be_zero { FlagSet::all() } else { source.op.flags_written().complement() }
 }
 
-/// Tokens of which some snapshot wants all flags, by themselves or through another token.
-fn recoverable(block: &Block) -> Vec<bool> {
-    let mut marks = vec![false; block.insts.len()];
+/// Marks tokens of which some snapshot wants all flags, by themselves or through another token.
+fn mark_recoverable(block: &Block, marks: &mut [bool]) {
     for snapshot in block.snapshots.iter().filter(|snapshot| snapshot.flags.is_some()) {
         marks[snapshot.flags.index()] = true;
     }
@@ -87,13 +93,12 @@ fn recoverable(block: &Block) -> Vec<bool> {
             }
         }
     }
-    marks
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::build::Builder;
-    use super::super::super::ops::{Condition, MemoryAccess, Ty};
+    use super::super::super::ops::{Condition, MemoryAccess};
     use super::super::super::{SlotInfo, verify};
     use super::*;
 

@@ -4,7 +4,7 @@ use super::super::ops::{Op, Ty};
 use super::super::{Block, Val};
 
 /// The pass.
-pub(crate) fn run(block: &mut Block) {
+pub(super) fn run(block: &mut Block) {
     for at in 0..block.insts.len() {
         let inst = block.insts[at];
         let a = inst.args[0];

@@ -4,7 +4,7 @@ mod dead_values;
 mod flags_need;
 mod fold;
 
-use super::{Block, verify};
+use super::{Block, FlagSet, verify};
 
 /// A pass: changes a block and keeps what it means.
 pub(crate) struct Pass {
@@ -18,6 +18,23 @@ pub(crate) const PIPELINE: &[Pass] = &[
     Pass { name: "flags_need", run: flags_need::run },
     Pass { name: "dead_values", run: dead_values::run },
 ];
+
+/// One word for each value of a block, as a pass needs them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Room {
+    need: Vec<FlagSet>,
+    marks: Vec<bool>,
+}
+
+impl Room {
+    /// Empty words for `count` values.
+    fn clear(&mut self, count: usize) {
+        self.need.clear();
+        self.need.resize(count, FlagSet::empty());
+        self.marks.clear();
+        self.marks.resize(count, false);
+    }
+}
 
 /// Runs them all. Debug builds verify the block after each.
 pub(crate) fn run(block: &mut Block) {

@@ -119,7 +119,17 @@ type Lifted = Result<Flow, ByInterpreter>;
 
 /// Lifts a run of instructions that begins at offset `pc` of CS, `page_offset` bytes into its page.
 pub(crate) fn lift(ops: &[Op], mode: LiftMode, pc: u64, page_offset: u16) -> Block {
-    let mut lift = Lift { b: Builder::new(Block::new(SLOTS, pc, mode.pc_mask(), page_offset)), mode, next: 0 };
+    lift_into(Block::new(SLOTS, pc, mode.pc_mask(), page_offset), ops, mode)
+}
+
+/// The same into a block that is done with: nothing is allocated once it has grown.
+#[allow(dead_code, reason = "for the block translator, and measured by a test")]
+pub(crate) fn lift_again(old: Block, ops: &[Op], mode: LiftMode, pc: u64, page_offset: u16) -> Block {
+    lift_into(old.renew(SLOTS, pc, mode.pc_mask(), page_offset), ops, mode)
+}
+
+fn lift_into(block: Block, ops: &[Op], mode: LiftMode) -> Block {
+    let mut lift = Lift { b: Builder::new(block), mode, next: 0 };
     for op in ops {
         lift.b.guest_instruction(op.len);
         lift.next = lift.b.block().bytes();

@@ -4,7 +4,7 @@
 use super::super::cpu::{CodeSize, seg};
 use super::super::decode::{Decoded, decode};
 use super::super::op::Op;
-use super::{LiftMode, lift};
+use super::{LiftMode, lift, lift_again};
 use crate::ir::pass;
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use std::fmt::Write;
@@ -49,43 +49,45 @@ fn text(bits: u32, bytes: &[u8]) -> String {
     text
 }
 
+/// Name, code size, code.
+#[rustfmt::skip]
+const SAMPLES: &[(&str, u32, &[u8])] = &[
+    // add rax, [rbx+rcx*8-10h]; jc $+10h
+    ("add_memory", 64, &[0x48, 0x03, 0x44, 0xcb, 0xf0, 0x72, 0x0e]),
+    // cmp edi, 5; mov eax, [rip+100h]; jle $-20h
+    ("compare_across_a_load", 64, &[0x83, 0xff, 5, 0x8b, 5, 0, 1, 0, 0, 0x7e, 0xde]),
+    // lock inc dword [gs:1234h]; shl edx, cl; adc edx, 0
+    ("locked_and_by_count", 64, &[0x65, 0xf0, 0xff, 4, 0x25, 0x34, 0x12, 0, 0, 0xd3, 0xe2, 0x83, 0xd2, 0]),
+    // push rbp; mov rbp, rsp; call $+20h
+    ("prologue_and_call", 64, &[0x55, 0x48, 0x89, 0xe5, 0xe8, 0x1b, 0, 0, 0]),
+    // mov ah, bl; xchg ax, cx; leave; ret
+    ("parts_and_return", 64, &[0x88, 0xdc, 0x66, 0x91, 0xc9, 0xc3]),
+    // div ecx; idiv r8
+    ("divisions", 64, &[0xf7, 0xf1, 0x49, 0xf7, 0xf8]),
+    // cpuid; sub byte [rsi], 1; sti
+    ("left_to_the_interpreter", 64, &[0x0f, 0xa2, 0x80, 0x2e, 1, 0xfb]),
+    // mov eax, [gs:ebx+4]; push eax; mov [cs:ebx], eax; ret 8
+    ("thirty_two_bits", 32, &[0x65, 0x8b, 0x43, 4, 0x50, 0x2e, 0x89, 3, 0xc2, 8, 0]),
+    // dec ecx; inc edx; setz al; loop $-7
+    ("partial_flags", 32, &[0x49, 0x42, 0x0f, 0x94, 0xc0, 0xe2, 0xf7]),
+    // movdqu xmm1, [rsi]; pcmpeqb xmm1, xmm0; pmovmskb eax, xmm1; psrldq xmm1, 8; movaps [rdi+10h], xmm1; movq rdx, xmm1
+    ("vectors", 64, &[
+        0xf3, 0x0f, 0x6f, 0x0e, 0x66, 0x0f, 0x74, 0xc8, 0x66, 0x0f, 0xd7, 0xc1, 0x66, 0x0f, 0x73, 0xd9, 8, 0x0f, 0x29, 0x4f, 0x10,
+        0x66, 0x48, 0x0f, 0x7e, 0xca,
+    ]),
+    // mulsd xmm1, [rax]; ucomisd xmm0, xmm1; cvttsd2si rcx, xmm1; cmpps xmm2, xmm3, 2; ja $
+    ("floats", 64, &[
+        0xf2, 0x0f, 0x59, 0x08, 0x66, 0x0f, 0x2e, 0xc1, 0xf2, 0x48, 0x0f, 0x2c, 0xc9, 0x0f, 0xc2, 0xd3, 2, 0x77, 0xfe,
+    ]),
+    // lock bts [rdi], rax; bt ecx, 3; cmovae eax, edx; bsr eax, ecx
+    ("bits", 64, &[0xf0, 0x48, 0x0f, 0xab, 7, 0x0f, 0xba, 0xe1, 3, 0x0f, 0x43, 0xc2, 0x0f, 0xbd, 0xc1]),
+];
+
 #[test]
 fn golden_texts_are_what_lifting_gives() {
-    #[rustfmt::skip]
-    let samples: &[(&str, u32, &[u8])] = &[
-        // add rax, [rbx+rcx*8-10h]; jc $+10h
-        ("add_memory", 64, &[0x48, 0x03, 0x44, 0xcb, 0xf0, 0x72, 0x0e]),
-        // cmp edi, 5; mov eax, [rip+100h]; jle $-20h
-        ("compare_across_a_load", 64, &[0x83, 0xff, 5, 0x8b, 5, 0, 1, 0, 0, 0x7e, 0xde]),
-        // lock inc dword [gs:1234h]; shl edx, cl; adc edx, 0
-        ("locked_and_by_count", 64, &[0x65, 0xf0, 0xff, 4, 0x25, 0x34, 0x12, 0, 0, 0xd3, 0xe2, 0x83, 0xd2, 0]),
-        // push rbp; mov rbp, rsp; call $+20h
-        ("prologue_and_call", 64, &[0x55, 0x48, 0x89, 0xe5, 0xe8, 0x1b, 0, 0, 0]),
-        // mov ah, bl; xchg ax, cx; leave; ret
-        ("parts_and_return", 64, &[0x88, 0xdc, 0x66, 0x91, 0xc9, 0xc3]),
-        // div ecx; idiv r8
-        ("divisions", 64, &[0xf7, 0xf1, 0x49, 0xf7, 0xf8]),
-        // cpuid; sub byte [rsi], 1; sti
-        ("left_to_the_interpreter", 64, &[0x0f, 0xa2, 0x80, 0x2e, 1, 0xfb]),
-        // mov eax, [gs:ebx+4]; push eax; mov [cs:ebx], eax; ret 8
-        ("thirty_two_bits", 32, &[0x65, 0x8b, 0x43, 4, 0x50, 0x2e, 0x89, 3, 0xc2, 8, 0]),
-        // dec ecx; inc edx; setz al; loop $-7
-        ("partial_flags", 32, &[0x49, 0x42, 0x0f, 0x94, 0xc0, 0xe2, 0xf7]),
-        // movdqu xmm1, [rsi]; pcmpeqb xmm1, xmm0; pmovmskb eax, xmm1; psrldq xmm1, 8; movaps [rdi+10h], xmm1; movq rdx, xmm1
-        ("vectors", 64, &[
-            0xf3, 0x0f, 0x6f, 0x0e, 0x66, 0x0f, 0x74, 0xc8, 0x66, 0x0f, 0xd7, 0xc1, 0x66, 0x0f, 0x73, 0xd9, 8, 0x0f, 0x29, 0x4f, 0x10,
-            0x66, 0x48, 0x0f, 0x7e, 0xca,
-        ]),
-        // mulsd xmm1, [rax]; ucomisd xmm0, xmm1; cvttsd2si rcx, xmm1; cmpps xmm2, xmm3, 2; ja $
-        ("floats", 64, &[
-            0xf2, 0x0f, 0x59, 0x08, 0x66, 0x0f, 0x2e, 0xc1, 0xf2, 0x48, 0x0f, 0x2c, 0xc9, 0x0f, 0xc2, 0xd3, 2, 0x77, 0xfe,
-        ]),
-        // lock bts [rdi], rax; bt ecx, 3; cmovae eax, edx; bsr eax, ecx
-        ("bits", 64, &[0xf0, 0x48, 0x0f, 0xab, 7, 0x0f, 0xba, 0xe1, 3, 0x0f, 0x43, 0xc2, 0x0f, 0xbd, 0xc1]),
-    ];
     let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/x86/lift/golden"));
     let bless = std::env::var_os("BELLGLASS_BLESS").is_some();
-    for (name, bits, bytes) in samples {
+    for (name, bits, bytes) in SAMPLES {
         let (path, found) = (folder.join(format!("{name}.txt")), text(*bits, bytes));
         if bless {
             std::fs::write(&path, &found).expect("the folder can be written");
@@ -105,4 +107,36 @@ fn a_block_ends_with_its_first_transfer_or_behind_its_last_instruction() {
     let open = block(&[0x90, 0x90]);
     assert_eq!((open.guest.len(), open.end()), (2, 0x1002));
     assert_eq!(block(&[0xfb, 0x90]).guest.len(), 1, "nothing is lifted past STI");
+}
+
+#[test]
+#[ignore = "a measurement: cargo test --release -p engine_translator --lib -- --ignored --nocapture lifting_costs"]
+fn lifting_costs_so_many_nanoseconds_an_instruction() {
+    const ROUNDS: u32 = 100_000;
+    let runs: Vec<(LiftMode, Vec<Op>)> =
+        SAMPLES.iter().map(|(_, bits, bytes)| (mode(*bits), ops(bytes, mode(*bits).code_size, 0x40_1000))).collect();
+    let count: usize = runs.iter().map(|(_, ops)| ops.len()).sum();
+    let mut block = Some(lift(&[], runs[0].0, 0, 0));
+    let mut measure = |with_passes: bool| {
+        let start = cpu_nanoseconds();
+        for _ in 0..ROUNDS {
+            for (mode, ops) in &runs {
+                let mut again = lift_again(block.take().expect("it is put back below"), ops, *mode, 0x40_1000, 0);
+                if with_passes {
+                    pass::run(&mut again);
+                }
+                block = Some(again);
+            }
+        }
+        (cpu_nanoseconds() - start) / f64::from(ROUNDS) / count as f64
+    };
+    let (lifting, both) = (measure(false), measure(true));
+    println!("{count} instructions in {} blocks: lifting {lifting:.0} ns, passes {:.0} ns each", runs.len(), both - lifting);
+}
+
+/// CPU time of this thread, so that a busy host does not spoil the figures (Linux; elsewhere the clock on the wall).
+fn cpu_nanoseconds() -> f64 {
+    let spent =
+        std::fs::read_to_string("/proc/thread-self/schedstat").ok().and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
+    spent.unwrap_or_else(|| std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_nanos() as f64))
 }
