@@ -37,8 +37,12 @@ struct Setup {
 #[derive(Default, Clone)]
 struct Map {
     ports: Vec<PortClaim>,
+    /// Which of `ports` each of the 65536 ports belongs to, or [`UNCLAIMED`]. Empty until [`Map::index_ports`].
+    claim_of_port: Vec<u16>,
     regions: Vec<MmioClaim>,
 }
+
+const UNCLAIMED: u16 = u16::MAX;
 
 #[derive(Clone)]
 struct PortClaim {
@@ -59,9 +63,19 @@ struct MmioClaim {
 }
 
 impl Map {
-    /// Later claims hide earlier ones, so PCI (added last) cannot hide what is fixed: fixed claims are put last by `rebuild`.
+    /// Later claims hide earlier ones, so PCI (added first) cannot hide what is fixed: fixed claims are put last by `rebuild`.
+    fn index_ports(&mut self) {
+        self.claim_of_port = vec![UNCLAIMED; 0x1_0000];
+        for (number, claim) in (0..UNCLAIMED).zip(&self.ports) {
+            let end = claim.end.min(0x1_0000) as usize;
+            if let Some(ports) = self.claim_of_port.get_mut(usize::from(claim.base)..end) {
+                ports.fill(number);
+            }
+        }
+    }
+
     fn port(&self, port: u16) -> Option<&PortClaim> {
-        self.ports.iter().rev().find(|claim| claim.base <= port && u32::from(port) < claim.end)
+        self.ports.get(usize::from(*self.claim_of_port.get(usize::from(port))?))
     }
 
     fn region(&self, address: u64) -> Option<&MmioClaim> {
@@ -140,6 +154,7 @@ impl Router {
             }
         }
         map.ports.extend(setup.fixed.ports.iter().cloned());
+        map.index_ports();
         map.regions.extend(setup.fixed.regions.iter().cloned());
         self.0.map.store(Arc::new(map));
         self.set_pci_layers(layers);
