@@ -197,10 +197,8 @@ impl Operation for Store {
         }
         let Some(to) = cpu.run_write_pointer(seg::ES, destination, bytes) else { return 0 };
         let value = T::get(cpu, reg::AX);
-        for at in 0..count {
-            // SAFETY: the run is inside a page that the TLB holds.
-            unsafe { value.store(to.wrapping_add((at * T::BYTES) as usize)) };
-        }
+        // SAFETY: the run is inside a page that the TLB holds.
+        unsafe { fill_upwards(to, value, count) };
         count
     }
 }
@@ -293,6 +291,35 @@ impl Operation for Output {
 /// Whether a run does not wrap around the address size.
 fn fits(op: &Op, start: u64, bytes: u64) -> bool {
     start.checked_add(bytes - 1).is_some_and(|last| last <= op.address_mask())
+}
+
+/// Fills upwards as STOS does.
+///
+/// # Safety
+/// The run of `count` elements is inside a block of guest memory that is kept alive.
+unsafe fn fill_upwards<T: Int>(to: *mut u8, value: T, count: u64) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // All bytes alike: what hosts are fastest at, and nearly all fills are of zeros.
+        let bytes = value.zx().to_le_bytes();
+        if bytes[..T::BYTES as usize].iter().all(|byte| *byte == bytes[0]) {
+            // SAFETY: the caller vouches for the memory; DF is clear in Rust code.
+            unsafe {
+                std::arch::asm!(
+                    "rep stosb",
+                    inout("rcx") count * T::BYTES => _,
+                    inout("rdi") to => _,
+                    in("al") bytes[0],
+                    options(nostack, preserves_flags)
+                );
+            }
+            return;
+        }
+    }
+    for at in 0..count {
+        // SAFETY: the caller vouches for the memory.
+        unsafe { value.store(to.wrapping_add((at * T::BYTES) as usize)) };
+    }
 }
 
 /// Copies upwards as MOVS does.
