@@ -20,18 +20,29 @@ use std::time::Instant;
 /// Random bails of 256 chances, from none to many.
 const BAILS: [u8; 4] = [0, 2, 16, 96];
 
+/// The data segments of 32-bit code.
+#[derive(Clone, Copy)]
+enum Segments {
+    Flat,
+    Odd,
+}
+
 struct Engines {
     interpreter: Interpreted,
     evaluators: Vec<Interpreted>,
 }
 
 impl Engines {
-    fn new() -> anyhow::Result<Self> {
+    fn new(segments: Segments) -> anyhow::Result<Self> {
+        let prepared = |engine: Interpreted| match segments {
+            Segments::Flat => engine,
+            Segments::Odd => engine.with_odd_segments(),
+        };
         let evaluators = BAILS
             .iter()
-            .map(|&bails| Interpreted::evaluating(Evaluation { seed: 0x5eed, bails }))
+            .map(|&bails| Interpreted::evaluating(Evaluation { seed: 0x5eed, bails }).map(prepared))
             .collect::<anyhow::Result<Vec<_>>>()?;
-        Ok(Self { interpreter: Interpreted::new()?, evaluators })
+        Ok(Self { interpreter: prepared(Interpreted::new()?), evaluators })
     }
 
     /// The differences of one of the evaluators.
@@ -188,8 +199,8 @@ fn shrunk(engines: &mut Engines, case: &Case, evaluator: usize) -> anyhow::Resul
 }
 
 /// Compares and tells; gives how many were different.
-fn campaign(cases: impl Iterator<Item = Case>) -> anyhow::Result<(u64, u64)> {
-    let mut engines = Engines::new()?;
+fn campaign(segments: Segments, cases: impl Iterator<Item = Case>) -> anyhow::Result<(u64, u64)> {
+    let mut engines = Engines::new(segments)?;
     let (mut count, mut different) = (0u64, 0);
     for case in cases {
         let evaluator = count as usize;
@@ -222,7 +233,14 @@ fn blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item = Case> {
 fn run(seed: u64, each: usize) -> anyhow::Result<()> {
     let started = Instant::now();
     let results: Vec<anyhow::Result<(u64, u64)>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = [32, 64].map(|mode| scope.spawn(move || campaign(blocks(seed, mode, each)))).into_iter().collect();
+        let parts = [(32, Segments::Flat, each * 3 / 4), (32, Segments::Odd, each / 4), (64, Segments::Flat, each)];
+        let threads: Vec<_> = parts
+            .into_iter()
+            .map(|(mode, segments, count)| {
+                let seed = seed ^ (segments as u64) << 40;
+                scope.spawn(move || campaign(segments, blocks(seed, mode, count)))
+            })
+            .collect();
         threads.into_iter().map(|thread| thread.join().expect("a campaign does not panic")).collect()
     });
     let (mut count, mut different) = (0, 0);
@@ -247,7 +265,7 @@ fn blocks_of_one_instruction_of_every_form_do_what_the_interpreter_does() -> any
         let mut random = Random::new(form_seed(seed, form));
         (0..40).filter_map(move |_| generate::generate(form, &mut random)).take(8).collect::<Vec<_>>()
     });
-    let (count, different) = campaign(cases)?;
+    let (count, different) = campaign(Segments::Flat, cases)?;
     println!("seed {seed}: {count} cases, {different} differences");
     assert_eq!(different, 0, "see the list above");
     Ok(())
@@ -281,7 +299,7 @@ fn self_modifying(random: &mut Random) -> Case {
 #[test]
 fn blocks_that_modify_themselves_do_what_the_interpreter_does() -> anyhow::Result<()> {
     let mut random = Random::new(seed(1));
-    let (count, different) = campaign((0..2000).map(|_| self_modifying(&mut random)))?;
+    let (count, different) = campaign(Segments::Flat, (0..2000).map(|_| self_modifying(&mut random)))?;
     println!("{count} self-modifying blocks, {different} differences");
     assert_eq!(different, 0, "see the list above");
     Ok(())

@@ -103,6 +103,19 @@ impl Interpreted {
         Ok(Self { memory, board, vcpu, base: supervisor_state(), retired: 0 })
     }
 
+    /// Gives the data segments of 32-bit code bases of all kinds, one an end before the window, and one the other direction.
+    pub fn with_odd_segments(mut self) -> Self {
+        let data = self.base.segments[3];
+        let es = Segment { base: 0x20, ..data };
+        let ss = Segment { base: 0xffff_f800, ..data };
+        let ds = Segment { base: 0x10, ..data };
+        let fs = Segment { limit: 0x2_0001, ..data };
+        // Expands down: what is above the limit is inside.
+        let gs = Segment { base: 0x1000, limit: 0x1000_0000, attributes: data.attributes | 4, ..data };
+        self.base.segments = [es, self.base.segments[1], ss, ds, fs, gs];
+        self
+    }
+
     pub fn run(&mut self, case: &Case) -> anyhow::Result<Outcome> {
         self.memory.write(CODE + (case.registers.rip - CODE_BASE), &case.code)?;
         self.memory.write(WINDOW, &case.window[..])?;
