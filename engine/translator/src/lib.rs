@@ -9,7 +9,7 @@
 //!
 //! Threads: none of its own. Each vCPU belongs to the thread that runs it; what others may touch is in `shared.rs`
 //! (attention bits, the local APIC behind its lock) and nothing else.
-//! `ir/` is what a block translator works on: guest code lifted by `guest/x86/lift`, changed by `ir/pass`, and for tests evaluated by `ir/eval.rs`
+//! `ir/` is what the optimising tier will work on: guest code lifted by `guest/x86/lift`, changed by `ir/pass`, and for tests evaluated by `ir/eval.rs`
 //! ([`Interpreter::evaluating`]).
 //!
 //! Start at [`Interpreter`]; then `guest/x86/op.rs`, which holds the conventions that every handler follows.
