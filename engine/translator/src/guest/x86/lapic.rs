@@ -22,7 +22,7 @@ pub(crate) struct Event;
 impl Event {
     /// A vector above the processor priority: [`LocalApic::take_interrupt`].
     pub const INTERRUPT: u32 = 1 << 0;
-    /// INTR through LINT0 (or past a disabled APIC): ask the PIC for the vector, then [`LocalApic::external_taken`].
+    /// INTR through LINT0 (or past a disabled APIC): [`LocalApic::external_taken`], then ask the PIC for the vector.
     pub const EXTERNAL: u32 = 1 << 1;
     /// An NMI, latched.
     pub const NMI: u32 = 1 << 2;
@@ -179,7 +179,7 @@ impl LocalApic {
         })
     }
 
-    /// The CPU has run the INTA cycle of an [`Event::EXTERNAL`].
+    /// The CPU is about to run the INTA cycle of an [`Event::EXTERNAL`].
     pub fn external_taken(&self) {
         self.change(|file| file.external_latched = false);
     }

@@ -21,7 +21,7 @@
 //!   the effective address of an op; [`Cpu::read_system`]/[`Cpu::write_system`] are supervisor accesses at linear addresses (descriptor tables, TSS).
 //! * **Flags**: `flags.rs`. CF PF AF ZF SF OF live in lazy form; never read `cpu.flags` fields directly.
 //! * **After changing** CR0/CR3/CR4/EFER, a segment register, or CPL, call [`Cpu::mode_changed`] (and [`Cpu::flush_tlb`] when the page tables may mean
-//!   something else), then return `Err(Stop::EndTrace)`.
+//!   something else, or `Cpu::enter_address_space` for CR3), then return `Err(Stop::EndTrace)`.
 
 use super::cpu::Cpu;
 use super::fault::Exec;

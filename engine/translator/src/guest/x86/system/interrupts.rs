@@ -72,8 +72,9 @@ pub(super) fn service_events(cpu: &mut Cpu) -> Exec {
         return enter_handler(cpu, number);
     }
     if apic.events() & Waiting::EXTERNAL != 0 {
-        let number = cpu.io().acknowledge_interrupt();
+        // First what was latched goes: a message that comes during the INTA cycle is the next one.
         apic.external_taken();
+        let number = cpu.io().acknowledge_interrupt();
         return enter_handler(cpu, number);
     }
     Ok(())
