@@ -92,6 +92,11 @@ impl Block {
         }
     }
 
+    /// Whether a host address lies in it.
+    pub fn holds(&self, host: *const u8) -> bool {
+        (host.addr().wrapping_sub(self.host_address(0).addr()) as u64) < self.len()
+    }
+
     /// Whether both are the same memory.
     pub fn is(&self, other: &Block) -> bool {
         Arc::ptr_eq(&self.0, &other.0)

@@ -73,6 +73,11 @@ impl PageState {
         self.code_generation.load(Ordering::Acquire)
     }
 
+    /// The number behind [`PageState::code_generation`], for translated code that looks at it by itself (32 bits, host byte order).
+    pub fn code_generation_cell(&self) -> &AtomicU32 {
+        &self.code_generation
+    }
+
     /// A backend has decoded the bytes `first..first + len` of the page. Call it before reading the bytes for the last time.
     /// Returns whether the page did not hold code before: then fast write paths to it must be revoked first.
     pub fn add_code(&self, first: u64, len: u64) -> bool {

@@ -3,6 +3,7 @@
 use crate::guest::x86::cpu::Cpu;
 use crate::guest::x86::cpuid::CpuidPolicy;
 use crate::guest::x86::evaluate::Evaluation;
+use crate::guest::x86::t1::Translations;
 use crate::shared::{CpuShared, Fabric, attention};
 use engine_cpu::x86::X86State;
 use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuModel, CpuState, Exit, Kicker, Vcpu};
@@ -19,13 +20,34 @@ pub struct Interpreter {
 impl Interpreter {
     /// A backend for a machine with this memory.
     pub fn new(memory: GuestMemory) -> Self {
-        Self { fabric: Arc::new(Fabric::new(memory)), evaluation: None }
+        Self { fabric: Arc::new(Fabric::new(memory, Translations::off())), evaluation: None }
     }
 
     /// A backend that lifts guest code to the translator's intermediate representation and evaluates that, slowly: what tests compare with the
     /// interpreter.
     pub fn evaluating(memory: GuestMemory, evaluation: Evaluation) -> Self {
-        Self { fabric: Arc::new(Fabric::new(memory)), evaluation: Some(evaluation) }
+        Self { evaluation: Some(evaluation), ..Self::new(memory) }
+    }
+
+    /// The same as [`Interpreter::new`], with hot code translated to code of the host. On hosts for which there is no translator it *is* the same.
+    pub fn translating(memory: GuestMemory, options: TranslatorOptions) -> Self {
+        Self { fabric: Arc::new(Fabric::new(memory, Translations::new(options))), evaluation: None }
+    }
+}
+
+/// How the translator works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TranslatorOptions {
+    /// Bytes of host code that are kept at most.
+    pub code_bytes: usize,
+    /// Executions after which a trace is translated. Tests translate everything at once.
+    pub hot: u32,
+}
+
+impl Default for TranslatorOptions {
+    /// 128 MiB; 16 executions, after which the interpreter has cost as much as the translation will.
+    fn default() -> Self {
+        Self { code_bytes: 128 << 20, hot: 16 }
     }
 }
 

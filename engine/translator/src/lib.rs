@@ -16,10 +16,14 @@
 
 mod backend;
 mod guest;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod host;
 #[allow(dead_code, reason = "the emitters and the second tier are being built on it")]
 mod ir;
 mod mmu;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod run;
 mod shared;
 
-pub use backend::Interpreter;
+pub use backend::{Interpreter, TranslatorOptions};
 pub use guest::x86::evaluate::Evaluation;

@@ -6,6 +6,7 @@
 //! the condition variable in here and is woken by the same call.
 
 use crate::guest::x86::lapic::{ApicBus, LocalApic};
+use crate::guest::x86::t1::Translations;
 use engine_cpu::x86::ApicState;
 use engine_memory::GuestMemory;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
@@ -71,6 +72,11 @@ impl CpuShared {
     #[inline(always)]
     pub fn attention(&self) -> u32 {
         self.attention.load(Ordering::Acquire)
+    }
+
+    /// The attention word itself, for translated code.
+    pub fn attention_word(&self) -> *const AtomicU32 {
+        &raw const self.attention
     }
 
     /// Raises attention bits and wakes the CPU if it sleeps. Any thread.
@@ -140,16 +146,19 @@ pub(crate) struct Fabric {
     alone: Mutex<()>,
     /// Physical address mask: all ones, or without bit 20 while the A20 gate is closed.
     pub a20_mask: AtomicU64,
+    /// What has been translated to host code.
+    pub translations: Translations,
 }
 
 impl Fabric {
-    pub fn new(memory: GuestMemory) -> Self {
+    pub fn new(memory: GuestMemory, translations: Translations) -> Self {
         Self {
             memory,
             cpus: RwLock::new(Vec::new()),
             apics: ApicBus::new(),
             alone: Mutex::new(()),
             a20_mask: AtomicU64::new(u64::MAX),
+            translations,
         }
     }
 

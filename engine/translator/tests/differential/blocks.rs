@@ -59,7 +59,7 @@ impl Engines {
 }
 
 /// What two engines must agree in: everything.
-fn differences(expected: &Outcome, found: &Outcome) -> Vec<String> {
+pub fn differences(expected: &Outcome, found: &Outcome) -> Vec<String> {
     let mut lines = Vec::new();
     let mut differ = |what: String, a: u128, b: u128| {
         if a != b {
@@ -87,7 +87,7 @@ fn differences(expected: &Outcome, found: &Outcome) -> Vec<String> {
 }
 
 /// The block as text, one line an instruction.
-fn text(case: &Case) -> String {
+pub fn text(case: &Case) -> String {
     let mut lines = String::new();
     let mut decoder = Decoder::with_ip(case.mode, &case.code, case.registers.rip, DecoderOptions::NONE);
     let mut formatter = NasmFormatter::new();
@@ -221,7 +221,7 @@ fn campaign(segments: Segments, cases: impl Iterator<Item = Case>) -> anyhow::Re
     Ok((count, different))
 }
 
-fn blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item = Case> {
+pub fn blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item = Case> {
     let forms: Vec<Form> = chosen_forms().into_iter().filter(|form| form.mode == mode).collect();
     let common: Vec<Form> = forms.iter().copied().filter(is_common).collect();
     let mut random = Random::new(seed ^ u64::from(mode) << 32);

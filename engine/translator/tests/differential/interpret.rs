@@ -13,7 +13,7 @@ use engine_cpu::{
     x86::{FpuState, Segment, TableRegister, X86State},
 };
 use engine_memory::{Contents, GuestMemory, Layer};
-use engine_translator::{Evaluation, Interpreter};
+use engine_translator::{Evaluation, Interpreter, TranslatorOptions};
 use std::sync::OnceLock;
 
 /// Where the supervisor's pages are: far from what cases touch.
@@ -33,6 +33,9 @@ const STUBS: u64 = 0xb000;
 const STACK_TOP: u64 = 0xe000;
 const CODE: u64 = 0x1_0000;
 const WINDOW: u64 = 0x2_0000;
+const APPROACH: u64 = 0x3_0000;
+/// Where the approach to a case is mapped: away from the code that cases jump around in.
+const APPROACH_BASE: u64 = CODE_BASE + 0x10_0000;
 const RAM: u64 = 0x10_0000;
 const STUB_BYTES: u64 = 16;
 
@@ -68,7 +71,7 @@ impl CpuIo for Board {
     fn fire_timers(&self) {}
 }
 
-/// Runs cases on the interpreter.
+/// Runs cases on the interpreter or the translator.
 pub struct Interpreted {
     memory: GuestMemory,
     board: Board,
@@ -76,6 +79,8 @@ pub struct Interpreted {
     base: X86State,
     /// Instructions that the last case took, up to the stub's.
     pub retired: u64,
+    /// Whether cases are approached by code that fills the TLB.
+    pub approaches: bool,
 }
 
 impl Interpreted {
@@ -86,6 +91,12 @@ impl Interpreted {
     /// The same for the evaluator of lifted code.
     pub fn evaluating(evaluation: Evaluation) -> anyhow::Result<Self> {
         Self::with(|memory| Interpreter::evaluating(memory, evaluation))
+    }
+
+    /// The same for the translator, which translates everything at its first execution.
+    pub fn translating() -> anyhow::Result<Self> {
+        let options = TranslatorOptions { hot: 0, ..TranslatorOptions::default() };
+        Ok(Self { approaches: true, ..Self::with(|memory| Interpreter::translating(memory, options))? })
     }
 
     fn with(backend: impl FnOnce(GuestMemory) -> Interpreter) -> anyhow::Result<Self> {
@@ -100,7 +111,7 @@ impl Interpreted {
         let clock = Clock::new(ClockMode::Real, VmTime::ZERO);
         let board = Board { clock, kicker: OnceLock::new() };
         board.kicker.set(vcpu.kicker()).ok();
-        Ok(Self { memory, board, vcpu, base: supervisor_state(), retired: 0 })
+        Ok(Self { memory, board, vcpu, base: supervisor_state(), retired: 0, approaches: false })
     }
 
     /// Gives the data segments of 32-bit code bases of all kinds, one an end before the window, and one the other direction.
@@ -119,7 +130,11 @@ impl Interpreted {
     pub fn run(&mut self, case: &Case) -> anyhow::Result<Outcome> {
         self.memory.write(CODE + (case.registers.rip - CODE_BASE), &case.code)?;
         self.memory.write(WINDOW, &case.window[..])?;
-        self.vcpu.set_state(&CpuState::X86(Box::new(state_of(&self.base, case))))?;
+        let mut state = state_of(&self.base, case);
+        if self.approaches {
+            state.rip = self.lay_approach(case)?;
+        }
+        self.vcpu.set_state(&CpuState::X86(Box::new(state)))?;
         let before = self.vcpu.retired_instructions();
         let exit = self.vcpu.run(&self.board);
         self.retired = self.vcpu.retired_instructions() - before;
@@ -155,6 +170,26 @@ impl Interpreted {
     }
 }
 
+impl Interpreted {
+    /// Code on the way to the case that touches the window's pages and changes nothing, so that the case's own accesses are hits in the
+    /// TLB: translated code does hits by itself. Where it begins.
+    fn lay_approach(&self, case: &Case) -> anyhow::Result<u64> {
+        let mut code = Vec::new();
+        for page in [0, 0x1000u32] {
+            for _ in 0..2 {
+                // not byte [page]: twice is nothing, and flags stay
+                code.extend_from_slice(if case.mode == MODE_32 { &[0xf6, 0x15] } else { &[0xf6, 0x14, 0x25] });
+                code.extend_from_slice(&(WINDOW_BASE as u32 + page).to_le_bytes());
+            }
+        }
+        code.push(0xe9);
+        let behind = APPROACH_BASE + code.len() as u64 + 4;
+        code.extend_from_slice(&(case.registers.rip.wrapping_sub(behind) as u32).to_le_bytes());
+        self.memory.write(APPROACH, &code)?;
+        Ok(APPROACH_BASE)
+    }
+}
+
 fn put(memory: &GuestMemory, address: u64, value: u64) -> anyhow::Result<()> {
     Ok(memory.write(address, &value.to_le_bytes())?)
 }
@@ -171,6 +206,7 @@ fn lay_out(memory: &GuestMemory) -> anyhow::Result<()> {
     for page in 0..CODE_BYTES as u64 >> 12 {
         put(memory, CODE_TABLE + 8 * page, (CODE + page * 0x1000) | USER)?;
     }
+    put(memory, CODE_TABLE + 8 * ((APPROACH_BASE - CODE_BASE) >> 12), APPROACH | USER)?;
     for page in 0..WINDOW_BYTES as u64 >> 12 {
         put(memory, WINDOW_TABLE + 8 * page, (WINDOW + page * 0x1000) | USER | 1 << 63)?;
     }

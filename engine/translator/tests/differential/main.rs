@@ -7,6 +7,7 @@
 //! * `cargo test -p engine_translator --test differential`: about 200 000 cases.
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture one_million`: the whole proof.
 //! * `BELLGLASS_SEED=7` repeats a run; `BELLGLASS_CASE=file` with `--ignored replay` runs one kept case.
+//! * `BELLGLASS_ENGINE=translator` runs the long proof and replays on the translator.
 //! * `BELLGLASS_FORM=Fprem` only takes opcodes that start with this.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
@@ -17,10 +18,12 @@ mod generate;
 mod interpret;
 mod native;
 mod shrink;
+mod translated;
 mod values;
 
 use case::{Case, MODE_32, MODE_64};
 use generate::Form;
+use interpret::Interpreted;
 use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 use values::Random;
 
@@ -66,6 +69,32 @@ fn seed(default: u64) -> u64 {
     std::env::var("BELLGLASS_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
+/// Who is compared with the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Interpreter,
+    /// Translated code, from the first execution on.
+    Translator,
+}
+
+impl Engine {
+    fn start(self) -> anyhow::Result<Interpreted> {
+        match self {
+            Self::Interpreter => Interpreted::new(),
+            Self::Translator => Interpreted::translating(),
+        }
+    }
+}
+
+/// The engine for replays and long campaigns.
+fn engine() -> anyhow::Result<Engine> {
+    match std::env::var("BELLGLASS_ENGINE").as_deref() {
+        Ok("translator") => Ok(Engine::Translator),
+        Ok("interpreter") | Err(_) => Ok(Engine::Interpreter),
+        Ok(other) => anyhow::bail!("no engine {other}"),
+    }
+}
+
 fn chosen_forms() -> Vec<Form> {
     let only = std::env::var("BELLGLASS_FORM").unwrap_or_default();
     let mut forms = generate::forms(MODE_64);
@@ -81,9 +110,9 @@ fn form_seed(seed: u64, form: Form) -> u64 {
 }
 
 /// Runs `per_form` cases of each of `forms`.
-fn run_forms(forms: &[Form], seed: u64, per_form: usize) -> anyhow::Result<Report> {
+fn run_forms(engine: Engine, forms: &[Form], seed: u64, per_form: usize) -> anyhow::Result<Report> {
     let mut native = native::Native::new()?;
-    let mut interpreted = interpret::Interpreted::new()?;
+    let mut interpreted = engine.start()?;
     let mut report = Report::default();
     let (mut batch_forms, mut batch) = (Vec::new(), Vec::new());
     for form in forms {
@@ -133,7 +162,7 @@ fn run_batch(
 }
 
 /// The same on all host CPUs.
-fn run_campaign(seed: u64, per_form: usize) -> anyhow::Result<Report> {
+fn run_campaign(engine: Engine, seed: u64, per_form: usize) -> anyhow::Result<Report> {
     let forms = chosen_forms();
     let workers = std::thread::available_parallelism().map_or(1, |count| count.get()).min(8);
     let started = Instant::now();
@@ -142,14 +171,14 @@ fn run_campaign(seed: u64, per_form: usize) -> anyhow::Result<Report> {
     let parts: Vec<Vec<Form>> =
         (0..workers).map(|worker| forms.iter().copied().skip(worker).step_by(workers).collect()).collect();
     let results: Vec<anyhow::Result<Report>> = std::thread::scope(|scope| {
-        let threads: Vec<_> = parts.iter().map(|part| scope.spawn(|| run_forms(part, seed, per_form))).collect();
+        let threads: Vec<_> = parts.iter().map(|part| scope.spawn(|| run_forms(engine, part, seed, per_form))).collect();
         threads.into_iter().map(|thread| thread.join().expect("a worker does not panic")).collect()
     });
     for result in results {
         report.add(result?);
     }
     let seconds = started.elapsed().as_secs_f64();
-    print(&report, seconds)?;
+    print(engine, &report, seconds)?;
     Ok(report)
 }
 
@@ -189,7 +218,7 @@ fn only_faults(form: &Form) -> bool {
         )
 }
 
-fn print(report: &Report, seconds: f64) -> anyhow::Result<()> {
+fn print(engine: Engine, report: &Report, seconds: f64) -> anyhow::Result<()> {
     let covered = |(form, tally): &(&Form, &Tally)| tally.completed > 0 || tally.cases > 0 && only_faults(form);
     let (total, done) = (report.tallies.len(), report.tallies.iter().filter(covered).count());
     println!(
@@ -215,7 +244,7 @@ fn print(report: &Report, seconds: f64) -> anyhow::Result<()> {
         println!("{:?} in {}-bit code, {:?}: {} of {}", form.code, form.mode, form.shape, tally.different, tally.cases);
         for (number, (case, differences)) in tally.kept.iter().enumerate() {
             let (case, differences) =
-                if number == 0 { shrink::shrink(case, differences)? } else { (case.clone(), differences.clone()) };
+                if number == 0 { shrink::shrink(engine, case, differences)? } else { (case.clone(), differences.clone()) };
             std::fs::create_dir_all(&folder)?;
             let path = folder.join(format!("{:?}-{}-{:?}-{number}.case", form.code, form.mode, form.shape));
             std::fs::write(&path, case.to_text())?;
@@ -230,7 +259,15 @@ fn print(report: &Report, seconds: f64) -> anyhow::Result<()> {
 
 #[test]
 fn the_interpreter_does_what_the_host_does() -> anyhow::Result<()> {
-    let report = run_campaign(seed(1), 52)?;
+    let report = run_campaign(Engine::Interpreter, seed(1), 52)?;
+    assert_eq!(report.different(), 0, "see the list above; each case is kept as a file");
+    assert!(report.lost * 1000 <= report.cases, "the native child lost {} cases", report.lost);
+    Ok(())
+}
+
+#[test]
+fn the_translator_does_what_the_host_does() -> anyhow::Result<()> {
+    let report = run_campaign(Engine::Translator, seed(2), 52)?;
     assert_eq!(report.different(), 0, "see the list above; each case is kept as a file");
     assert!(report.lost * 1000 <= report.cases, "the native child lost {} cases", report.lost);
     Ok(())
@@ -240,7 +277,7 @@ fn the_interpreter_does_what_the_host_does() -> anyhow::Result<()> {
 #[ignore = "takes minutes; the command is in the file's head"]
 fn one_million_cases_agree() -> anyhow::Result<()> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
-    let report = run_campaign(seed(now), 280)?;
+    let report = run_campaign(engine()?, seed(now), 280)?;
     assert_eq!(report.different(), 0, "see the list above; each case is kept as a file");
     Ok(())
 }
@@ -251,7 +288,7 @@ fn replay() -> anyhow::Result<()> {
     let path = std::env::var("BELLGLASS_CASE")?;
     let case = Case::from_text(&std::fs::read_to_string(path)?)?;
     println!("{}", compare::text(&case));
-    let differences = shrink::differences_of(&case)?;
+    let differences = shrink::differences_of(engine()?, &case)?;
     for line in &differences {
         println!("  {line}");
     }

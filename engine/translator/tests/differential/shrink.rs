@@ -1,6 +1,7 @@
 //! Makes a failing case small: whatever can be zero while the case still fails, becomes zero.
 
 use crate::{
+    Engine,
     case::{Case, WINDOW_BYTES},
     compare,
     interpret::Interpreted,
@@ -8,8 +9,8 @@ use crate::{
 };
 
 /// Runs one case on both.
-pub fn differences_of(case: &Case) -> anyhow::Result<Vec<String>> {
-    compare_with(&mut Native::new()?, &mut Interpreted::new()?, case)
+pub fn differences_of(engine: Engine, case: &Case) -> anyhow::Result<Vec<String>> {
+    compare_with(&mut Native::new()?, &mut engine.start()?, case)
 }
 
 fn compare_with(native: &mut Native, interpreted: &mut Interpreted, case: &Case) -> anyhow::Result<Vec<String>> {
@@ -20,8 +21,8 @@ fn compare_with(native: &mut Native, interpreted: &mut Interpreted, case: &Case)
 }
 
 /// The smallest case found, and its differences.
-pub fn shrink(case: &Case, differences: &[String]) -> anyhow::Result<(Case, Vec<String>)> {
-    let (mut native, mut interpreted) = (Native::new()?, Interpreted::new()?);
+pub fn shrink(engine: Engine, case: &Case, differences: &[String]) -> anyhow::Result<(Case, Vec<String>)> {
+    let (mut native, mut interpreted) = (Native::new()?, engine.start()?);
     let mut best = (case.clone(), differences.to_vec());
     let mut attempt = |change: &dyn Fn(&mut Case)| -> anyhow::Result<()> {
         let mut smaller = best.0.clone();

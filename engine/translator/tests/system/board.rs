@@ -36,12 +36,13 @@ struct Board {
     ended: OnceLock<u32>,
     kickers: Mutex<Vec<Kicker>>,
     deadlines: Mutex<Vec<VmTime>>,
-    /// Several CPUs follow the host's clock; one CPU counts instructions, so that its runs are repeatable.
+    /// The clock counts instructions.
     counted: bool,
 }
 
 impl Machine {
-    pub fn new(image: &[u8], cpus: u32, model: &str, backend: impl FnOnce(GuestMemory) -> Interpreter) -> Self {
+    /// One CPU may count instructions (`counted`), so that its runs are repeatable; several follow the host's clock, and so does the translator.
+    pub fn new(image: &[u8], cpus: u32, model: &str, counted: bool, backend: impl FnOnce(GuestMemory) -> Interpreter) -> Self {
         let memory = GuestMemory::new();
         let ram = memory.add_block("ram", RAM_BYTES).expect("a little memory");
         let rom = memory.add_block("rom", image.len() as u64).expect("a little memory");
@@ -51,7 +52,7 @@ impl Machine {
         memory.set_layer(layer("ram", 0, 0, Contents::Ram(ram, 0), RAM_BYTES));
         memory.set_layer(layer("low rom", 1, 0x10_0000 - len, Contents::Rom(rom.clone(), 0), len));
         memory.set_layer(layer("rom", 1, (1 << 32) - len, Contents::Rom(rom, 0), len));
-        let counted = cpus == 1;
+        let counted = counted && cpus == 1;
         let mode = if counted { ClockMode::Counted { picos_per_instruction: 1000 } } else { ClockMode::Real };
         let board = Board {
             clock: Clock::new(mode, VmTime::ZERO),

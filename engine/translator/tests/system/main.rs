@@ -6,7 +6,7 @@
 mod board;
 
 use board::Machine;
-use engine_translator::{Evaluation, Interpreter};
+use engine_translator::{Evaluation, Interpreter, TranslatorOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -39,10 +39,13 @@ fn assemble(name: &str) -> Option<Vec<u8>> {
 /// Runs a guest on `cpus` CPUs and asserts that it came to its end and all of its checks passed.
 fn passes(name: &str, cpus: u32, model: &str) {
     let Some(image) = assemble(name) else { return };
-    runs(name, Machine::new(&image, cpus, model, Interpreter::new));
+    runs(name, Machine::new(&image, cpus, model, true, Interpreter::new));
     // The same by lifted code, with a bail at every eighth chance.
     let evaluation = Evaluation { seed: 1, bails: 32 };
-    runs(name, Machine::new(&image, cpus, model, |memory| Interpreter::evaluating(memory, evaluation)));
+    runs(name, Machine::new(&image, cpus, model, true, |memory| Interpreter::evaluating(memory, evaluation)));
+    // And by translated code, from the first execution on.
+    let options = TranslatorOptions { hot: 0, ..TranslatorOptions::default() };
+    runs(name, Machine::new(&image, cpus, model, false, |memory| Interpreter::translating(memory, options)));
 }
 
 fn runs(name: &str, machine: Machine) {

@@ -8,6 +8,7 @@ use super::fault::{Exec, Stop};
 use super::flags::{Flags, bit};
 use super::lapic::Event;
 use super::op::Op;
+use super::t1::Translator;
 use super::trace::{Running, Traces};
 use crate::mmu::{PhysicalPages, SecondLevel, Tlb};
 use crate::shared::{CpuShared, Fabric};
@@ -201,6 +202,8 @@ pub(crate) struct Cpu {
     pub(super) counted: u64,
     /// Whether the machine's clock counts instructions.
     pub counts: bool,
+    /// Translated code: what the CPU keeps for it.
+    pub t1: Translator,
     /// The first level of the software TLB.
     pub tlb: Tlb,
 }
@@ -223,6 +226,7 @@ impl Board {
 impl Cpu {
     /// CPU `index`, just reset.
     pub fn new(index: u32, cpuid: CpuidPolicy, shared: Arc<CpuShared>, fabric: Arc<Fabric>) -> Box<Self> {
+        let t1 = Translator::new(shared.attention_word(), &fabric.translations);
         let mut cpu = Box::new(Self {
             gpr: [0; 32],
             rip: 0,
@@ -277,6 +281,7 @@ impl Cpu {
             evaluation: None,
             counted: 0,
             counts: false,
+            t1,
             tlb: Tlb::new(),
         });
         cpu.reset();
@@ -468,6 +473,7 @@ impl Cpu {
         }
         self.tlb_class = self.current_tlb_class();
         self.mode = self.code_size as u8 | u8::from(self.cpl == 3) << 2;
+        self.translation_mode_changed();
     }
 
     // ---- Registers ---------------------------------------------------------------------------------------------

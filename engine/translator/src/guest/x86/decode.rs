@@ -25,13 +25,17 @@ pub(crate) enum Decoded {
     Incomplete,
 }
 
-/// Decodes the instruction at the start of `bytes` (at most 15 are looked at), which lies at offset `rip` of CS.
-pub(crate) fn decode(bytes: &[u8], size: CodeSize, rip: u64) -> Decoded {
-    let bits = match size {
+fn bits(size: CodeSize) -> u32 {
+    match size {
         CodeSize::Bits16 => 16,
         CodeSize::Bits32 => 32,
         CodeSize::Bits64 => 64,
-    };
+    }
+}
+
+/// The decoder's own terms for the instruction at the start of `bytes`, and what it says if that is none.
+fn decode_instruction(bytes: &[u8], size: CodeSize, rip: u64) -> (Instruction, DecoderError) {
+    let bits = bits(size);
     let mut decoder = Decoder::with_ip(bits, &bytes[..bytes.len().min(MAX_BYTES)], rip, OPTIONS);
     let mut instruction = decoder.decode();
     if instruction.code() == Code::Pause
@@ -39,8 +43,20 @@ pub(crate) fn decode(bytes: &[u8], size: CodeSize, rip: u64) -> Decoded {
     {
         instruction = exchange;
     }
+    (instruction, decoder.last_error())
+}
+
+/// The same instruction as [`decode`] finds, in the decoder's own terms.
+#[allow(dead_code, reason = "hosts without a translator")]
+pub(crate) fn instruction(bytes: &[u8], size: CodeSize, rip: u64) -> Instruction {
+    decode_instruction(bytes, size, rip).0
+}
+
+/// Decodes the instruction at the start of `bytes` (at most 15 are looked at), which lies at offset `rip` of CS.
+pub(crate) fn decode(bytes: &[u8], size: CodeSize, rip: u64) -> Decoded {
+    let (instruction, error) = decode_instruction(bytes, size, rip);
     if instruction.is_invalid() {
-        return match decoder.last_error() {
+        return match error {
             DecoderError::NoMoreBytes => Decoded::Incomplete,
             // Fifteen bytes and no end: too long, which is #GP.
             _ if instruction.len() >= MAX_BYTES => Decoded::Incomplete,

@@ -76,7 +76,7 @@ mod tests {
         let model = CpuModel { name: "max".into(), features: Vec::new(), topology };
         let cpuid = CpuidPolicy::new(&model).expect("the model is known");
         let shared = CpuShared::new(0, X86State::after_reset(0).apic);
-        let mut cpu = Cpu::new(0, cpuid, shared, Arc::new(Fabric::new(memory)));
+        let mut cpu = Cpu::new(0, cpuid, shared, Arc::new(Fabric::new(memory, crate::guest::x86::t1::Translations::off())));
         let mut state = X86State::after_reset(0);
         state.cr0 = cr0::ET | cr0::NE | cr0::MP;
         state.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT;

@@ -30,6 +30,11 @@ mod sse;
 mod sse_table;
 mod sse_unmasked;
 mod system;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) mod t1;
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[path = "t1/absent.rs"]
+pub(crate) mod t1;
 pub(crate) mod trace;
 mod x87;
 mod x87_environment;

@@ -9,6 +9,7 @@ use super::fault::Stop;
 use super::flags::bit;
 use super::op::Op;
 use super::system;
+use super::t1::Left;
 use super::trace::{Trace, TraceRef};
 use crate::shared::attention;
 use engine_base::{ClockMode, VmTime};
@@ -167,6 +168,20 @@ impl Cpu {
     /// Runs trace after trace until something needs a poll.
     fn run_chain(&mut self, mut at: TraceRef) -> Option<Stop> {
         loop {
+            if self.translates()
+                && let Some(entry) = self.hot_translation(at)
+            {
+                match self.run_translated(entry) {
+                    Left::At => {}
+                    Left::Poll => return None,
+                    Left::Stopped(start, stop) => return self.stopped(0, start, stop),
+                }
+                at = match self.find_trace() {
+                    Ok(next) => next,
+                    Err(stop) => return self.fetch_failed(stop),
+                };
+                continue;
+            }
             let trace: *const Trace = self.traces.get(at);
             // SAFETY: traces stay where they are until `find_trace` is called, and `trace` is not used after that.
             let (first, count) = unsafe { ((*trace).first, (*trace).count) };

@@ -57,6 +57,20 @@ pub(crate) struct Trace {
     second_state: *const PageState,
     second_host: u64,
     links: [Link; 2],
+    /// Executions since it was decoded, as far as the translator counts them.
+    heat: u32,
+}
+
+/// What a trace was made from.
+pub(super) struct TraceCode<'a> {
+    pub ops: &'a [Op],
+    pub rip: u64,
+    pub bytes: Vec<u8>,
+    /// The page, in the host.
+    pub page: *const u8,
+    pub state: *const PageState,
+    /// The page's generation for which ops and bytes hold.
+    pub generation: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -70,11 +84,12 @@ const NO_LINK: Link = Link { rip: 0, epoch: 0, to: NONE };
 
 /// A page as instructions are fetched from it. Null pointers: no memory there.
 #[derive(Clone, Copy)]
-struct Fetch {
+pub(super) struct Fetch {
     tag: u64,
-    epoch: u32,
+    /// Until when it holds.
+    pub epoch: u32,
     user: bool,
-    page: *const u8,
+    pub page: *const u8,
     state: *const PageState,
     physical: u64,
 }
@@ -208,8 +223,9 @@ impl Traces {
         self.loose = None;
     }
 
+    /// Whether what was found under this epoch still holds.
     #[inline(always)]
-    fn holds(&self, epoch: u32) -> bool {
+    pub fn holds(&self, epoch: u32) -> bool {
         epoch == self.epoch || epoch == self.global_epoch
     }
 
@@ -235,6 +251,37 @@ impl Traces {
         };
         let target = self.traces.get(to as usize)?;
         target.is_fresh().then_some(TraceRef(to))
+    }
+
+    /// Counts an execution of a trace; returns how many there were.
+    #[inline(always)]
+    pub fn heat(&mut self, at: TraceRef) -> u32 {
+        let heat = &mut self.traces[at.0 as usize].heat;
+        *heat = heat.saturating_add(1);
+        *heat
+    }
+
+    /// A trace is not to be heard of for a while.
+    pub fn cool(&mut self, at: TraceRef) {
+        if let Some(trace) = self.traces.get_mut(at.0 as usize) {
+            trace.heat = 0;
+        }
+    }
+
+    /// What a trace was made from; nothing if it is stale, or not from within one page of memory.
+    pub(super) fn code(&self, at: TraceRef) -> Option<TraceCode<'_>> {
+        let trace = self.get(at);
+        if !trace.second_state.is_null() || trace.bytes == 0 {
+            return None;
+        }
+        let inside = trace.linear & !PAGE_MASK;
+        let page = (trace.host - inside) as *const u8;
+        let mut bytes = vec![0; trace.bytes.into()];
+        copy_code(page, inside, &mut bytes);
+        // SAFETY: the trace's ops are in the arena.
+        let ops = unsafe { std::slice::from_raw_parts(trace.first, trace.count as usize) };
+        let (rip, state, generation) = (trace.rip, trace.state, trace.generation);
+        trace.is_fresh().then_some(TraceCode { ops, rip, bytes, page, state, generation })
     }
 
     /// The epoch: references and links from before another epoch must not be used. It changes whenever any mapping does, and may come
@@ -326,7 +373,7 @@ impl Cpu {
     }
 
     /// Translates the page of `linear` for execution.
-    fn fetch_page(&mut self, linear: u64) -> Result<Fetch, Stop> {
+    pub(super) fn fetch_page(&mut self, linear: u64) -> Result<Fetch, Stop> {
         let tag = linear & PAGE_MASK;
         let user = self.cpl == 3;
         let slot = (tag >> 12) as usize % FETCHES;
@@ -386,6 +433,7 @@ impl Cpu {
                 second_state: std::ptr::null(),
                 second_host: 0,
                 links: [NO_LINK; 2],
+                heat: 0,
             };
             return Ok(self.publish(trace, slot));
         }
@@ -417,7 +465,7 @@ impl Cpu {
     }
 
     /// Says that code was decoded from a page, and takes the fast write path to it away from everybody.
-    fn mark_code(&mut self, state: &PageState, page: *const u8, first: u64, bytes: u64) {
+    pub(super) fn mark_code(&mut self, state: &PageState, page: *const u8, first: u64, bytes: u64) {
         if state.add_code(first, bytes) {
             self.tlb.revoke_writes(page);
             let shared = self.shared.clone();
@@ -477,6 +525,7 @@ impl Cpu {
                 second_state: second.state,
                 second_host: second.page as u64,
                 links: [NO_LINK; 2],
+                heat: 0,
             };
             return Ok(self.publish(trace, slot));
         }
@@ -523,6 +572,7 @@ impl Cpu {
                     second_state: std::ptr::null(),
                     second_host: 0,
                     links: [NO_LINK; 2],
+                    heat: 0,
                 });
                 self.traces.loose = Some(at);
                 at
@@ -573,7 +623,7 @@ fn leave_stale_trace(_cpu: &mut Cpu, _op: &Op) -> Exec {
 }
 
 /// Copies code bytes out of a page.
-fn copy_code(page: *const u8, inside: u64, into: &mut [u8]) {
+pub(super) fn copy_code(page: *const u8, inside: u64, into: &mut [u8]) {
     use super::access::Word;
     for (at, byte) in into.iter_mut().enumerate() {
         // SAFETY: callers stay within the page, which lies in a held block.

@@ -1,0 +1,49 @@
+//! Tier 1 on hosts for which there is none: the interpreter does everything.
+
+use super::cpu::Cpu;
+use super::fault::Stop;
+use super::trace::TraceRef;
+use crate::backend::TranslatorOptions;
+use std::sync::atomic::AtomicU32;
+
+/// No translations.
+pub(crate) struct Translations;
+
+impl Translations {
+    pub fn new(_: TranslatorOptions) -> Self {
+        Self
+    }
+    pub fn off() -> Self {
+        Self
+    }
+}
+
+/// A vCPU's part of nothing.
+pub(crate) struct Translator;
+
+impl Translator {
+    pub fn new(_: *const AtomicU32, _: &Translations) -> Self {
+        Self
+    }
+}
+
+/// How translated code was left.
+#[allow(dead_code, reason = "there is none that could be left")]
+pub(super) enum Left {
+    At,
+    Poll,
+    Stopped(u64, Stop),
+}
+
+impl Cpu {
+    pub(super) fn translates(&self) -> bool {
+        false
+    }
+    pub(super) fn translation_mode_changed(&mut self) {}
+    pub(super) fn hot_translation(&mut self, _: TraceRef) -> Option<u64> {
+        None
+    }
+    pub(super) fn run_translated(&mut self, _: u64) -> Left {
+        Left::At
+    }
+}

@@ -1,0 +1,506 @@
+//! Translated blocks and the space they lie in.
+//!
+//! A block is a T0 trace in host code: up to 32 instructions that follow each other in one page. It belongs to a physical page, a
+//! place in it and a mode, and can be used at any virtual address: whatever depends on that is computed from the page's offset in CS, which is kept in
+//! the CPU (`t1.page_base`).
+//!
+//! # Stale code
+//! Every block begins with a look at its page's `code_generation`; if it is not the one for which the block was made, the block is left at once. So a
+//! stale block needs no hunting down: links and jump caches may lead to it. A stale block whose bytes are still the same is made
+//! valid again; one that was replaced gets a jump to its successor.
+//!
+//! # Spaces
+//! All vCPUs of a machine share one [`Space`]. When it is full a new, empty one takes its place; each vCPU moves over when it next comes by the dispatcher, and the
+//! last to leave frees the old one. So nothing is ever freed under a vCPU that executes it, and nobody waits.
+
+use super::emit::{ALL_FLAGS, Emitter, Source, field, state};
+use super::integer::may_keep_all_flags;
+use crate::backend::TranslatorOptions;
+use crate::guest::x86::op::{Op, OpFlags};
+use crate::host::x64::asm::{Alu, Asm, Cond, Mem, R, W};
+use crate::host::x64::stubs::{self, Stubs};
+use crate::run::code_memory::CodeMemory;
+use engine_memory::{Block, PageState};
+use iced_x86::{Mnemonic, OpKind};
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+
+/// Why translated code was left: in the low bits of what the stub returns; the rest is a place in the page, or a link's number.
+pub(super) mod leave {
+    pub const MASK: u32 = 7;
+    pub const SHIFT: u32 = 3;
+    /// RIP is in the state: go on there.
+    pub const LOOK_UP: u32 = 1;
+    /// A link that is not made yet.
+    pub const LINK: u32 = 2;
+    /// Attention is wanted; go on at a place in the page.
+    pub const POLL: u32 = 3;
+    /// The block at a place in the page is stale.
+    pub const STALE: u32 = 4;
+    /// An instruction stopped: see `t1.stop`.
+    pub const STOP: u32 = 5;
+}
+
+/// What of an op depends on where it was decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Relative {
+    Nothing,
+    /// `disp`, of a RIP-relative operand.
+    Displacement,
+    /// `imm`, of a near branch.
+    Target,
+}
+
+/// How the interpreter executes one instruction of a block.
+pub(super) struct Site {
+    pub op: Op,
+    pub block: *const BlockInfo,
+    /// The offset of the page in CS for which `op` was decoded.
+    pub page: u64,
+    /// Where it starts and ends in the page.
+    pub start: u32,
+    pub next: u32,
+    /// Instructions of the block behind it.
+    pub behind: u32,
+    pub relative: Relative,
+    /// It reads, saves or writes arithmetic flags.
+    pub flags: bool,
+    /// The block is left afterwards in any case.
+    pub leaves: bool,
+}
+
+/// What the interpreter must know of the block that called it.
+pub(super) struct BlockInfo {
+    pub page: *const PageState,
+    /// The generation of the page for which the block holds.
+    pub generation: AtomicU32,
+}
+
+impl BlockInfo {
+    /// Whether the page's code is still what was translated.
+    pub fn is_fresh(&self) -> bool {
+        // SAFETY: the space holds the block of memory to which the page belongs.
+        unsafe { (*self.page).code_generation() == self.generation.load(Ordering::Relaxed) }
+    }
+}
+
+/// A jump to a place in the page that may be pointed at that place's block.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Link {
+    /// Where its displacement lies: in the block while it is written, in the space afterwards.
+    pub at: usize,
+    /// The place in the page.
+    pub target: u32,
+}
+
+/// A block in the table.
+struct Translated {
+    /// Its first byte in the space.
+    offset: usize,
+    info: Box<BlockInfo>,
+    bytes: Box<[u8]>,
+    /// The page's first byte in the host.
+    page: *const u8,
+    /// The first instruction's place in the page.
+    start: u32,
+}
+
+/// The distance from a block's start to the page generation in its entry check.
+const GENERATION_AT: usize = 12;
+/// Most code of one block.
+const MAX_BLOCK_BYTES: usize = 64 * 1024;
+
+#[allow(clippy::vec_box, reason = "translated code holds their addresses")]
+pub(super) type Sites = Vec<Box<Site>>;
+
+#[derive(Default)]
+struct Inner {
+    used: usize,
+    blocks: HashMap<u64, Translated, Mixed>,
+    links: Vec<Link>,
+    sites: Sites,
+    /// Replaced blocks may still be executed: what they point to stays.
+    #[allow(clippy::vec_box, reason = "translated code and sites hold their addresses")]
+    replaced: Vec<Box<BlockInfo>>,
+    held: Vec<Block>,
+}
+
+/// Memory for translated code with everything that belongs to it.
+pub(super) struct Space {
+    memory: CodeMemory,
+    stubs: Stubs,
+    /// Its number: spaces are counted.
+    pub number: u32,
+    inner: Mutex<Inner>,
+}
+
+// SAFETY: the raw pointers in it lead to page states and pages in blocks that `held` keeps alive, and to boxes that it owns itself.
+unsafe impl Send for Space {}
+// SAFETY: as above; all that changes is behind the lock.
+unsafe impl Sync for Space {}
+
+/// Keys are mixed already.
+#[derive(Default, Clone)]
+struct Mixed(u64);
+
+impl std::hash::BuildHasher for Mixed {
+    type Hasher = Self;
+    fn build_hasher(&self) -> Self {
+        Self(0)
+    }
+}
+
+impl std::hash::Hasher for Mixed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("keys are numbers");
+    }
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
+
+/// The key of a block: host address of its first byte and mode.
+fn block_key(host: u64, key: u8) -> u64 {
+    host | u64::from(key) << 56
+}
+
+/// What the translator has done so far, for `info jit`.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub blocks: AtomicU64,
+    pub instructions: AtomicU64,
+    pub bytes: AtomicU64,
+    pub links: AtomicU64,
+    pub revived: AtomicU64,
+    pub replaced: AtomicU64,
+    pub spaces: AtomicU64,
+    pub nanoseconds: AtomicU64,
+}
+
+/// The translator of one machine: which space is current, and what it has done.
+pub(crate) struct Translations {
+    current: RwLock<Option<Arc<Space>>>,
+    /// The current space's number.
+    number: AtomicU32,
+    space_bytes: usize,
+    /// Executions after which a trace is translated.
+    pub hot: u32,
+    pub counters: Counters,
+}
+
+/// Everything a block is made from.
+pub(super) struct Request {
+    pub key: u8,
+    /// Page state, the page in the host, and the block of memory it belongs to.
+    pub state: *const PageState,
+    pub page: *const u8,
+    pub generation: u32,
+    /// Offset of the page in CS.
+    pub page_base: u64,
+    pub sources: Vec<Source>,
+    pub bytes: Box<[u8]>,
+}
+
+impl Translations {
+    /// A translator. (A space takes half of the bytes: while vCPUs move to a new one there are two.)
+    pub fn new(options: TranslatorOptions) -> Self {
+        let space_bytes = (options.code_bytes / 2).next_multiple_of(4096).max(4 * MAX_BLOCK_BYTES);
+        Self { space_bytes, hot: options.hot, ..Self::off() }
+    }
+
+    /// No translator.
+    pub fn off() -> Self {
+        Self { current: RwLock::new(None), number: AtomicU32::new(0), space_bytes: 0, hot: 0, counters: Counters::default() }
+    }
+
+    /// Whether there is one.
+    pub fn is_on(&self) -> bool {
+        self.space_bytes != 0
+    }
+
+    /// The current space's number.
+    #[inline]
+    pub fn number(&self) -> u32 {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// The current space; made now if there is none yet.
+    ///
+    /// # Errors
+    /// When the host gives no memory to execute.
+    pub(super) fn space(&self) -> io::Result<Arc<Space>> {
+        if let Some(space) = &*self.current.read().unwrap_or_else(|poison| poison.into_inner()) {
+            return Ok(space.clone());
+        }
+        self.replace(0)
+    }
+
+    /// A new space in place of number `full`, unless somebody else has done that already.
+    pub(super) fn replace(&self, full: u32) -> io::Result<Arc<Space>> {
+        let mut current = self.current.write().unwrap_or_else(|poison| poison.into_inner());
+        if let Some(space) = &*current
+            && space.number != full
+        {
+            return Ok(space.clone());
+        }
+        let space = Arc::new(Space::new(self.space_bytes, full + 1)?);
+        self.counters.spaces.fetch_add(1, Ordering::Relaxed);
+        self.number.store(space.number, Ordering::Release);
+        *current = Some(space.clone());
+        Ok(space)
+    }
+}
+
+impl Space {
+    fn new(bytes: usize, number: u32) -> io::Result<Self> {
+        let memory = CodeMemory::new(bytes)?;
+        let mut asm = Asm::new(memory.address(0));
+        let layout = stubs::Layout { registers: field!(gpr), callee: super::interpret_one as *const () as u64 };
+        let stubs = stubs::write(&mut asm, &layout);
+        let code = asm.finish();
+        memory.write_at(0, &code);
+        let inner = Inner { used: code.len(), ..Inner::default() };
+        Ok(Self { memory, stubs, number, inner: Mutex::new(inner) })
+    }
+
+    /// The address of the stub that enters translated code.
+    pub fn enter(&self) -> u64 {
+        self.stubs.enter
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// The valid block at a host address: its entry. `mark` says that code was taken from a place in a page (see `trace.rs`).
+    pub fn find(
+        &self,
+        host: u64,
+        key: u8,
+        counters: &Counters,
+        mark: impl FnOnce(*const PageState, *const u8, u64, u64),
+    ) -> Option<u64> {
+        let (page, start, len) = {
+            let inner = self.lock();
+            let found = inner.blocks.get(&block_key(host, key))?;
+            if found.info.is_fresh() {
+                return Some(self.memory.address(found.offset));
+            }
+            (found.page, found.start, found.bytes.len())
+        };
+        // Stale, but perhaps the same bytes. As with decoding: generation, mark, bytes; a write after the mark raises the generation. No lock is
+        // held while marking, which may wait for other vCPUs.
+        let read = |bytes: &mut Vec<u8>| {
+            bytes.resize(len, 0);
+            crate::guest::x86::trace::copy_code(page, u64::from(start), bytes);
+        };
+        let state = {
+            let inner = self.lock();
+            inner.blocks.get(&block_key(host, key))?.info.page
+        };
+        // SAFETY: `held` keeps the page's block of memory alive.
+        let generation = unsafe { (*state).code_generation() };
+        let mut now = Vec::new();
+        read(&mut now);
+        if *self.lock().blocks.get(&block_key(host, key))?.bytes != *now {
+            return None;
+        }
+        mark(state, page, u64::from(start), len as u64);
+        read(&mut now);
+        let inner = self.lock();
+        let found = inner.blocks.get(&block_key(host, key))?;
+        if *found.bytes != *now {
+            return None;
+        }
+        found.info.generation.store(generation, Ordering::Relaxed);
+        self.memory.patch(found.offset + GENERATION_AT, &generation.to_le_bytes());
+        counters.revived.fetch_add(1, Ordering::Relaxed);
+        Some(self.memory.address(found.offset))
+    }
+
+    /// The place in the page that a link leads to.
+    pub fn link_target(&self, number: u32) -> u32 {
+        self.lock().links[number as usize].target
+    }
+
+    /// Points a link at a block's entry.
+    pub fn make_link(&self, number: u32, entry: u64) {
+        let inner = self.lock();
+        let at = inner.links[number as usize].at;
+        let relative = entry.wrapping_sub(self.memory.address(at + 4)) as i32;
+        self.memory.patch(at, &relative.to_le_bytes());
+    }
+
+    /// Translates. `None`: the space is full.
+    pub fn translate(&self, request: &Request, hold: impl FnOnce(&mut Vec<Block>), counters: &Counters) -> Option<u64> {
+        let first = request.sources.first()?;
+        let host = request.page as u64 + u64::from(first.start);
+        let mut inner = self.lock();
+        let key = block_key(host, request.key);
+        if let Some(found) = inner.blocks.get(&key)
+            && found.info.is_fresh()
+        {
+            return Some(self.memory.address(found.offset));
+        }
+        let offset = inner.used.next_multiple_of(16);
+        if offset + MAX_BLOCK_BYTES > self.memory.len() {
+            return None;
+        }
+        let info = Box::new(BlockInfo { page: request.state, generation: AtomicU32::new(request.generation) });
+        let emitter = Emitter::new(
+            self.memory.address(offset),
+            self.stubs,
+            request.key,
+            request.page_base,
+            &request.sources,
+            &*info,
+            inner.links.len() as u32,
+        );
+        let (code, links, sites) = write_block(emitter, &info);
+        assert!(code.len() <= MAX_BLOCK_BYTES, "a block of {} bytes", code.len());
+        self.memory.write_at(offset, &code);
+        inner.used = offset + code.len();
+        inner.links.extend(links.into_iter().map(|link| Link { at: link.at + offset, ..link }));
+        inner.sites.extend(sites);
+        hold(&mut inner.held);
+        counters.blocks.fetch_add(1, Ordering::Relaxed);
+        counters.instructions.fetch_add(request.sources.len() as u64, Ordering::Relaxed);
+        counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
+        let entry = self.memory.address(offset);
+        let translated = Translated { offset, info, bytes: request.bytes.clone(), page: request.page, start: first.start };
+        if let Some(old) = inner.blocks.insert(key, translated) {
+            // `jmp entry` in place of the first instruction of the old block, which lies in one aligned word.
+            let relative = entry.wrapping_sub(self.memory.address(old.offset + 5)) as i32;
+            let mut jump = [0xe9, 0, 0, 0, 0];
+            jump[1..].copy_from_slice(&relative.to_le_bytes());
+            self.memory.patch(old.offset, &jump);
+            inner.replaced.push(old.info);
+            counters.replaced.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(entry)
+    }
+}
+
+/// Writes a block: code, links, sites.
+fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link>, Sites) {
+    let count = emitter.sources.len();
+    let start = emitter.sources[0].start;
+    // The entry: ten bytes, then a comparison whose immediate lies at `GENERATION_AT`.
+    // SAFETY: the page's state is in a block of memory that the space is about to hold.
+    let generation_cell = unsafe { (*info.page).code_generation_cell() };
+    emitter.asm.set_wide(R::Ax, std::ptr::from_ref(generation_cell) as u64);
+    let generation = info.generation.load(Ordering::Relaxed) as i32;
+    emitter.asm.compare_wide_imm(Mem::at(R::Ax, 0), generation);
+    debug_assert_eq!(emitter.asm.len(), GENERATION_AT + 4);
+    let stale = emitter.asm.label();
+    emitter.asm.jcc(Cond::NE, stale);
+    emitter.asm.alu_imm(Alu::Add, W::B8, state(field!(retired)), count as i32);
+    for at in 0..count {
+        emitter.at = at;
+        let last = emitter.source().op.flags.contains(OpFlags::LAST);
+        let done = if last {
+            // A transfer does not come back; its cold paths do not either.
+            emitter.transfer()
+        } else {
+            emitter.stack_instruction().or_else(|| emitter.integer())
+        };
+        if done.is_none() {
+            emitter.interpret();
+        }
+        emitter.end_instruction();
+        if at + 1 == count && !last {
+            emitter.fall_through();
+        }
+    }
+    emitter.write_cold_paths();
+    emitter.asm.bind(stale);
+    emitter.leave(start << leave::SHIFT | leave::STALE);
+    let (links, sites) = (std::mem::take(&mut emitter.links), std::mem::take(&mut emitter.sites));
+    (emitter.asm.finish(), links, sites)
+}
+
+/// Says of each instruction which flags somebody wants before and behind it. Behind the block everybody wants all, and so
+/// does the frame of a fault.
+pub(super) fn find_live_flags(sources: &mut [Source]) {
+    let mut live = ALL_FLAGS;
+    for source in sources.iter_mut().rev() {
+        source.live_after = live;
+        let instruction = &source.instruction;
+        if may_stop(source) {
+            live = ALL_FLAGS;
+        } else {
+            if !may_keep_all_flags(instruction) {
+                live &= !instruction.rflags_modified();
+            }
+            live |= instruction.rflags_read() & ALL_FLAGS;
+        }
+        source.live_before = live;
+    }
+}
+
+/// Whether an instruction may fault, or is left to the interpreter.
+fn may_stop(source: &Source) -> bool {
+    use Mnemonic::*;
+    let instruction = &source.instruction;
+    let mnemonic = instruction.mnemonic();
+    if matches!(mnemonic, Lea | Nop | Endbr32 | Endbr64) {
+        return false;
+    }
+    let plain = matches!(
+        mnemonic,
+        Add | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Mov
+            | Movzx
+            | Movsx
+            | Movsxd
+            | Xchg
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Imul
+            | Mul
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Bsf
+            | Bsr
+            | Bswap
+            | Stc
+            | Clc
+            | Cmc
+    ) || super::integer::condition(mnemonic).is_some();
+    let registers = (0..instruction.op_count())
+        .filter(|at| instruction.op_kind(*at) == OpKind::Register)
+        .all(|at| instruction.op_register(at).is_gpr());
+    !plain || !registers || source.op.has_memory()
+}

@@ -1,0 +1,604 @@
+//! The frame in which one block is written: where guest registers and flags are, memory operands with their TLB probe, calls
+//! into the interpreter, ways out.
+//!
+//! # Flags
+//! The guest's six arithmetic flags are the host's own while they can be ([`FlagsAt::Host`]), and otherwise packed in the CPU's state
+//! ([`FlagsAt::State`]): LAHF's byte in bits 8–15, OF in bit 0. At every block's start and end they are in the state. Whoever is about to spoil the host's
+//! flags calls [`Emitter::spoil_flags`], which saves them if anybody still wants them: a later instruction of the block, whatever
+//! follows the block, or the frame of a fault that this or a later instruction may raise.
+
+use super::block::{BlockInfo, Link, Relative, Site, Sites, leave};
+use crate::guest::x86::cpu::{Span, reg, seg};
+use crate::guest::x86::op::{NO_REGISTER, Op, OpFlags};
+use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, Rm, W};
+use crate::host::x64::stubs::{PINNED, Stubs};
+use crate::mmu::{read_table, write_table};
+use iced_x86::{Instruction, OpKind, Register, RflagsBits};
+use std::mem::offset_of;
+
+/// All six arithmetic flags, as iced names them.
+pub(super) const ALL_FLAGS: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// The distance of a field of [`Cpu`] from its start.
+macro_rules! field {
+    ($($path:tt)+) => { std::mem::offset_of!($crate::guest::x86::cpu::Cpu, $($path)+) as i32 };
+}
+pub(super) use field;
+
+/// `[RBP + distance]`
+pub(super) fn state(distance: i32) -> Mem {
+    Mem::at(R::Bp, distance)
+}
+
+/// The packed flags.
+pub(super) fn packed_flags() -> Mem {
+    state(field!(t1.flags))
+}
+
+/// Their byte that is LAHF's.
+pub(super) fn packed_high() -> Mem {
+    state(field!(t1.flags) + 1)
+}
+
+/// One guest instruction of the block.
+pub(super) struct Source {
+    pub op: Op,
+    pub instruction: Instruction,
+    /// Its first byte in the page.
+    pub start: u32,
+    /// The byte behind it; 4096 at the page's end.
+    pub next: u32,
+    /// Flags that somebody wants behind it.
+    pub live_after: u32,
+    /// Flags that somebody wants before it.
+    pub live_before: u32,
+}
+
+/// Where the guest's flags are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FlagsAt {
+    /// Packed in the state (or wanted by nobody).
+    State,
+    /// In the host's flags; `saved`: in the state as well.
+    Host { saved: bool },
+}
+
+/// An operand of a guest instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operand {
+    Reg(u8),
+    /// AH, CH, DH, BH: of register 0–3.
+    High(u8),
+    Mem,
+    Imm(i64),
+    /// A segment, control, vector … register.
+    Other,
+}
+
+/// A piece of code out of the way: has the interpreter execute the instruction, then goes on behind it.
+struct Cold {
+    label: Label,
+    resume: Label,
+    site: *const Site,
+    /// The hot path has the flags in the host's.
+    load_flags: bool,
+    /// The site always leaves the block.
+    leaves: bool,
+}
+
+/// A block being written.
+pub(super) struct Emitter<'a> {
+    pub asm: Asm,
+    stubs: Stubs,
+    /// 64-bit code.
+    pub wide: bool,
+    class: u8,
+    key: u8,
+    /// The offset in CS of the page's first byte, where the block was decoded.
+    pub page: u64,
+    pub sources: &'a [Source],
+    /// Which of them is being translated.
+    pub at: usize,
+    pub flags: FlagsAt,
+    info: *const BlockInfo,
+    cold: Vec<Cold>,
+    /// Index in `cold` at which those of the current instruction start.
+    cold_start: usize,
+    pub links: Vec<Link>,
+    pub sites: Sites,
+    first_link: u32,
+}
+
+impl<'a> Emitter<'a> {
+    /// A block of `sources` for mode `key`, to be executed at `base`; its links are numbered from `first_link`.
+    pub fn new(
+        base: u64,
+        stubs: Stubs,
+        key: u8,
+        page: u64,
+        sources: &'a [Source],
+        info: *const BlockInfo,
+        first_link: u32,
+    ) -> Self {
+        Self {
+            asm: Asm::new(base),
+            stubs,
+            wide: key & super::WIDE != 0,
+            class: key & super::CLASS,
+            key,
+            page,
+            sources,
+            at: 0,
+            flags: FlagsAt::State,
+            info,
+            cold: Vec::new(),
+            cold_start: 0,
+            links: Vec::new(),
+            sites: Vec::new(),
+            first_link,
+        }
+    }
+
+    /// The instruction being translated.
+    pub fn source(&self) -> &'a Source {
+        &self.sources[self.at]
+    }
+
+    /// The width of addresses and of the instruction pointer.
+    pub fn pointer(&self) -> W {
+        if self.wide { W::B8 } else { W::B4 }
+    }
+
+    // ---- Flags -------------------------------------------------------------------------------------------------
+
+    /// The host's flags are about to be lost. Spoils RAX if it saves.
+    pub fn spoil_flags(&mut self) {
+        if self.flags == (FlagsAt::Host { saved: false }) && self.source().live_before != 0 {
+            self.save_flags();
+        }
+        self.flags = FlagsAt::State;
+    }
+
+    /// Saves the host's flags if they are not saved yet; they stay in the host's too. Spoils RAX.
+    pub fn save_flags(&mut self) {
+        if self.flags == (FlagsAt::Host { saved: false }) {
+            self.asm.lahf();
+            self.asm.setcc(Cond::O, R::Ax);
+            self.asm.mov(W::B2, packed_flags(), R::Ax);
+            self.flags = FlagsAt::Host { saved: true };
+        }
+    }
+
+    /// All guest flags are in the host's. Spoils RAX.
+    pub fn load_flags(&mut self) {
+        if self.flags == FlagsAt::State {
+            emit_load_flags(&mut self.asm);
+            self.flags = FlagsAt::Host { saved: true };
+        }
+    }
+
+    /// CF is in the host's; the others may be lost.
+    pub fn load_carry(&mut self) {
+        if self.flags == FlagsAt::State {
+            self.asm.bit_imm(4, W::B2, packed_flags(), 8);
+        }
+    }
+
+    /// The next host instruction writes the flags in `written` and keeps the others: whichever of those somebody wants are in the
+    /// host's now. Spoils RAX.
+    pub fn keep_flags(&mut self, written: u32) {
+        match self.source().live_after & !written {
+            0 => {}
+            RflagsBits::CF => self.load_carry(),
+            _ => self.load_flags(),
+        }
+    }
+
+    /// Whether [`Emitter::keep_flags`] would spoil RAX.
+    pub fn keeps_by_load(&self, written: u32) -> bool {
+        self.flags == FlagsAt::State && !matches!(self.source().live_after & !written, 0 | RflagsBits::CF)
+    }
+
+    /// The last host instruction has set the guest's flags.
+    pub fn wrote_flags(&mut self) {
+        self.flags = FlagsAt::Host { saved: false };
+    }
+
+    // ---- Registers and operands --------------------------------------------------------------------------------
+
+    /// The host register that holds a guest register.
+    pub fn pinned(&self, number: u8) -> Option<R> {
+        PINNED.get(usize::from(number)).copied()
+    }
+
+    /// Where a guest register is kept in the state.
+    pub fn slot(&self, number: u8) -> Mem {
+        state(field!(gpr) + 8 * i32::from(number))
+    }
+
+    /// Operand `at` of the current instruction.
+    pub fn operand(&self, at: u32) -> Operand {
+        let instruction = &self.source().instruction;
+        match instruction.op_kind(at) {
+            OpKind::Register => match instruction.op_register(at) {
+                Register::AH => Operand::High(0),
+                Register::CH => Operand::High(1),
+                Register::DH => Operand::High(2),
+                Register::BH => Operand::High(3),
+                register if register.is_gpr() => Operand::Reg(register.full_register().number() as u8),
+                _ => Operand::Other,
+            },
+            OpKind::Memory => Operand::Mem,
+            OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64 => Operand::Imm(instruction.immediate(at) as i64),
+            _ => Operand::Other,
+        }
+    }
+
+    /// The width of operand `at`, if it is a general register or memory.
+    pub fn width(&self, at: u32) -> Option<W> {
+        let instruction = &self.source().instruction;
+        match instruction.op_kind(at) {
+            OpKind::Register => W::of(instruction.op_register(at).size()),
+            OpKind::Memory => W::of(instruction.memory_size().size()),
+            _ => None,
+        }
+    }
+
+    /// A register operand's value in a host register: its own, or `scratch`.
+    pub fn value(&mut self, operand: Operand, scratch: R) -> R {
+        match operand {
+            Operand::Reg(number) => match self.pinned(number) {
+                Some(reg) => reg,
+                None => {
+                    let slot = self.slot(number);
+                    self.asm.load(W::B8, scratch, slot);
+                    scratch
+                }
+            },
+            Operand::High(number) => {
+                self.asm.mov(W::B8, scratch, PINNED[usize::from(number)]);
+                self.asm.movzx(W::B1, scratch, Rm::High(scratch));
+                scratch
+            }
+            _ => unreachable!("only registers have values"),
+        }
+    }
+
+    /// A register operand as what an instruction reads from.
+    pub fn readable(&mut self, operand: Operand, scratch: R) -> Rm {
+        match operand {
+            Operand::Reg(number) => match self.pinned(number) {
+                Some(reg) => reg.into(),
+                None => self.slot(number).into(),
+            },
+            _ => self.value(operand, scratch).into(),
+        }
+    }
+
+    /// A register operand as what an instruction changes: its own register, or RDX with its old value. [`Emitter::commit`] follows.
+    pub fn writable(&mut self, operand: Operand) -> Rm {
+        match operand {
+            Operand::Reg(number) => match self.pinned(number) {
+                Some(reg) => reg.into(),
+                None => {
+                    let slot = self.slot(number);
+                    self.asm.load(W::B8, R::Dx, slot);
+                    R::Dx.into()
+                }
+            },
+            Operand::High(number) => {
+                self.asm.mov(W::B8, R::Dx, PINNED[usize::from(number)]);
+                Rm::High(R::Dx)
+            }
+            _ => unreachable!("only registers are changed"),
+        }
+    }
+
+    /// Puts what [`Emitter::writable`] gave back to where it belongs.
+    pub fn commit(&mut self, operand: Operand) {
+        match operand {
+            Operand::Reg(number) if self.pinned(number).is_none() => {
+                let slot = self.slot(number);
+                self.asm.mov(W::B8, slot, R::Dx);
+            }
+            Operand::High(number) => self.asm.mov(W::B8, PINNED[usize::from(number)], R::Dx),
+            _ => {}
+        }
+    }
+
+    // ---- Memory ------------------------------------------------------------------------------------------------
+
+    /// The operand's address as a host address form, if all registers are pinned and nothing else is needed.
+    pub fn plain_address(&self) -> Option<Mem> {
+        let source = self.source();
+        let op = &source.op;
+        if source.instruction.is_ip_rel_memory_operand() || op.base == NO_REGISTER {
+            return None;
+        }
+        let disp = self.displacement()?;
+        let base = self.pinned(op.base)?;
+        let index = match op.index {
+            NO_REGISTER => None,
+            number => Some((self.pinned(number)?, op.scale)),
+        };
+        Some(Mem { base, index, disp })
+    }
+
+    fn displacement(&self) -> Option<i32> {
+        let op = &self.source().op;
+        if op.address_shift == 32 { Some(op.disp as i32) } else { i32::try_from(op.disp as i64).ok() }
+    }
+
+    /// The width of the memory operand's address: nothing for 16-bit ones, which are left to the interpreter.
+    pub fn address_width(&self) -> Option<W> {
+        match self.source().op.address_shift {
+            0 => Some(W::B8),
+            32 => Some(W::B4),
+            _ => None,
+        }
+    }
+
+    /// Puts the offset that the memory operand names into RAX; spoils RCX. Keeps flags. Says `None` (and writes nothing) for what it does not know.
+    pub fn address(&mut self) -> Option<()> {
+        let w = self.address_width()?;
+        if let Some(mem) = self.plain_address() {
+            self.asm.lea(w, R::Ax, mem);
+            return Some(());
+        }
+        let source = self.source();
+        let op = &source.op;
+        if source.instruction.is_ip_rel_memory_operand() {
+            let distance = i32::try_from(op.disp.wrapping_sub(self.page) as i64).ok()?;
+            if w != W::B8 {
+                return None;
+            }
+            self.asm.load(W::B8, R::Ax, state(field!(t1.page_base)));
+            self.asm.lea(W::B8, R::Ax, Mem::at(R::Ax, distance));
+            return Some(());
+        }
+        let index = (op.index != NO_REGISTER).then_some(op.index);
+        if op.base == NO_REGISTER {
+            let absolute = if w == W::B4 { u64::from(op.disp as u32) } else { op.disp };
+            self.asm.set(R::Ax, absolute);
+            if let Some(number) = index {
+                let index = self.value(Operand::Reg(number), R::Cx);
+                self.asm.lea(w, R::Ax, Mem { base: R::Ax, index: Some((index, op.scale)), disp: 0 });
+            }
+            return Some(());
+        }
+        let disp = self.displacement()?;
+        let base = self.value(Operand::Reg(op.base), R::Ax);
+        let index = index.map(|number| (self.value(Operand::Reg(number), R::Cx), op.scale));
+        self.asm.lea(w, R::Ax, Mem { base, index, disp });
+        Some(())
+    }
+
+    /// Probes the TLB for the memory operand: the hot path goes on with the operand at the address given, made of RAX and RCX. Spoils RDX and the host's flags.
+    pub fn memory(&mut self, write: bool, bytes: u8) -> Option<Mem> {
+        let segment = self.source().op.segment;
+        if !self.wide && segment == seg::CS && write {
+            return None;
+        }
+        self.address_width()?;
+        self.spoil_flags();
+        self.address()?;
+        let cold = self.cold_path();
+        if matches!(segment, seg::FS | seg::GS) {
+            let span = field!(spans) + i32::from(segment) * size_of::<Span>() as i32;
+            let base = state(span + offset_of!(Span, base) as i32);
+            if self.wide {
+                self.asm.alu_load(Alu::Add, W::B8, R::Ax, base);
+            } else {
+                let end = if write { offset_of!(Span, write_end) } else { offset_of!(Span, read_end) };
+                self.asm.lea(W::B8, R::Cx, Mem::at(R::Ax, i32::from(bytes)));
+                self.asm.alu_load(Alu::Cmp, W::B8, R::Cx, state(span + end as i32));
+                self.asm.jcc(Cond::A, cold);
+                self.asm.alu_load(Alu::Add, W::B4, R::Ax, base);
+            }
+        }
+        Some(self.probe(write, bytes, cold))
+    }
+
+    /// Probes the TLB for `bytes` bytes at the linear address in RAX: a miss goes to `cold`.
+    pub fn probe(&mut self, write: bool, bytes: u8, cold: Label) -> Mem {
+        let table = if write { write_table(self.class) } else { read_table(self.class) } as i32;
+        let asm = &mut self.asm;
+        asm.mov(W::B4, R::Cx, R::Ax);
+        asm.shift_imm(5, W::B4, R::Cx, 8);
+        asm.alu_imm(Alu::And, W::B4, R::Cx, 0x3ff0);
+        if bytes == 1 {
+            asm.mov(W::B8, R::Dx, R::Ax);
+        } else {
+            asm.lea(W::B8, R::Dx, Mem::at(R::Ax, i32::from(bytes) - 1));
+        }
+        asm.alu_imm(Alu::And, W::B8, R::Dx, -4096);
+        asm.alu_load(Alu::Cmp, W::B8, R::Dx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table });
+        asm.jcc(Cond::NE, cold);
+        asm.load(W::B8, R::Cx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table + 8 });
+        Mem::sum(R::Cx, R::Ax)
+    }
+
+    /// Probes the TLB for the stack: `bytes` bytes at the stack pointer plus `above`.
+    pub fn stack(&mut self, write: bool, bytes: u8, above: i32) -> Mem {
+        self.spoil_flags();
+        let cold = self.cold_path();
+        let w = self.pointer();
+        self.asm.lea(w, R::Ax, Mem::at(PINNED[usize::from(reg::SP)], above));
+        self.probe(write, bytes, cold)
+    }
+
+    /// Moves the stack pointer. Keeps flags.
+    pub fn move_stack(&mut self, by: i32) {
+        let (w, sp) = (self.pointer(), PINNED[usize::from(reg::SP)]);
+        self.asm.lea(w, sp, Mem::at(sp, by));
+    }
+
+    // ---- The interpreter ---------------------------------------------------------------------------------------
+
+    /// Whether the block is left when the interpreter has executed the current instruction: it is a transfer, or something that
+    /// no trace goes on behind.
+    fn leaves(&self) -> bool {
+        self.source().op.flags.contains(OpFlags::LAST)
+    }
+
+    /// The record with which the interpreter executes the current instruction.
+    fn site(&mut self) -> *const Site {
+        let source = self.source();
+        let instruction = &source.instruction;
+        let relative = if instruction.is_ip_rel_memory_operand() {
+            Relative::Displacement
+        } else if (0..instruction.op_count())
+            .any(|at| matches!(instruction.op_kind(at), OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64))
+        {
+            Relative::Target
+        } else {
+            Relative::Nothing
+        };
+        let site = Box::new(Site {
+            op: source.op,
+            block: self.info,
+            page: self.page,
+            start: source.start,
+            next: source.next,
+            behind: (self.sources.len() - self.at - 1) as u32,
+            relative,
+            // Interrupts and system calls save the flags, which the tables do not call reading.
+            flags: self.leaves() || (instruction.rflags_read() | instruction.rflags_modified()) & ALL_FLAGS != 0,
+            leaves: self.leaves(),
+        });
+        let at: *const Site = &*site;
+        self.sites.push(site);
+        at
+    }
+
+    /// A cold path for the current instruction: the label to jump to, with flags in the state and no register changed.
+    pub fn cold_path(&mut self) -> Label {
+        debug_assert_eq!(self.flags, FlagsAt::State);
+        let (site, leaves) = (self.site(), self.leaves());
+        let (label, resume) = (self.asm.label(), self.asm.label());
+        self.cold.push(Cold { label, resume, site, load_flags: false, leaves });
+        label
+    }
+
+    /// Has the interpreter execute the current instruction, here.
+    pub fn interpret(&mut self) {
+        self.save_flags();
+        let site = self.site();
+        self.asm.set_wide(R::Ax, site as u64);
+        self.asm.call_to(self.stubs.call);
+        self.flags = FlagsAt::State;
+    }
+
+    /// The current instruction is written: its cold paths come back here.
+    pub fn end_instruction(&mut self) {
+        let in_host = self.flags != FlagsAt::State && self.source().live_after != 0;
+        for cold in &mut self.cold[self.cold_start..] {
+            cold.load_flags = in_host;
+            self.asm.bind(cold.resume);
+        }
+        self.cold_start = self.cold.len();
+    }
+
+    /// Writes all cold paths behind the block.
+    pub fn write_cold_paths(&mut self) {
+        for cold in std::mem::take(&mut self.cold) {
+            self.asm.bind(cold.label);
+            self.asm.set_wide(R::Ax, cold.site as u64);
+            self.asm.call_to(self.stubs.call);
+            if cold.leaves {
+                continue;
+            }
+            if cold.load_flags {
+                emit_load_flags(&mut self.asm);
+            }
+            self.asm.jmp(cold.resume);
+        }
+    }
+
+    // ---- Ways out ----------------------------------------------------------------------------------------------
+
+    /// Leaves translated code with this reason.
+    pub fn leave(&mut self, reason: u32) {
+        self.asm.set(R::Ax, reason.into());
+        let stub = self.stubs.leave;
+        self.asm.jmp_to(stub);
+    }
+
+    /// Goes on at a place in this page: a link, made when its target has been translated. `poll` looks at the attention word first.
+    pub fn go_to(&mut self, target: u32, poll: bool) {
+        debug_assert!(target < 4096);
+        debug_assert_ne!(self.flags, FlagsAt::Host { saved: false });
+        if poll {
+            let go_on = self.asm.label();
+            self.asm.load(W::B8, R::Ax, state(field!(t1.attention)));
+            self.asm.alu_imm(Alu::Cmp, W::B4, Mem::at(R::Ax, 0), 0);
+            self.asm.jcc(Cond::E, go_on);
+            self.leave(target << leave::SHIFT | leave::POLL);
+            self.asm.bind(go_on);
+        }
+        let number = self.first_link + self.links.len() as u32;
+        // The displacement is patched while others run: it lies in one aligned word.
+        self.asm.align(4, 1);
+        let next = self.asm.here() + 5;
+        let at = self.asm.jmp_to(next);
+        self.links.push(Link { at, target });
+        self.leave(number << leave::SHIFT | leave::LINK);
+    }
+
+    /// Looks the offset in RAX up in the jump cache: the entry is at RCX if it is there, or else `miss` is jumped to. Spoils flags.
+    pub fn look_up(&mut self, miss: Label) {
+        let asm = &mut self.asm;
+        asm.mov(W::B4, R::Cx, R::Ax);
+        asm.shift_imm(5, W::B4, R::Cx, 12);
+        asm.alu(Alu::Xor, W::B4, R::Cx, R::Ax);
+        asm.alu_imm(Alu::And, W::B4, R::Cx, super::JUMPS as i32 - 1);
+        asm.shift_imm(4, W::B4, R::Cx, 4);
+        asm.alu_load(Alu::Add, W::B8, R::Cx, state(field!(t1.tables) + 8 * i32::from(self.key)));
+        asm.alu_load(Alu::Cmp, W::B8, R::Ax, Mem::at(R::Cx, 0));
+        asm.jcc(Cond::NE, miss);
+    }
+
+    /// Goes to the entry at RCX, whose offset is in RAX, after a poll.
+    pub fn take_jump(&mut self) {
+        let asm = &mut self.asm;
+        let go_on = asm.label();
+        asm.load(W::B8, R::Dx, state(field!(t1.attention)));
+        asm.alu_imm(Alu::Cmp, W::B4, Mem::at(R::Dx, 0), 0);
+        asm.jcc(Cond::E, go_on);
+        self.leave_at_ax();
+        let asm = &mut self.asm;
+        asm.bind(go_on);
+        asm.alu_imm(Alu::And, W::B8, R::Ax, -4096);
+        asm.mov(W::B8, state(field!(t1.page_base)), R::Ax);
+        asm.jmp_rm(Mem::at(R::Cx, 8));
+    }
+
+    /// Leaves with the offset in RAX as where to go on.
+    pub fn leave_at_ax(&mut self) {
+        self.asm.mov(W::B8, state(field!(rip)), R::Ax);
+        self.leave(leave::LOOK_UP);
+    }
+
+    /// RAX becomes the offset in CS of what lies `distance` bytes behind the page's start.
+    pub fn offset_in_page(&mut self, reg: R, distance: i32) {
+        let w = self.pointer();
+        self.asm.load(W::B8, reg, state(field!(t1.page_base)));
+        self.asm.lea(w, reg, Mem::at(reg, distance));
+    }
+}
+
+/// The host's flags become what is packed in the state. Spoils RAX.
+fn emit_load_flags(asm: &mut Asm) {
+    asm.movzx(W::B2, R::Ax, packed_flags());
+    // 1 + 127 overflows.
+    asm.alu_imm(Alu::Add, W::B1, R::Ax, 127);
+    asm.sahf();
+}

@@ -1,0 +1,258 @@
+//! Near transfers. Within the page they are links; elsewhere the jump cache is asked, and what it does not know the interpreter does, with all
+//! checks that a transfer has.
+
+use super::emit::{Emitter, Operand, field, state};
+use super::integer::condition;
+use crate::host::x64::asm::{Cond, Label, Mem, R, W};
+use iced_x86::{Mnemonic, OpKind};
+
+/// Where a direct transfer goes.
+enum Target {
+    /// Within the page, at this byte; backwards (or to itself).
+    Near { at: u32, backwards: bool },
+    /// This far from the page's start.
+    Far(i32),
+}
+
+impl Emitter<'_> {
+    /// Translates the current instruction if it is a near transfer: it is the block's last. `None`: it is not, or not in this form.
+    pub fn transfer(&mut self) -> Option<()> {
+        let mnemonic = self.source().instruction.mnemonic();
+        match mnemonic {
+            Mnemonic::Jmp if self.is_direct() => {
+                let target = self.target()?;
+                self.end_flags();
+                self.go(target);
+            }
+            Mnemonic::Jmp => {
+                self.indirect_target()?;
+                let miss = self.cold_path();
+                self.look_up(miss);
+                self.take_jump();
+            }
+            Mnemonic::Call if self.is_direct() => self.call()?,
+            Mnemonic::Call => self.call_indirect()?,
+            Mnemonic::Ret => self.ret()?,
+            _ => self.branch(condition(mnemonic)?)?,
+        }
+        Some(())
+    }
+
+    /// The block ends without a transfer: goes on with the next instruction.
+    pub fn fall_through(&mut self) {
+        self.end_flags();
+        let next = self.source().next;
+        self.go_behind(next);
+    }
+
+    fn go_behind(&mut self, next: u32) {
+        if next < 4096 {
+            self.go_to(next, false);
+            return;
+        }
+        self.offset_in_page(R::Ax, next as i32);
+        let miss = self.asm.label();
+        self.look_up(miss);
+        self.take_jump();
+        self.asm.bind(miss);
+        self.leave_at_ax();
+    }
+
+    /// Everybody behind the block wants the flags.
+    fn end_flags(&mut self) {
+        self.save_flags();
+    }
+
+    fn is_direct(&self) -> bool {
+        matches!(self.source().instruction.op_kind(0), OpKind::NearBranch32 | OpKind::NearBranch64)
+    }
+
+    fn target(&self) -> Option<Target> {
+        let source = self.source();
+        let kind = source.instruction.op_kind(0);
+        if kind != if self.wide { OpKind::NearBranch64 } else { OpKind::NearBranch32 } {
+            return None;
+        }
+        let distance = source.op.imm.wrapping_sub(self.page);
+        let distance = if self.wide { i32::try_from(distance as i64).ok()? } else { distance as i32 };
+        Some(match u32::try_from(distance) {
+            Ok(at) if at < 4096 => Target::Near { at, backwards: at <= source.start },
+            _ => Target::Far(distance),
+        })
+    }
+
+    fn go(&mut self, target: Target) {
+        match target {
+            Target::Near { at, backwards } => self.go_to(at, backwards),
+            Target::Far(distance) => {
+                self.flags = super::emit::FlagsAt::State;
+                let miss = self.cold_path();
+                self.offset_in_page(R::Ax, distance);
+                self.look_up(miss);
+                self.take_jump();
+            }
+        }
+    }
+
+    fn branch(&mut self, cond: Cond) -> Option<()> {
+        let target = self.target()?;
+        self.end_flags();
+        let at_host = self.flags;
+        let not_taken = self.asm.label();
+        let cond = self.ask(cond);
+        self.asm.jcc(Cond(cond.0 ^ 1), not_taken);
+        self.go(target);
+        self.asm.bind(not_taken);
+        self.flags = at_host;
+        let next = self.source().next;
+        self.go_behind(next);
+        Some(())
+    }
+
+    /// The operand of JMP and CALL in RAX. Flags are in the state.
+    fn indirect_target(&mut self) -> Option<()> {
+        let w = self.width(0)?;
+        if w != self.pointer() {
+            return None;
+        }
+        self.spoil_flags();
+        match self.operand(0) {
+            Operand::Mem => {
+                let mem = self.memory(false, w.bytes())?;
+                self.asm.load(w, R::Ax, mem);
+            }
+            from @ Operand::Reg(_) => {
+                let reg = self.value(from, R::Ax);
+                if reg != R::Ax {
+                    self.asm.mov(w, R::Ax, reg);
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn call(&mut self) -> Option<()> {
+        let target = self.target()?;
+        let bytes = i32::from(self.pointer().bytes());
+        self.spoil_flags();
+        match target {
+            Target::Near { at, backwards } => {
+                self.push_return(bytes);
+                self.go_to(at, backwards);
+            }
+            Target::Far(distance) => {
+                self.offset_in_page(R::Ax, distance);
+                self.call_to_ax(bytes);
+            }
+        }
+        Some(())
+    }
+
+    fn call_indirect(&mut self) -> Option<()> {
+        self.indirect_target()?;
+        let bytes = i32::from(self.pointer().bytes());
+        self.call_to_ax(bytes);
+        Some(())
+    }
+
+    /// Calls the offset in RAX: found first, so that nothing is pushed if the interpreter has to do it.
+    fn call_to_ax(&mut self, bytes: i32) {
+        let miss: Label = self.cold_path();
+        self.look_up(miss);
+        self.asm.mov(W::B8, state(field!(t1.scratch)), R::Ax);
+        self.asm.mov(W::B8, state(field!(t1.scratch) + 8), R::Cx);
+        self.push_return(bytes);
+        self.asm.load(W::B8, R::Ax, state(field!(t1.scratch)));
+        self.asm.load(W::B8, R::Cx, state(field!(t1.scratch) + 8));
+        self.take_jump();
+    }
+
+    fn push_return(&mut self, bytes: i32) {
+        let w = self.pointer();
+        let mem = self.stack(true, bytes as u8, -bytes);
+        let next = self.source().next as i32;
+        self.offset_in_page(R::Dx, next);
+        self.asm.mov(w, mem, R::Dx);
+        self.move_stack(-bytes);
+    }
+
+    fn ret(&mut self) -> Option<()> {
+        let w = self.pointer();
+        let bytes = i32::from(w.bytes());
+        // The operand size is how far the stack pointer moves, less the immediate.
+        let moved = self.source().instruction.stack_pointer_increment();
+        let extra = match self.operand(0) {
+            Operand::Imm(value) if self.source().instruction.op_count() == 1 => value as i32 & 0xffff,
+            _ => 0,
+        };
+        if moved != bytes + extra {
+            return None;
+        }
+        let mem = self.stack(false, bytes as u8, 0);
+        self.asm.load(w, R::Ax, mem);
+        let miss = self.cold_path();
+        self.look_up(miss);
+        self.move_stack(bytes + extra);
+        self.take_jump();
+        Some(())
+    }
+
+    /// PUSH, POP and LEAVE of the stack's own width. `None`: none of these.
+    pub fn stack_instruction(&mut self) -> Option<()> {
+        let w = self.pointer();
+        let bytes = i32::from(w.bytes());
+        let moved = self.source().instruction.stack_pointer_increment();
+        match self.source().instruction.mnemonic() {
+            Mnemonic::Push if moved == -bytes => {
+                let operand = self.operand(0);
+                match operand {
+                    Operand::Reg(_) | Operand::Imm(_) => {}
+                    Operand::Mem => {
+                        let mem = self.memory(false, bytes as u8)?;
+                        self.asm.load(w, R::Dx, mem);
+                        self.asm.mov(W::B8, state(field!(t1.scratch)), R::Dx);
+                    }
+                    _ => return None,
+                }
+                let mem = self.stack(true, bytes as u8, -bytes);
+                match operand {
+                    Operand::Imm(value) => self.asm.mov_imm(w, mem, value as i32),
+                    Operand::Mem => {
+                        self.asm.load(W::B8, R::Dx, state(field!(t1.scratch)));
+                        self.asm.mov(w, mem, R::Dx);
+                    }
+                    operand => {
+                        let reg = self.value(operand, R::Dx);
+                        self.asm.mov(w, mem, reg);
+                    }
+                }
+                self.move_stack(-bytes);
+            }
+            Mnemonic::Pop if moved == bytes => {
+                let to = self.operand(0);
+                let Operand::Reg(number) = to else { return None };
+                let mem = self.stack(false, bytes as u8, 0);
+                self.asm.load(w, R::Dx, mem);
+                self.move_stack(bytes);
+                match self.pinned(number) {
+                    Some(reg) => self.asm.mov(w, reg, R::Dx),
+                    None => self.commit(to),
+                }
+            }
+            Mnemonic::Leave if self.source().op.operand_bytes == w.bytes() => {
+                use crate::guest::x86::cpu::reg;
+                let (sp, bp) = (self.pinned(reg::SP)?, self.pinned(reg::BP)?);
+                self.spoil_flags();
+                let cold = self.cold_path();
+                self.asm.mov(w, R::Ax, bp);
+                let mem = self.probe(false, bytes as u8, cold);
+                self.asm.load(w, R::Dx, mem);
+                self.asm.lea(w, sp, Mem::at(bp, bytes));
+                self.asm.mov(w, bp, R::Dx);
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,408 @@
+//! Tier 1: hot traces as host code. x86-64 hosts run x86 guests' integer instructions as what they are: the same instruction on registers that hold
+//! the guest's, with the host's own flags. What is not translated, and whatever is rare (a TLB miss, a fault, a device), the interpreter does
+//! for one instruction, inside the block: the *bail rule* of the plan. So every instruction can be in a block, and every exception is the interpreter's.
+//!
+//! * `block.rs`: blocks, the space they share, how they go stale.
+//! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
+//! * `integer.rs`, `flow.rs`: the instructions.
+//! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
+//!
+//! # What is translated
+//! Traces that have run often enough ([`crate::TranslatorOptions::hot`]), in 64-bit code and in 32-bit code with flat segments. 16-bit code, segments with bases or limits,
+//! alignment checks, single steps, breakpoints and interrupt shadows stay with the interpreter, and so do machines whose clock counts instructions: those
+//! need to stop at every instruction that a timer names.
+//!
+//! # Time and attention
+//! Translated code looks at the attention word at every backward and every indirect transfer, so it is never deaf for longer than a page of code takes.
+
+mod block;
+mod emit;
+mod flow;
+mod integer;
+
+pub(crate) use block::Translations;
+
+use super::cpu::{CodeSize, Cpu, seg};
+use super::decode;
+use super::fault::Stop;
+use super::flags::Flags;
+use super::trace::TraceRef;
+use crate::mmu::{PAGE_MASK, class};
+use block::{Relative, Request, Site, Space, leave};
+use emit::Source;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Entries of a jump cache.
+const JUMPS: usize = 4096;
+/// Parts of a mode's key: the class of memory accesses, and 64-bit code.
+const CLASS: u8 = 3;
+const WIDE: u8 = 4;
+/// How many keys there are.
+const KEYS: usize = 8;
+/// No translation in this mode.
+const NO_KEY: u8 = u8::MAX;
+
+/// An entry of a jump cache: an offset in CS, and the code of the block there. Entries that hold nothing have an offset that belongs elsewhere.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Jump {
+    rip: u64,
+    code: u64,
+}
+
+/// The slot of an offset; translated code computes the same ([`emit::Emitter::look_up`]).
+fn jump_slot(rip: u64) -> usize {
+    (rip as u32 ^ rip as u32 >> 12) as usize % JUMPS
+}
+
+/// An entry that matches nothing: offset 0 belongs to slot 0, offset 1 to slot 1.
+fn empty(slot: usize) -> Jump {
+    Jump { rip: u64::from(slot == 0), code: 0 }
+}
+
+/// A vCPU's part of the translator.
+#[repr(C)]
+pub(crate) struct Translator {
+    /// The arithmetic flags while translated code runs: LAHF's byte in bits 8–15, OF in bit 0.
+    flags: u16,
+    /// The mode's key, or [`NO_KEY`]. Derived.
+    key: u8,
+    /// Switched on.
+    enabled: bool,
+    /// Executions after which a trace is translated.
+    hot: u32,
+    /// The offset in CS of the page that is executed.
+    page_base: u64,
+    scratch: [u64; 2],
+    /// The CPU's attention word.
+    attention: *const AtomicU32,
+    /// The jump caches, by key.
+    tables: [*mut Jump; KEYS],
+    /// What the interpreter stopped with, and where the instruction starts.
+    stop: Option<(u64, Stop)>,
+    /// Where `tables` points into.
+    jumps: Vec<Jump>,
+    /// Until when each slot holds.
+    epochs: Vec<u32>,
+    /// Filled slots of `jumps`.
+    filled: Vec<u32>,
+    /// The epoch of mappings for which `jumps` holds (see `trace.rs`).
+    epoch: u32,
+    space: Option<Arc<Space>>,
+}
+
+// SAFETY: the pointers lead into `jumps` and to the attention word of the CPU's shared part, which the CPU holds.
+unsafe impl Send for Translator {}
+
+impl Translator {
+    /// Nothing translated yet.
+    pub fn new(attention: *const AtomicU32, translations: &Translations) -> Self {
+        let enabled = translations.is_on();
+        let mut jumps = Vec::new();
+        if enabled {
+            jumps.extend((0..KEYS * JUMPS).map(|at| empty(at % JUMPS)));
+        }
+        let start = jumps.as_mut_ptr();
+        Self {
+            flags: 0,
+            key: NO_KEY,
+            enabled,
+            hot: translations.hot,
+            page_base: 0,
+            scratch: [0; 2],
+            attention,
+            tables: std::array::from_fn(|key| start.wrapping_add(key * JUMPS)),
+            stop: None,
+            jumps,
+            epochs: if enabled { vec![0; KEYS * JUMPS] } else { Vec::new() },
+            filled: Vec::new(),
+            epoch: 0,
+            space: None,
+        }
+    }
+
+    /// Forgets all entries of the jump caches but those found under an epoch that `holds`.
+    fn forget_jumps(&mut self, holds: impl Fn(u32) -> bool) {
+        self.filled.retain(|&at| {
+            let kept = holds(self.epochs[at as usize]);
+            if !kept {
+                self.jumps[at as usize] = empty(at as usize % JUMPS);
+            }
+            kept
+        });
+    }
+
+    fn remember_jump(&mut self, rip: u64, code: u64, epoch: u32) {
+        let at = usize::from(self.key) * JUMPS + jump_slot(rip);
+        if self.jumps[at].code == 0 {
+            self.filled.push(at as u32);
+        }
+        self.jumps[at] = Jump { rip, code };
+        self.epochs[at] = epoch;
+    }
+}
+
+/// Arithmetic flags in their RFLAGS places, as translated code keeps them.
+fn pack(flags: &Flags) -> u16 {
+    let value = flags.arithmetic() as u16;
+    (value & 0xd5 | 2) << 8 | value >> 11 & 1
+}
+
+/// The reverse.
+fn unpack(packed: u16, flags: &mut Flags) {
+    flags.set_arithmetic(u64::from(packed >> 8 & 0xd5 | (packed & 1) << 11));
+}
+
+/// How translated code was left.
+#[derive(Debug)]
+pub(super) enum Left {
+    /// RIP says where to go on: there is no translation.
+    At,
+    /// Poll, then go on at RIP.
+    Poll,
+    /// The instruction that starts at this offset stopped.
+    Stopped(u64, Stop),
+}
+
+impl Cpu {
+    /// Whether translated code may run: not when something counts every instruction.
+    #[inline(always)]
+    pub(super) fn translates(&self) -> bool {
+        self.t1.key != NO_KEY && !self.counts
+    }
+
+    /// Recomputes the mode's key; part of [`Cpu::mode_changed`].
+    pub(super) fn translation_mode_changed(&mut self) {
+        self.t1.key = NO_KEY;
+        if !self.t1.enabled || self.tlb_class == class::USER_ALIGNED {
+            return;
+        }
+        let wide = match self.code_size {
+            CodeSize::Bits64 => WIDE,
+            CodeSize::Bits32 => {
+                let flat = |number: u8| {
+                    let span = &self.spans[usize::from(number)];
+                    span.base == 0 && span.read_end == 1 << 32 && (number == seg::CS || span.write_end == 1 << 32)
+                };
+                if self.stack_mask != 0xffff_ffff || ![seg::CS, seg::SS, seg::DS, seg::ES].into_iter().all(flat) {
+                    return;
+                }
+                0
+            }
+            CodeSize::Bits16 => return,
+        };
+        self.t1.key = self.tlb_class | wide;
+    }
+
+    /// Counts an execution of a trace. Its translation, if it has become hot enough for one.
+    pub(super) fn hot_translation(&mut self, at: TraceRef) -> Option<u64> {
+        if self.traces.heat(at) <= self.t1.hot {
+            return None;
+        }
+        let entry = self.translated(self.rip).or_else(|| self.translate_trace(at));
+        if entry.is_none() {
+            self.traces.cool(at);
+        }
+        entry
+    }
+
+    /// The translation at an offset in CS, if there is one.
+    fn translated(&mut self, rip: u64) -> Option<u64> {
+        self.enter_space()?;
+        // The checks that finding a trace makes: whoever fails them is for the interpreter.
+        if self.code_size == CodeSize::Bits64 && !super::cpu::is_canonical(rip) {
+            return None;
+        }
+        let fetch = self.fetch_page(rip).ok()?;
+        if fetch.page.is_null() {
+            return None;
+        }
+        let host = fetch.page as u64 + (rip & !PAGE_MASK);
+        let (space, fabric) = (self.t1.space.clone()?, self.fabric.clone());
+        let counters = &fabric.translations.counters;
+        let entry = space.find(host, self.t1.key, counters, |state, page, first, bytes| {
+            // SAFETY: the space holds the page's block of memory.
+            self.mark_code(unsafe { &*state }, page, first, bytes);
+        })?;
+        self.t1.remember_jump(rip, entry, fetch.epoch);
+        Some(entry)
+    }
+
+    /// Makes the vCPU's view current: the space, and the jump caches.
+    fn enter_space(&mut self) -> Option<()> {
+        let number = self.fabric.translations.number();
+        if self.t1.space.as_ref().is_none_or(|space| space.number != number) {
+            self.t1.forget_jumps(|_| false);
+            match self.fabric.translations.space() {
+                Ok(space) => self.t1.space = Some(space),
+                Err(error) => {
+                    tracing::warn!("the translator is off: no memory for code: {error}");
+                    (self.t1.enabled, self.t1.key) = (false, NO_KEY);
+                    return None;
+                }
+            }
+        }
+        if self.t1.epoch != self.traces.epoch() {
+            let traces = &self.traces;
+            self.t1.forget_jumps(|epoch| traces.holds(epoch));
+            self.t1.epoch = self.traces.epoch();
+        }
+        Some(())
+    }
+
+    /// Translates a trace. `None`: it cannot be, or not now.
+    fn translate_trace(&mut self, at: TraceRef) -> Option<u64> {
+        let began = std::time::Instant::now();
+        let (key, wide) = (self.t1.key, self.code_size == CodeSize::Bits64);
+        let code = self.traces.code(at)?;
+        let mask = if wide { u64::MAX } else { 0xffff_ffff };
+        let page_base = code.rip & PAGE_MASK;
+        let mut sources = Vec::with_capacity(code.ops.len());
+        let mut place = (code.rip & !PAGE_MASK) as u32;
+        let mut left = &code.bytes[..];
+        for op in code.ops {
+            let rip = page_base.wrapping_add(u64::from(place)) & mask;
+            let instruction = decode::instruction(left, self.code_size, rip);
+            if instruction.len() != usize::from(op.len) {
+                return None;
+            }
+            let next = place + u32::from(op.len);
+            sources.push(Source { op: *op, instruction, start: place, next, live_after: 0, live_before: 0 });
+            place = next;
+            left = left.get(usize::from(op.len)..)?;
+        }
+        block::find_live_flags(&mut sources);
+        let request = Request {
+            key,
+            state: code.state,
+            page: code.page,
+            generation: code.generation,
+            page_base,
+            sources,
+            bytes: code.bytes.into_boxed_slice(),
+        };
+        let fabric = self.fabric.clone();
+        let counters = &fabric.translations.counters;
+        let mut space = self.t1.space.clone()?;
+        let page = request.page;
+        let hold = |held_blocks: &Vec<engine_memory::Block>, held: &mut Vec<engine_memory::Block>| {
+            if let Some(block) = held_blocks.iter().find(|block| block.holds(page))
+                && !held.iter().any(|held| held.is(block))
+            {
+                held.push(block.clone());
+            }
+        };
+        let mut entry = space.translate(&request, |held| hold(&self.held_blocks, held), counters);
+        if entry.is_none() {
+            fabric.translations.replace(space.number).ok()?;
+            // The others are to leave the old space soon.
+            fabric.for_each(|cpu| cpu.raise(crate::shared::attention::SELF));
+            self.enter_space()?;
+            space = self.t1.space.clone()?;
+            entry = space.translate(&request, |held| hold(&self.held_blocks, held), counters);
+        }
+        counters.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        entry
+    }
+
+    /// Runs translated code from `entry`, which is that of the block at RIP, until there is something else to do.
+    pub(super) fn run_translated(&mut self, mut entry: u64) -> Left {
+        self.running.count = 0;
+        let mut link: Option<u32> = None;
+        loop {
+            let Some(space) = self.t1.space.clone() else { return Left::At };
+            if let Some(number) = link.take() {
+                space.make_link(number, entry);
+                self.fabric.translations.counters.links.fetch_add(1, Ordering::Relaxed);
+            }
+            self.t1.page_base = self.rip & PAGE_MASK;
+            self.t1.flags = pack(&self.flags);
+            let this: *mut Self = self;
+            // SAFETY: the stub lies there; `entry` is a block of this space, which `space` keeps alive; translated code keeps the ABI and touches
+            // the CPU only through `this`.
+            let reason = unsafe {
+                let enter = std::mem::transmute::<u64, extern "sysv64" fn(*mut Self, u64) -> u32>(space.enter());
+                enter(this, entry)
+            };
+            let mut flags = self.flags;
+            unpack(self.t1.flags, &mut flags);
+            self.flags = flags;
+            let place = |this: &Self, place: u32| this.t1.page_base.wrapping_add(u64::from(place)) & this.linear_mask;
+            let argument = reason >> leave::SHIFT;
+            match reason & leave::MASK {
+                leave::LOOK_UP => {}
+                leave::LINK => {
+                    self.rip = place(self, space.link_target(argument));
+                    link = Some(argument);
+                }
+                leave::POLL => {
+                    self.rip = place(self, argument);
+                    return Left::Poll;
+                }
+                leave::STALE => self.rip = place(self, argument),
+                _ => {
+                    let (start, stop) = self.t1.stop.take().unwrap_or((self.rip, Stop::EndTrace));
+                    return Left::Stopped(start, stop);
+                }
+            }
+            if self.shared.attention() != 0 {
+                return Left::Poll;
+            }
+            let before = space.number;
+            match self.translated(self.rip) {
+                Some(next) => entry = next,
+                None => return Left::At,
+            }
+            if self.t1.space.as_ref().is_none_or(|space| space.number != before) {
+                link = None;
+            }
+        }
+    }
+}
+
+/// Called by translated code: the interpreter executes one instruction. Zero: the block goes on behind it; all else is why it does not.
+///
+/// A panic in here does not unwind through translated code: it ends the process.
+extern "sysv64" fn interpret_one(cpu: *mut Cpu, site: *const Site) -> u32 {
+    // SAFETY: translated code passes the CPU that runs it, of which nobody else holds a reference now, and a site of the space that it lies in.
+    let (cpu, site) = unsafe { (&mut *cpu, &*site) };
+    let page = cpu.t1.page_base;
+    let epoch = cpu.traces.epoch();
+    cpu.rip = page.wrapping_add(u64::from(site.next)) & cpu.linear_mask;
+    let packed = cpu.t1.flags;
+    if site.flags {
+        unpack(packed, &mut cpu.flags);
+    }
+    let result = if page == site.page || site.relative == Relative::Nothing {
+        (site.op.handler)(cpu, &site.op)
+    } else {
+        let mut op = site.op;
+        let moved = page.wrapping_sub(site.page);
+        match site.relative {
+            Relative::Target => op.imm = op.imm.wrapping_add(moved) & cpu.linear_mask,
+            _ => op.disp = op.disp.wrapping_add(moved),
+        }
+        (op.handler)(cpu, &op)
+    };
+    if site.flags {
+        cpu.t1.flags = pack(&cpu.flags);
+    }
+    match result {
+        Ok(()) => {
+            // SAFETY: the block's record lives as long as the space.
+            let fresh = unsafe { (*site.block).is_fresh() };
+            // A handler that waited for other CPUs may come back to a request of theirs, which goes first.
+            if !site.leaves && fresh && cpu.traces.epoch() == epoch && cpu.shared.attention() == 0 {
+                return 0;
+            }
+            cpu.retired -= u64::from(site.behind);
+            leave::LOOK_UP
+        }
+        Err(stop) => {
+            cpu.retired -= u64::from(site.behind) + 1;
+            cpu.t1.stop = Some((page.wrapping_add(u64::from(site.start)) & cpu.linear_mask, stop));
+            leave::STOP
+        }
+    }
+}
