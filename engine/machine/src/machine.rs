@@ -17,6 +17,7 @@ use engine_display::Screen;
 use engine_firmware::FirmwareError;
 use engine_input::InputEvent;
 use engine_memory::{Contents, GuestMemory, MemoryError};
+use engine_translator::{Interpreter, TranslatorOptions};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -242,7 +243,11 @@ impl Machine {
         let pc = pc::build(spec, &mut plane)?;
 
         let cpus = spec.cpu.topology.cpus();
-        let backend: Arc<dyn CpuBackend> = Arc::new(engine_translator::Interpreter::new(memory));
+        let backend: Arc<dyn CpuBackend> = Arc::new(if spec.translator {
+            Interpreter::translating(memory, TranslatorOptions::default())
+        } else {
+            Interpreter::new(memory)
+        });
         backend_slot.set(Arc::clone(&backend)).ok(); // A fresh slot: nobody else sets it.
         connect_cpu_wires(&plane, &backend);
         let board = Board::new(

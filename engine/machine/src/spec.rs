@@ -37,6 +37,8 @@ pub struct Spec {
     pub char_ports: BTreeMap<String, CharPort>,
     /// What drives time.
     pub clock: ClockMode,
+    /// Whether hot guest code is translated to host code, or all of it interpreted. (A clock that counts instructions needs the interpreter.)
+    pub translator: bool,
 }
 
 /// The display adapter.
@@ -146,6 +148,7 @@ impl Default for Spec {
             parts: Vec::new(),
             char_ports: BTreeMap::new(),
             clock: ClockMode::Real,
+            translator: false,
         }
     }
 }

@@ -232,7 +232,15 @@ impl Builder {
                     _ => bail!("-vga {value}: possible are std and none."),
                 }
             }
-            "-accel" => self.accelerators.extend(value.split(',').take(1).flat_map(|list| list.split(':')).map(str::to_owned)),
+            "-accel" => {
+                let mut values = KeyValues::parse(name, value, "accel")?;
+                let list = values.take("accel").unwrap_or_default();
+                self.accelerators.extend(list.split(':').map(str::to_owned));
+                if let Some(on) = values.take_switch("translator")? {
+                    self.spec.translator = on;
+                }
+                // QEMU's own properties of -accel (thread, tb-size …) are about its translator.
+            }
             "-enable-kvm" => self.accelerators.push("kvm".to_owned()),
             "-icount" => {
                 let mut values = KeyValues::parse(name, value, "shift")?;
@@ -667,6 +675,12 @@ mod tests {
             let refusal = refusal(line);
             assert!(refusal.contains(named), "{line}: {refusal}");
         }
+    }
+
+    #[test]
+    fn the_translator_is_a_property_of_the_accelerator() {
+        assert!(plan("-accel tcg,thread=multi,translator=on").spec.translator);
+        assert!(!plan("-accel tcg,translator=off").spec.translator);
     }
 
     #[test]
