@@ -2,7 +2,8 @@
 //!
 //! Done: versions 2 and 3, all cluster sizes and refcount widths, base images, zero and compressed clusters, discard,
 //! internal snapshots with the state of a machine, resizing, space set aside, checking and repairing. Not here yet:
-//! extended second-level entries, external data files, encryption, bitmaps (kept, but marked as out of date).
+//! extended second-level entries, external data files, encryption, and keeping bitmaps up to date (they stay in the
+//! file, marked as out of date).
 //!
 //! ## The order of writes
 //!
@@ -21,6 +22,7 @@
 //!
 //! See: the qcow2 specification (`docs/interop/qcow2` of QEMU).
 
+mod bitmaps;
 mod check;
 mod compressed;
 mod create;
@@ -88,8 +90,7 @@ pub(crate) struct Qcow2 {
     /// Shared by reads and by writes in place, which hold it while they touch the file, so that no cluster changes
     /// its owner under them. Whatever changes a table holds it alone.
     metadata: RwLock<Metadata>,
-    /// Autoclear bits, until the first write has cleared them.
-    autoclear: u64,
+    /// Whether the header promises nothing any more that writing would break.
     is_prepared: AtomicBool,
     is_corrupt: AtomicBool,
 }
@@ -177,7 +178,6 @@ impl Qcow2 {
             geometry,
             size: AtomicU64::new(header.size),
             compression: header.compression,
-            autoclear: header.autoclear,
             is_prepared: AtomicBool::new(header.autoclear == 0),
             backing,
             unpacked: UnpackedCache::new(geometry.cluster_size()),

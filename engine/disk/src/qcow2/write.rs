@@ -9,7 +9,7 @@ use crate::DiskError;
 use crate::block_file::Access;
 use crate::image::{DiskImage, check_range};
 
-use super::header::AT_AUTOCLEAR;
+use super::header::{AT_AUTOCLEAR, AUTOCLEAR_BITMAPS};
 use super::mapping::{COPIED, Mapping, ZERO};
 use super::metadata::{Metadata, TableError};
 use super::{Qcow2, mapping};
@@ -53,16 +53,20 @@ impl Qcow2 {
         self.prepare_first_write()
     }
 
-    /// Clears the autoclear bits: what they promise of the content is no longer kept true.
+    /// Takes back what the header promises of the content and nobody keeps true from now on: the bitmaps are marked as
+    /// out of date, and all features that we do not know are cleared.
     fn prepare_first_write(&self) -> Result<(), DiskError> {
         if self.is_prepared.load(Ordering::Acquire) {
             return Ok(());
         }
-        let _alone = self.alone()?;
+        let mut metadata = self.alone()?;
         if !self.is_prepared.load(Ordering::Acquire) {
-            tracing::debug!(bits = self.autoclear, "clearing autoclear bits before the first write");
-            self.file.write_at(AT_AUTOCLEAR, &[0; 8])?;
-            self.file.flush()?;
+            let kept = if metadata.mark_bitmaps_out_of_date()? { AUTOCLEAR_BITMAPS } else { 0 };
+            if metadata.header.autoclear != kept {
+                tracing::debug!(bits = metadata.header.autoclear & !kept, "clearing autoclear bits before the first write");
+                metadata.write_header_field(AT_AUTOCLEAR, &kept.to_be_bytes())?;
+                metadata.header.autoclear = kept;
+            }
             self.is_prepared.store(true, Ordering::Release);
         }
         Ok(())

@@ -393,3 +393,47 @@ fn a_failed_flush_fences_the_disk_until_it_is_opened_again() {
     assert_eq!(io::Error::from_raw_os_error(ENOSPC).kind(), io::ErrorKind::StorageFull);
     open_sim(&file, Access::ReadWrite, None).unwrap().write_at(0, &[3; 512]).unwrap();
 }
+
+#[test]
+fn threads_that_write_discard_and_flush_side_by_side_never_meet_in_one_cluster() {
+    // A discarded cluster is handed out again while others still flush: its hole must not swallow the new owner's data.
+    let kind = Qcow2Options { cluster_size: 4096, ..Qcow2Options::default() };
+    let file = Arc::new(SimFile::new(empty(kind, 4 << 20)));
+    let disk = open_sim(&file, Access::ReadWrite, None).unwrap();
+    let threads = 4_u64;
+    let share = disk.len() / threads;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let disk = &disk;
+            scope.spawn(move || {
+                let mut random = thread * 77 + 5;
+                let mut bytes = vec![0_u8; share as usize];
+                for round in 0..3000_u64 {
+                    let at = next(&mut random) % (share / 4096) * 4096;
+                    let length = (4096 * (1 + next(&mut random) % 4)).min(share - at);
+                    let range = at as usize..(at + length) as usize;
+                    let place = thread * share + at;
+                    match next(&mut random) % 8 {
+                        0..4 => {
+                            let byte = (round as u8 & 0x3f) << 2 | thread as u8;
+                            disk.write_at(place, &vec![byte; length as usize]).unwrap();
+                            bytes[range].fill(byte);
+                        }
+                        4 | 5 => {
+                            disk.discard(place, length).unwrap();
+                            bytes[range].fill(0);
+                        }
+                        6 => disk.flush().unwrap(),
+                        _ => {
+                            let mut seen = vec![0xaa; length as usize];
+                            disk.read_at(place, &mut seen).unwrap();
+                            assert!(seen == bytes[range.clone()], "thread {thread}, round {round}: {range:?}");
+                        }
+                    }
+                }
+            });
+        }
+    });
+    drop(disk);
+    assert_clean(file.content(), &kind);
+}
