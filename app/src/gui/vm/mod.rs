@@ -343,8 +343,12 @@ impl VmWindow {
         for pending in std::mem::take(&mut self.answers) {
             match pending {
                 Pending::Done(asked, what) => match asked.poll() {
-                    Some(Ok(())) => {}
-                    Some(Err(advice)) => self.failures.push(Failure { what: what.to_owned(), advice }),
+                    // What failed before has now been done.
+                    Some(Ok(())) => self.failures.retain(|failure| failure.what != what),
+                    Some(Err(advice)) => {
+                        self.failures.retain(|failure| failure.what != what);
+                        self.failures.push(Failure { what: what.to_owned(), advice });
+                    }
                     None => self.answers.push(Pending::Done(asked, what)),
                 },
                 Pending::Typed(asked) => match asked.poll() {

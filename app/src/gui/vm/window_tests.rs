@@ -63,6 +63,20 @@ fn a_medium_that_is_not_there_is_told_and_the_machine_goes_on() {
 }
 
 #[test]
+fn a_failure_that_was_made_good_is_not_shown_any_longer() {
+    let (mut harness, _session) = window(640, 480);
+    let folder = tempfile::tempdir().unwrap();
+    let iso = folder.path().join("real.iso");
+    std::fs::write(&iso, [0; 2048]).unwrap();
+    harness.state_mut().insert_medium("/nowhere/at/all.iso".into());
+    harness.state_mut().insert_medium("/nowhere/else.iso".into());
+    settle(&mut harness, |harness| harness.query_by_label("There is no such file: /nowhere/else.iso").is_some());
+    harness.get_by_label("The CD was not inserted.");
+    harness.state_mut().insert_medium(iso);
+    settle(&mut harness, |harness| harness.query_by_label("The CD was not inserted.").is_none());
+}
+
+#[test]
 fn the_guests_picture_is_shown_pixel_by_pixel() {
     let (mut harness, session) = window(320, 200);
     harness.state_mut().scale = super::ScaleMode::Exact;
