@@ -26,7 +26,8 @@ class Cell:
             return "FAILED"
         if self.cpu is None:
             return "n/a" if self.lacking else "–"
-        return f"{self.cpu:.3f} ±{self.spread():.0f}% ({self.wall:.1f})"
+        spread = f" ±{self.spread():.0f}%" if len(self.good) > 1 else ""
+        return f"{self.cpu:.3f}{spread} ({self.wall:.1f})"
 
 
 def ratio(one, other):
@@ -123,13 +124,14 @@ def for_terminal(samples):
 HOW_TO_READ = """\
 Written by `tests/bench/run`; do not edit by hand.
 
-A cell is the median of processor seconds, ± the spread (largest minus smallest, in percent of the median), and in brackets
-the median of wall seconds. Processor seconds are those of the whole process, all threads, user and kernel time: of the
-program itself natively, of the whole emulator otherwise, between two marks of the guest. On a shared machine they are
-what can be compared; wall seconds grow with whatever else runs. *ours/QEMU* below 1 means that ours is faster. Every
-program checks its own results: FAILED is one that was wrong, crashed or took too long in any of its runs, and counts in
-no mean. *n/a*: this CPU does not offer the instructions. A program ran once in each run of each emulator, with the guest
-booted anew for every run, so translation counts in full. Boots count from the start of the process.
+A cell is the median of processor seconds, ± the spread (largest minus smallest, in percent of the median; not where it
+ran once), and in brackets the median of wall seconds. Processor seconds are those of the whole process, all threads, user
+and kernel time: of the program itself natively, of the whole emulator otherwise, between two marks of the guest. On a
+shared machine they are what can be compared; wall seconds grow with whatever else runs. *ours/QEMU* below 1 means that
+ours is faster. Every program checks its own results: FAILED is one that was wrong, crashed or took too long in any of its
+runs, and counts in no mean. *n/a*: this CPU does not offer the instructions. A program ran once in each run of each
+emulator, with the guest booted anew for every run, so translation counts in full. Boots count from the start of the
+process.
 """
 
 

@@ -1,5 +1,4 @@
-/* Whole numbers in 256-bit vectors: what sse2int.c does with AVX2's wider and newer instructions: gathers, permutations,
-   shifts by lane, byte shuffles. */
+/* Whole numbers in 256-bit vectors, with what AVX2 brought: gathers, permutations, shifts by lane, byte shuffles. */
 #pragma GCC target("avx2")
 #include "harness.h"
 
