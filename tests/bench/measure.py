@@ -16,6 +16,8 @@ MACHINE = ("-M pc -m 512 -no-reboot -nic none -kernel {media}/bench/vmlinuz -ini
            "-append 'console=ttyS0,115200 panic=-1 loglevel=3 rdinit=/init'")
 LACKING = 77  # the status of a program whose instruction set this processor lacks
 
+NOT_RUN = "NOT RUN"  # how the verdict of a program begins whose guest did not start
+
 # verdict: "ok", "n/a", or what failed. memory: the most the process ever held, in MiB; None natively.
 Sample = collections.namedtuple("Sample", "verdict cpu wall memory")
 
@@ -61,7 +63,7 @@ class Guest:
             return self.measure(program, iterations, limit)
         except (Failed, OSError, ValueError) as problem:
             if not self.machine:  # it will not start the next time either
-                self.broken = f"FAILED: the guest did not start: {problem}"
+                self.broken = f"{NOT_RUN}: the guest did not start: {problem}"
             self.close()
             return Sample(self.broken or f"FAILED: {problem}", 0, 0, 0)
 
@@ -69,10 +71,11 @@ class Guest:
         machine = Machine(self.command, MACHINE, float("inf"), False)
         try:
             machine.wait_serial(r"BENCH READY\r?\n", limit)
-        except Failed:
+        except Failed as problem:
             self.keep_log(machine)
             machine.close()
-            raise
+            panic = re.search(r"Kernel panic[^\r\n]*", machine.text)
+            raise Failed(panic[0] if panic else str(problem)) from problem
         self.machine = machine
 
     def measure(self, program, iterations, limit):

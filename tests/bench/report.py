@@ -1,18 +1,21 @@
 """Medians, spreads, ratios and geometric means, and the tables they stand in."""
 import math, statistics
 
+from measure import NOT_RUN
 from programs import BOOTS, GROUPS, PROGRAMS
 
 NATIVE, RIVAL, OURS = "native", "qemu", "ours"
 
 
 class Cell:
-    """All samples of one program by one runner."""
+    """All samples of one program by one runner. One failure of the program makes it FAILED, but where only the guest did
+    not start, the other runs stand, with the number of those missing beside them."""
 
     def __init__(self, samples):
-        self.failed = next((s.verdict for s in samples if s.verdict not in ("ok", "n/a")), None)
-        self.lacking = bool(samples) and not self.failed and samples[0].verdict == "n/a"
-        self.good = [] if self.failed or self.lacking else samples
+        self.failed = any(s.verdict.startswith("FAILED") for s in samples)
+        self.good = [] if self.failed else [s for s in samples if s.verdict == "ok"]
+        self.missing = 0 if self.failed else sum(s.verdict.startswith(NOT_RUN) for s in samples)
+        self.lacking = any(s.verdict == "n/a" for s in samples)
         self.cpu = statistics.median(s.cpu for s in self.good) if self.good else None
         self.wall = statistics.median(s.wall for s in self.good) if self.good else None
 
@@ -25,9 +28,10 @@ class Cell:
         if self.failed:
             return "FAILED"
         if self.cpu is None:
-            return "n/a" if self.lacking else "–"
+            return "n/a" if self.lacking else "not run" if self.missing else "–"
         spread = f" ±{self.spread():.0f}%" if len(self.good) > 1 else ""
-        return f"{self.cpu:.3f}{spread} ({self.wall:.1f})"
+        missing = f", {self.missing} of {self.missing + len(self.good)} not run" if self.missing else ""
+        return f"{self.cpu:.3f}{spread} ({self.wall:.1f}){missing}"
 
 
 def ratio(one, other):
@@ -87,10 +91,14 @@ def boot_rows(samples):
 
 
 def failures(samples):
+    """Each thing that went wrong once, with all that it befell."""
+    befell = {}
     for (name, who), all_of_them in samples.items():
         for number, sample in enumerate(all_of_them, 1):
             if sample.verdict not in ("ok", "n/a"):
-                yield f"{name}, {who}, run {number}: {sample.verdict}"
+                befell.setdefault((who, number, sample.verdict), []).append(name)
+    for (who, number, verdict), names in befell.items():
+        yield f"{', '.join(names) if len(names) < 4 else f'{names[0]} and {len(names) - 1} more'}, {who}, run {number}: {verdict}"
 
 
 def aligned(rows):
@@ -129,9 +137,9 @@ ran once), and in brackets the median of wall seconds. Processor seconds are tho
 and kernel time: of the program itself natively, of the whole emulator otherwise, between two marks of the guest. On a
 shared machine they are what can be compared; wall seconds grow with whatever else runs. *ours/QEMU* below 1 means that
 ours is faster. Every program checks its own results: FAILED is one that was wrong, crashed or took too long in any of its
-runs, and counts in no mean. *n/a*: this CPU does not offer the instructions. A program ran once in each run of each
-emulator, with the guest booted anew for every run, so translation counts in full. Boots count from the start of the
-process.
+runs, and counts in no mean; *not run*, with what went wrong at the end, that the guest itself did not start. *n/a*: this
+CPU does not offer the instructions. A program ran once in each run of each emulator, with the guest booted anew for every
+run, so translation counts in full. Boots count from the start of the process.
 """
 
 
