@@ -66,6 +66,12 @@ impl FencedFile {
         })
     }
 
+    /// Sets the size; what is added is zeros.
+    pub(crate) fn truncate(&self, size: u64) -> Result<(), DiskError> {
+        self.check_fence()?;
+        self.file.truncate(size).map_err(|source| self.error("resize", source))
+    }
+
     /// Punches a hole; says whether the file system could.
     pub(crate) fn punch_hole(&self, offset: u64, length: u64) -> Result<bool, DiskError> {
         self.check_fence()?;

@@ -8,7 +8,7 @@ use crate::block_file::{Access, BlockFile};
 use crate::check::{CheckReport, Repair};
 use crate::image::DiskImage;
 use crate::open::{Chain, CreateOptions};
-use crate::{DiskError, ProbedRaw, iso, qcow2, raw};
+use crate::{DiskError, ProbedRaw, iso, qcow2, raw, vdi, vhd, vhdx, vmdk};
 
 /// A disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,6 +17,14 @@ pub enum Format {
     Raw,
     /// QEMU's growing disk.
     Qcow2,
+    /// VirtualBox's disk.
+    Vdi,
+    /// VMware's disk.
+    Vmdk,
+    /// The disk of Virtual PC and older Hyper-V.
+    Vhd,
+    /// Hyper-V's disk.
+    Vhdx,
     /// A CD or DVD image; read-only.
     Iso,
 }
@@ -62,7 +70,8 @@ pub(crate) struct Opening<'a> {
 /// How much of a file [`Driver::recognise`] is shown: up to and with the first volume descriptor of an ISO.
 pub(crate) const HEAD_LENGTH: usize = 0x8800;
 
-pub(crate) static DRIVERS: &[Driver] = &[raw::DRIVER, qcow2::DRIVER, iso::DRIVER];
+pub(crate) static DRIVERS: &[Driver] =
+    &[raw::DRIVER, qcow2::DRIVER, vdi::DRIVER, vmdk::DRIVER, vhd::DRIVER, vhdx::DRIVER, iso::DRIVER];
 
 impl Format {
     pub(crate) fn driver(self) -> &'static Driver {
@@ -111,6 +120,6 @@ mod tests {
             assert_eq!(format.name().parse(), Ok(format));
         }
         let error = "vhdz".parse::<Format>().unwrap_err().to_string();
-        assert!(error.contains("raw, qcow2, iso"), "{error}");
+        assert!(error.contains("raw, qcow2, vdi"), "{error}");
     }
 }

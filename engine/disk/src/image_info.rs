@@ -9,6 +9,8 @@ pub struct ImageInfo {
     pub backing: Option<BackingInfo>,
     /// Whether the file was not closed properly and needs a check.
     pub dirty: bool,
+    /// Whether it takes only whole clusters, compressed, each once: a file made to be sent.
+    pub writes_whole_clusters_compressed: bool,
     /// Whether its content is encrypted.
     pub encrypted: bool,
     /// What only this format has: names as `qemu-img info` prints them in JSON, in its order.

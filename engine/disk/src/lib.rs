@@ -19,9 +19,12 @@
 #![forbid(unsafe_code)]
 
 mod block_file;
+mod block_table;
 mod check;
 mod error;
 mod fenced_file;
+mod fields;
+mod flat;
 mod formats;
 mod host_file;
 mod image;
@@ -35,6 +38,10 @@ mod qcow2;
 mod raw;
 #[cfg(any(test, feature = "simulation"))]
 mod sim_file;
+mod vdi;
+mod vhd;
+mod vhdx;
+mod vmdk;
 
 pub use block_file::{Access, BlockFile, FileIdentity};
 pub use check::{CheckReport, Repair, check};
@@ -51,3 +58,4 @@ pub use probe::probe;
 pub use qcow2::{Compression, Qcow2Options};
 #[cfg(any(test, feature = "simulation"))]
 pub use sim_file::{CrashImages, Fault, Operation, SimFile};
+pub use vmdk::VmdkKind;

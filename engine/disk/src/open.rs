@@ -10,6 +10,7 @@ use crate::image::DiskImage;
 use crate::overlay::{Forgetful, throw_away};
 use crate::probe::recognise;
 use crate::qcow2::Qcow2Options;
+use crate::vmdk::VmdkKind;
 use crate::{DiskError, Format};
 
 /// How to open a disk. `OpenOptions::new(path)` asks for a writable disk with no guessing.
@@ -90,6 +91,15 @@ pub enum Flushing {
     Skipped,
 }
 
+impl Flushing {
+    fn applied_to(self, file: HostFile) -> Arc<dyn BlockFile> {
+        match self {
+            Flushing::Durable => Arc::new(file),
+            Flushing::Skipped => Arc::new(Forgetful(file)),
+        }
+    }
+}
+
 /// How much of a disk's space is set aside when it is made or grows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preallocation {
@@ -128,6 +138,8 @@ pub struct CreateOptions {
     pub preallocation: Preallocation,
     /// What only a qcow2 file has.
     pub qcow2: Qcow2Options,
+    /// What kind of file a VMDK disk becomes.
+    pub vmdk: VmdkKind,
 }
 
 /// A base image of a new disk.
@@ -142,7 +154,14 @@ pub struct Backing {
 impl CreateOptions {
     /// A disk of `size` bytes with the format's usual options.
     pub fn new(format: Format, size: u64) -> Self {
-        Self { format, size, backing: None, preallocation: Preallocation::Off, qcow2: Qcow2Options::default() }
+        Self {
+            format,
+            size,
+            backing: None,
+            preallocation: Preallocation::Off,
+            qcow2: Qcow2Options::default(),
+            vmdk: VmdkKind::default(),
+        }
     }
 }
 
@@ -203,12 +222,13 @@ pub(crate) fn open_file(options: &OpenOptions) -> Result<OpenedFile, DiskError> 
 pub(crate) struct Chain {
     backing_files: BackingFiles,
     sharing: Sharing,
+    flushing: Flushing,
     visited: Vec<FileIdentity>,
 }
 
 impl Default for Chain {
     fn default() -> Self {
-        Self { backing_files: BackingFiles::Anywhere, sharing: Sharing::Locked, visited: Vec::new() }
+        Self { backing_files: BackingFiles::Anywhere, sharing: Sharing::Locked, flushing: Flushing::Durable, visited: Vec::new() }
     }
 }
 
@@ -225,17 +245,33 @@ impl Chain {
         opened.lock(options.sharing)?;
         let OpenedFile { file, format, access, first_sector } = opened;
         let visited = self.visited.iter().copied().chain(identity).collect();
-        let chain = Chain { backing_files: options.backing_files, sharing: options.sharing, visited };
+        let chain = Chain { backing_files: options.backing_files, sharing: options.sharing, flushing: options.flushing, visited };
         let internal_snapshot = options.internal_snapshot.as_deref();
         let driver = format.driver();
         if internal_snapshot.is_some() && !driver.has_snapshots {
             return Err(DiskError::NotPossible { title: driver.title, action: "keep snapshots" });
         }
-        let file: Arc<dyn BlockFile> = match options.flushing {
-            Flushing::Durable => Arc::new(file),
-            Flushing::Skipped => Arc::new(Forgetful(file)),
-        };
+        let file = options.flushing.applied_to(file);
         (driver.open)(Opening { file, access, first_sector, internal_snapshot, chain: &chain })
+    }
+
+    /// Opens another file that belongs to the disk at `main` and lies beside it.
+    pub(crate) fn open_part(&self, main: &Path, name: &str, access: Access) -> Result<Arc<dyn BlockFile>, DiskError> {
+        let mut parts = Path::new(name).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            let detail = "it names a file that does not lie beside it".into();
+            return Err(DiskError::WrongFormat { expected: "disk", detail, path: main.to_path_buf() });
+        }
+        let file = HostFile::open(&main.with_file_name(name), access)?;
+        if let Some(identity) = file.identity()
+            && self.visited.contains(&identity)
+        {
+            let detail = "it names itself as a part of itself".into();
+            return Err(DiskError::WrongFormat { expected: "disk", detail, path: main.to_path_buf() });
+        }
+        let opened = OpenedFile { file, format: Format::Raw, access, first_sector: ProbedRaw::Stated };
+        opened.lock(self.sharing)?;
+        Ok(self.flushing.applied_to(opened.file))
     }
 
     /// Whether base images are left out.

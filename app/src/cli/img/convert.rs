@@ -77,9 +77,10 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     if target.len() < length {
         return Err(Failure::new("output file is smaller than input file"));
     }
-    let compressed_clusters = match (options.has("c"), target.info().cluster_size) {
+    let info = target.info();
+    let compressed_clusters = match (options.has("c") || info.writes_whole_clusters_compressed, info.cluster_size) {
         (false, _) => None,
-        (true, Some(size)) if output_format != Format::Raw => Some(size),
+        (true, Some(size)) if output_format == Format::Qcow2 || info.writes_whole_clusters_compressed => Some(size),
         (true, _) => return Err(Failure::new("Compression not supported for this file format")),
     };
     let content = if has_backing { content.without_bases() } else { content };
@@ -91,7 +92,8 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         // Over a base image zeros must be written: the base would show through.
         target_is_blank: (!options.has("n") || options.has("target-is-zero")) && !has_backing,
         compressed_clusters,
-        out_of_order: options.has("W"),
+        // qcow2 packs before it takes its lock: in any order, workers never wait for each other's packing.
+        out_of_order: options.has("W") || (compressed_clusters.is_some() && output_format == Format::Qcow2),
         workers: workers(&options)?,
         salvage: options.has("salvage"),
         rate_limit: rate_limit(&options)?,

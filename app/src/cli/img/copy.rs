@@ -196,14 +196,16 @@ impl Work<'_> {
                 let buffer = &mut buffer[..claim.length as usize];
                 self.read(claim.start, buffer)?;
                 match self.copy.compressed_clusters {
-                    // The target packs before it takes its lock, so these workers never wait for each other's packing.
-                    Some(cluster) => self.write_compressed(claim.start, buffer, cluster as usize)?,
+                    Some(cluster) => {
+                        self.wait_for_turn(claim.number);
+                        self.write_compressed(claim.start, buffer, cluster as usize)?;
+                    }
                     None => {
                         self.wait_for_turn(claim.number);
                         self.write(claim.start, buffer)?;
-                        self.end_turn();
                     }
                 }
+                self.end_turn();
                 self.throttle(claim.length);
             }
             self.progress.add(claim.length);
@@ -327,7 +329,7 @@ impl Work<'_> {
     }
 
     fn wait_for_turn(&self, number: u64) {
-        if self.copy.out_of_order || self.copy.compressed_clusters.is_some() {
+        if self.copy.out_of_order {
             return;
         }
         let mut turn = locked(&self.turn);

@@ -1,6 +1,6 @@
 //! What `-o` can say of a new file, format by format: one row an option, which parses it and prints it.
 
-use engine_disk::{Backing, Compression, CreateOptions, Format, Preallocation};
+use engine_disk::{Backing, Compression, CreateOptions, Format, Preallocation, VmdkKind};
 
 use crate::cli::qemu::nearest;
 
@@ -33,6 +33,7 @@ pub struct NewFile {
     pub backing_format: Option<String>,
     preallocation_is_given: bool,
     compat_is_given: bool,
+    subformat_is_given: bool,
 }
 
 const SIZE: FormatOption = FormatOption {
@@ -135,9 +136,80 @@ const QCOW2: &[FormatOption] = &[
     },
 ];
 
+const VDI: &[FormatOption] = &[
+    SIZE,
+    FormatOption {
+        name: "static",
+        value: "<bool (on/off)>",
+        meaning: "VDI static (pre-allocated) image",
+        set: |file, text| {
+            file.options.preallocation = match text {
+                "on" => Preallocation::Metadata,
+                "off" => Preallocation::Off,
+                _ => return None,
+            };
+            Some(())
+        },
+        show: |file| Some(if file.options.preallocation == Preallocation::Off { "off" } else { "on" }.into()),
+    },
+];
+
+/// VHD and VHDX: growing, or as large as the disk from the start.
+const DYNAMIC_OR_FIXED: FormatOption = FormatOption {
+    name: "subformat",
+    value: "<str>",
+    meaning: "Type of virtual hard disk format. Supported formats are {dynamic (default) | fixed}",
+    set: |file, text| {
+        file.options.preallocation = match text {
+            "fixed" => Preallocation::Metadata,
+            "dynamic" => Preallocation::Off,
+            _ => return None,
+        };
+        file.subformat_is_given = true;
+        Some(())
+    },
+    show: |file| {
+        let word = if file.options.preallocation == Preallocation::Off { "dynamic" } else { "fixed" };
+        file.subformat_is_given.then(|| word.into())
+    },
+};
+
+const VHD: &[FormatOption] = &[
+    SIZE,
+    DYNAMIC_OR_FIXED,
+    FormatOption {
+        name: "force_size",
+        value: "<bool (on/off)>",
+        meaning: "Make the disk exactly as large as asked for (always done here)",
+        set: |_, text| ["on", "off"].contains(&text).then_some(()),
+        show: |_| None,
+    },
+];
+
+const VHDX: &[FormatOption] = &[SIZE, DYNAMIC_OR_FIXED];
+
+const VMDK: &[FormatOption] = &[
+    SIZE,
+    FormatOption {
+        name: "subformat",
+        value: "<str>",
+        meaning: "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat or streamOptimized",
+        set: |file, text| {
+            file.options.vmdk = VmdkKind::ALL.into_iter().find(|kind| kind.name() == text)?;
+            file.subformat_is_given = true;
+            Some(())
+        },
+        show: |file| file.subformat_is_given.then(|| file.options.vmdk.name().into()),
+    },
+];
+
 fn options_of(format: Format) -> &'static [FormatOption] {
     match format {
         Format::Qcow2 => QCOW2,
+        Format::Vdi => VDI,
+        Format::Vhd => VHD,
+        Format::Vhdx => VHDX,
+        Format::Vmdk => VMDK,
         _ => RAW,
     }
 }
@@ -146,7 +218,15 @@ impl NewFile {
     /// A file of `format` with nothing said yet.
     pub fn new(format: Format) -> Self {
         let options = CreateOptions::new(format, 0);
-        Self { options, size: None, backing: None, backing_format: None, preallocation_is_given: false, compat_is_given: false }
+        Self {
+            options,
+            size: None,
+            backing: None,
+            backing_format: None,
+            preallocation_is_given: false,
+            compat_is_given: false,
+            subformat_is_given: false,
+        }
     }
 
     /// Takes one `-o` argument. `name` is the file's, for messages.

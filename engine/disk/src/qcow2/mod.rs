@@ -410,6 +410,7 @@ fn describe(header: &Header) -> ImageInfo {
         backing: backing.as_ref().map(|name| BackingInfo { name: name.name.clone(), format: name.format.clone() }),
         dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
         encrypted: false,
+        writes_whole_clusters_compressed: false,
         specific,
     }
 }

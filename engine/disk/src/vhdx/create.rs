@@ -1,0 +1,134 @@
+//! Making an empty VHDX file.
+
+use crate::DiskError;
+use crate::block_file::BlockFile;
+use crate::fields::put;
+use crate::open::{CreateOptions, Preallocation};
+
+use super::header::{
+    FILE_MAGIC, HEADER_LENGTH, HEADER_MAGIC, HEADER_PLACES, METADATA_REGION, REGION_MAGIC, REGION_PLACES, REGION_TABLE_LENGTH,
+    TABLE_REGION, sum,
+};
+use super::metadata::{DISK_ID, DISK_SIZE, FILE_PARAMETERS, LOGICAL_SECTOR, PHYSICAL_SECTOR, TABLE_LENGTH, TABLE_MAGIC};
+use super::{FULLY_PRESENT, MIB, chunk_ratio, table_index};
+
+/// Where things lie: a log of one mebibyte, the description, the table, then blocks.
+const LOG_OFFSET: u64 = MIB;
+const LOG_LENGTH: u64 = MIB;
+const METADATA_OFFSET: u64 = 2 * MIB;
+const TABLE_OFFSET: u64 = 3 * MIB;
+const SECTOR_SIZE: u64 = 512;
+const PHYSICAL_SECTOR_SIZE: u32 = 4096;
+const MAX_SIZE: u64 = 64 << 40;
+
+/// Flags of items: of the disk rather than the file, and not to be ignored.
+const OF_DISK: u32 = 2;
+const REQUIRED: u32 = 4;
+
+pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
+    let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
+    let host = |source| DiskError::host("create", file.path(), source);
+    if options.backing.is_some() {
+        return Err(refuse("A VHDX disk cannot be built on another file here. Use qcow2 for that"));
+    }
+    if options.size > MAX_SIZE {
+        return Err(refuse("A VHDX disk cannot be larger than 64 TiB"));
+    }
+    let is_fixed = options.preallocation != Preallocation::Off;
+    let block_size = usual_block_size(options.size);
+    let ratio = chunk_ratio(SECTOR_SIZE, block_size);
+    let blocks = options.size.div_ceil(block_size);
+    let entries = if blocks == 0 { 0 } else { table_index(blocks - 1, ratio) + 1 };
+    let table_length = (entries * 8).next_multiple_of(MIB).max(MIB);
+    let data_start = TABLE_OFFSET + table_length;
+    let data_length = if is_fixed { blocks * block_size } else { 0 };
+    file.truncate(data_start + data_length).map_err(host)?;
+    if is_fixed {
+        let mut table = vec![0; (entries * 8) as usize];
+        for block in 0..blocks {
+            let entry = (data_start + block * block_size) | FULLY_PRESENT;
+            put(&mut table, table_index(block, ratio) as usize * 8, &entry.to_le_bytes());
+        }
+        file.write_at(TABLE_OFFSET, &table).map_err(host)?;
+    }
+    file.write_at(METADATA_OFFSET, &description(options.size, block_size, is_fixed)).map_err(host)?;
+    let regions = region_table(table_length);
+    for place in REGION_PLACES {
+        file.write_at(place, &regions).map_err(host)?;
+    }
+    for (sequence, place) in HEADER_PLACES.into_iter().enumerate() {
+        file.write_at(place, &header(sequence as u64)).map_err(host)?;
+    }
+    let mut start = vec![0; 520];
+    put(&mut start, 0, FILE_MAGIC);
+    let creator: Vec<u8> = "Bellglass".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    put(&mut start, 8, &creator);
+    file.write_at(0, &start).map_err(host)
+}
+
+/// Larger blocks for larger disks, so that the table stays small.
+fn usual_block_size(size: u64) -> u64 {
+    match size >> 30 {
+        0..=100 => 8 * MIB,
+        101..=1023 => 16 * MIB,
+        1024..=10_239 => 32 * MIB,
+        _ => 64 * MIB,
+    }
+}
+
+fn header(sequence: u64) -> Vec<u8> {
+    let mut header = vec![0; HEADER_LENGTH];
+    put(&mut header, 0, HEADER_MAGIC);
+    put(&mut header, 8, &sequence.to_le_bytes());
+    put(&mut header, 16, uuid::Uuid::new_v4().as_bytes());
+    put(&mut header, 32, uuid::Uuid::new_v4().as_bytes());
+    put(&mut header, 66, &1_u16.to_le_bytes());
+    put(&mut header, 68, &(LOG_LENGTH as u32).to_le_bytes());
+    put(&mut header, 72, &LOG_OFFSET.to_le_bytes());
+    let sum = sum(&header);
+    put(&mut header, 4, &sum.to_le_bytes());
+    header
+}
+
+fn region_table(table_length: u64) -> Vec<u8> {
+    let mut table = vec![0; REGION_TABLE_LENGTH];
+    put(&mut table, 0, REGION_MAGIC);
+    put(&mut table, 8, &2_u32.to_le_bytes());
+    let regions = [(TABLE_REGION, TABLE_OFFSET, table_length), (METADATA_REGION, METADATA_OFFSET, MIB)];
+    for (number, (id, offset, length)) in regions.into_iter().enumerate() {
+        let at = 16 + number * 32;
+        put(&mut table, at, &id.to_bytes_le());
+        put(&mut table, at + 16, &offset.to_le_bytes());
+        put(&mut table, at + 24, &(length as u32).to_le_bytes());
+        put(&mut table, at + 28, &1_u32.to_le_bytes());
+    }
+    let sum = sum(&table);
+    put(&mut table, 4, &sum.to_le_bytes());
+    table
+}
+
+fn description(size: u64, block_size: u64, is_fixed: bool) -> Vec<u8> {
+    let leave_allocated = u32::from(is_fixed);
+    let mut parameters = (block_size as u32).to_le_bytes().to_vec();
+    parameters.extend(leave_allocated.to_le_bytes());
+    let items = [
+        (FILE_PARAMETERS, parameters, REQUIRED),
+        (DISK_SIZE, size.to_le_bytes().to_vec(), REQUIRED | OF_DISK),
+        (DISK_ID, uuid::Uuid::new_v4().as_bytes().to_vec(), REQUIRED | OF_DISK),
+        (LOGICAL_SECTOR, (SECTOR_SIZE as u32).to_le_bytes().to_vec(), REQUIRED | OF_DISK),
+        (PHYSICAL_SECTOR, PHYSICAL_SECTOR_SIZE.to_le_bytes().to_vec(), REQUIRED | OF_DISK),
+    ];
+    let mut bytes = vec![0; TABLE_LENGTH];
+    put(&mut bytes, 0, TABLE_MAGIC);
+    put(&mut bytes, 10, &(items.len() as u16).to_le_bytes());
+    for (number, (id, value, flags)) in items.into_iter().enumerate() {
+        let at = 32 + number * 32;
+        put(&mut bytes, at, &id.to_bytes_le());
+        let offset = bytes.len() as u32;
+        put(&mut bytes, at + 16, &offset.to_le_bytes());
+        put(&mut bytes, at + 20, &(value.len() as u32).to_le_bytes());
+        put(&mut bytes, at + 24, &flags.to_le_bytes());
+        bytes.extend(value);
+    }
+    bytes
+}
