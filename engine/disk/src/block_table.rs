@@ -117,12 +117,14 @@ pub(crate) struct Opened<L> {
     pub(crate) data_start: u64,
     /// New blocks never go before this.
     pub(crate) first_free: u64,
+    /// Blocks whose entries a crash left half written; the next flush writes them again.
+    pub(crate) unwritten: BTreeSet<usize>,
 }
 
 impl<L: Layout> BlockTableDisk<L> {
     /// Takes over what a format has read. Two entries for one place, or one outside the file, refuse writing.
     pub(crate) fn new(file: Arc<dyn BlockFile>, access: Access, opened: Opened<L>) -> Result<Self, DiskError> {
-        let Opened { layout, size, block_size, blocks, data_start, first_free } = opened;
+        let Opened { layout, size, block_size, blocks, data_start, first_free, unwritten } = opened;
         let file = FencedFile::new(file);
         let file_end = file.len()?;
         let head = layout.block_head().len() as u64;
@@ -151,7 +153,7 @@ impl<L: Layout> BlockTableDisk<L> {
                 return Err(DiskError::Damaged { detail: detail.into(), advice, path: file.path().to_path_buf() });
             }
         }
-        let table = RwLock::new(Table { places, unwritten: BTreeSet::new(), end, stored });
+        let table = RwLock::new(Table { places, unwritten, end, stored });
         Ok(Self { file, access, layout, size, block_size, table })
     }
 
@@ -367,7 +369,7 @@ impl<L: Layout> DiskImage for BlockTableDisk<L> {
         while first + (count as usize) < table.places.len() {
             let next = table.block(first + count as usize);
             let continues = match (block, next) {
-                (Block::Stored(place), Block::Stored(next)) => place + count * self.block_size == next,
+                (Block::Stored(place), Block::Stored(next)) => place.saturating_add(count * self.block_size) == next,
                 (one, other) => one == other,
             };
             if !continues {
@@ -379,7 +381,9 @@ impl<L: Layout> DiskImage for BlockTableDisk<L> {
         Ok(match block {
             Block::Absent => Extent { present: self.layout.absent_is_present(), ..Extent::new(ExtentKind::Zero, length) },
             Block::Zero => Extent::new(ExtentKind::Zero, length),
-            Block::Stored(place) => Extent { host_offset: Some(place + in_block), ..Extent::new(ExtentKind::Data, length) },
+            Block::Stored(place) => {
+                Extent { host_offset: Some(place.saturating_add(in_block)), ..Extent::new(ExtentKind::Data, length) }
+            }
         })
     }
 

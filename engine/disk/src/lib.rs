@@ -6,7 +6,7 @@
 //! lets no write pass after a failed flush.
 //!
 //! ```text
-//!  device thread ─► dyn DiskImage: raw · iso · qcow2 ─► FencedFile ─► dyn BlockFile: HostFile (or SimFile in tests)
+//!  device thread ─► dyn DiskImage: raw · iso · qcow2 · … ─► FencedFile ─► dyn BlockFile: HostFile (or SimFile in tests)
 //!                                     └─ backing: another DiskImage, read-only
 //! ```
 //!
@@ -14,12 +14,15 @@
 //! threads. All image content is treated as hostile: no panic, no unbounded loop or allocation follows from it.
 //! Never is a format guessed for a file that a guest could have written and can write again.
 //!
-//! Start at `image.rs` and `open.rs`; the interesting part is `qcow2/`, whose `mod.rs` tells the write ordering.
+//! Start at `image.rs` and `open.rs`; the interesting part is `qcow2/`, whose `mod.rs` tells the write ordering. VDI, VHD,
+//! VHDX and sparse VMDK share `block_table.rs`.
 
 #![forbid(unsafe_code)]
 
 mod block_file;
 mod block_table;
+#[cfg(test)]
+mod block_table_tests;
 mod check;
 mod error;
 mod fenced_file;

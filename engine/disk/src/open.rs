@@ -372,7 +372,7 @@ pub fn create_over(path: &Path, options: &CreateOptions) -> Result<(), DiskError
 fn check_create(path: &Path, options: &CreateOptions) -> Result<WriteEmpty, DiskError> {
     let bad = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: path.to_path_buf() };
     let Some(write_empty) = options.format.driver().create else {
-        return Err(bad("Bellglass does not make files of this format. Use raw or qcow2"));
+        return Err(bad("Bellglass does not make files of this format. Use raw, qcow2 or another disk format"));
     };
     if !options.size.is_multiple_of(512) {
         return Err(bad("The size of a disk must be a multiple of 512 bytes"));

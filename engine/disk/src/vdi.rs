@@ -148,7 +148,15 @@ fn read(file: &FencedFile) -> Result<Opened<Vdi>, DiskError> {
     let blocks = read_map(file, &header)?.into_iter().take(needed).map(block).collect();
     let layout = Vdi { map_offset: header.map_offset, data_offset: header.data_offset };
     let data_start = header.data_offset;
-    Ok(Opened { layout, size: header.size, block_size: BLOCK_SIZE, blocks, data_start, first_free: data_start })
+    Ok(Opened {
+        layout,
+        size: header.size,
+        block_size: BLOCK_SIZE,
+        blocks,
+        data_start,
+        first_free: data_start,
+        unwritten: Default::default(),
+    })
 }
 
 fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {

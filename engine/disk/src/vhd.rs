@@ -207,7 +207,15 @@ fn open(opening: Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError> {
                 sector_bitmap: vec![0xff; bitmap_length as usize],
             };
             let (block_size, data_start) = (dynamic.block_size, dynamic.data_start());
-            let opened = Opened { layout, size: footer.size, block_size, blocks, data_start, first_free: data_start };
+            let opened = Opened {
+                layout,
+                size: footer.size,
+                block_size,
+                blocks,
+                data_start,
+                first_free: data_start,
+                unwritten: Default::default(),
+            };
             Ok(Arc::new(BlockTableDisk::new(file, access, opened)?))
         }
         DIFFERENCING => {
@@ -227,13 +235,18 @@ fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError
     if options.size > 2040 << 30 {
         return Err(refuse("A VHD disk cannot be larger than 2,040 GiB. Use VHDX or qcow2 for that"));
     }
-    let is_fixed = options.preallocation != Preallocation::Off;
-    let footer = footer(options.size, is_fixed);
-    if is_fixed {
+    if options.preallocation != Preallocation::Off {
+        let footer = footer(options.size, FIXED);
         file.truncate(options.size + FOOTER_LENGTH as u64).map_err(host)?;
         return file.write_at(options.size, &footer).map_err(host);
     }
-    let entries = options.size.div_ceil(BLOCK_SIZE);
+    write_dynamic(file, options.size, BLOCK_SIZE)
+}
+
+/// Footer, header and table of a disk without blocks, and the footer again.
+fn write_dynamic(file: &dyn BlockFile, size: u64, block_size: u64) -> Result<(), DiskError> {
+    let footer = footer(size, DYNAMIC);
+    let entries = size.div_ceil(block_size);
     let table_offset = (FOOTER_LENGTH + HEADER_LENGTH) as u64;
     let table_length = (entries * 4).next_multiple_of(SECTOR);
     let mut header = [0; HEADER_LENGTH];
@@ -242,17 +255,17 @@ fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError
     put(&mut header, 16, &table_offset.to_be_bytes());
     put(&mut header, 24, &0x0001_0000_u32.to_be_bytes());
     put(&mut header, 28, &(entries as u32).to_be_bytes());
-    put(&mut header, 32, &(BLOCK_SIZE as u32).to_be_bytes());
+    put(&mut header, 32, &(block_size as u32).to_be_bytes());
     let sum = checksum(&header, 36);
     put(&mut header, 36, &sum.to_be_bytes());
     let mut start = footer.to_vec();
     start.extend(header);
     start.resize(start.len() + table_length as usize, 0xff);
     start.extend(footer);
-    file.write_at(0, &start).map_err(host)
+    file.write_at(0, &start).map_err(|source| DiskError::host("create", file.path(), source))
 }
 
-fn footer(size: u64, is_fixed: bool) -> [u8; FOOTER_LENGTH] {
+fn footer(size: u64, kind: u32) -> [u8; FOOTER_LENGTH] {
     /// Seconds from 1970 to 2000, when VHD's time begins.
     const YEAR_2000: u64 = 946_684_800;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -261,7 +274,7 @@ fn footer(size: u64, is_fixed: bool) -> [u8; FOOTER_LENGTH] {
     put(&mut footer, 0, FOOTER_MAGIC);
     put(&mut footer, 8, &2_u32.to_be_bytes()); // features: none but the bit that is always set
     put(&mut footer, 12, &0x0001_0000_u32.to_be_bytes());
-    put(&mut footer, 16, &if is_fixed { u64::MAX } else { FOOTER_LENGTH as u64 }.to_be_bytes());
+    put(&mut footer, 16, &if kind == FIXED { u64::MAX } else { FOOTER_LENGTH as u64 }.to_be_bytes());
     put(&mut footer, 24, &(now.saturating_sub(YEAR_2000) as u32).to_be_bytes());
     put(&mut footer, 28, CREATOR);
     put(&mut footer, 32, &0x0005_0003_u32.to_be_bytes());
@@ -270,7 +283,7 @@ fn footer(size: u64, is_fixed: bool) -> [u8; FOOTER_LENGTH] {
     put(&mut footer, 48, &size.to_be_bytes());
     put(&mut footer, 56, &cylinders.to_be_bytes());
     put(&mut footer, 58, &[heads, sectors]);
-    put(&mut footer, 60, &if is_fixed { FIXED } else { DYNAMIC }.to_be_bytes());
+    put(&mut footer, 60, &kind.to_be_bytes());
     put(&mut footer, 68, uuid::Uuid::new_v4().as_bytes());
     let sum = checksum(&footer, 64);
     put(&mut footer, 64, &sum.to_be_bytes());
@@ -330,6 +343,12 @@ fn check(file: Arc<dyn BlockFile>, _repair: Repair) -> Result<CheckReport, DiskE
         report.error(format!("block {} overlaps block {}", pair[1].1, pair[0].1));
     }
     Ok(report)
+}
+
+/// A dynamic disk with blocks smaller than anybody makes them, so that small files have many.
+#[cfg(test)]
+pub(crate) fn create_small(file: &dyn BlockFile, size: u64) {
+    write_dynamic(file, size, 4096).unwrap();
 }
 
 #[cfg(test)]

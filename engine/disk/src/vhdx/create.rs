@@ -35,35 +35,38 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
         return Err(refuse("A VHDX disk cannot be larger than 64 TiB"));
     }
     let is_fixed = options.preallocation != Preallocation::Off;
-    let block_size = usual_block_size(options.size);
+    write_empty(file, options.size, usual_block_size(options.size), is_fixed).map_err(host)
+}
+
+fn write_empty(file: &dyn BlockFile, size: u64, block_size: u64, is_fixed: bool) -> std::io::Result<()> {
     let ratio = chunk_ratio(SECTOR_SIZE, block_size);
-    let blocks = options.size.div_ceil(block_size);
+    let blocks = size.div_ceil(block_size);
     let entries = if blocks == 0 { 0 } else { table_index(blocks - 1, ratio) + 1 };
     let table_length = (entries * 8).next_multiple_of(MIB).max(MIB);
     let data_start = TABLE_OFFSET + table_length;
     let data_length = if is_fixed { blocks * block_size } else { 0 };
-    file.truncate(data_start + data_length).map_err(host)?;
+    file.truncate(data_start + data_length)?;
     if is_fixed {
         let mut table = vec![0; (entries * 8) as usize];
         for block in 0..blocks {
             let entry = (data_start + block * block_size) | FULLY_PRESENT;
             put(&mut table, table_index(block, ratio) as usize * 8, &entry.to_le_bytes());
         }
-        file.write_at(TABLE_OFFSET, &table).map_err(host)?;
+        file.write_at(TABLE_OFFSET, &table)?;
     }
-    file.write_at(METADATA_OFFSET, &description(options.size, block_size, is_fixed)).map_err(host)?;
+    file.write_at(METADATA_OFFSET, &description(size, block_size, is_fixed))?;
     let regions = region_table(table_length);
     for place in REGION_PLACES {
-        file.write_at(place, &regions).map_err(host)?;
+        file.write_at(place, &regions)?;
     }
     for (sequence, place) in HEADER_PLACES.into_iter().enumerate() {
-        file.write_at(place, &header(sequence as u64)).map_err(host)?;
+        file.write_at(place, &header(sequence as u64))?;
     }
     let mut start = vec![0; 520];
     put(&mut start, 0, FILE_MAGIC);
     let creator: Vec<u8> = "Bellglass".encode_utf16().flat_map(u16::to_le_bytes).collect();
     put(&mut start, 8, &creator);
-    file.write_at(0, &start).map_err(host)
+    file.write_at(0, &start)
 }
 
 /// Larger blocks for larger disks, so that the table stays small.
@@ -131,4 +134,10 @@ fn description(size: u64, block_size: u64, is_fixed: bool) -> Vec<u8> {
         bytes.extend(value);
     }
     bytes
+}
+
+/// A disk with blocks as small as they can be, so that small files have many.
+#[cfg(test)]
+pub(crate) fn create_small(file: &dyn BlockFile, size: u64) {
+    write_empty(file, size, MIB, false).unwrap();
 }

@@ -143,7 +143,11 @@ impl Regions {
         for entry in bytes[16..].chunks_exact(32).take(count as usize) {
             let fields = Fields(entry);
             let region = Region { offset: fields.le64(16), length: fields.le32(24).into() };
-            if region.offset < MIB || region.offset % MIB != 0 || region.length % MIB != 0 || region.end() > end.max(MIB) {
+            if region.offset < MIB
+                || !region.offset.is_multiple_of(MIB)
+                || !region.length.is_multiple_of(MIB)
+                || region.end() > end.max(MIB)
+            {
                 return Err(wrong("a region has an impossible place or size"));
             }
             if all.iter().any(|other| other.overlaps(region)) {

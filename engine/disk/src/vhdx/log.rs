@@ -59,7 +59,9 @@ pub(super) fn replayed(file: Arc<dyn BlockFile>, header: &Header, access: Access
     // The log itself and the headers are not the log's to change.
     let touches = |offset: u64, length: u64| {
         let end = offset.checked_add(length);
-        offset % PAGE_U64 != 0 || end.is_none_or(|end| end > last.1.max(size)) || offset < super::header::REGION_PLACES[0]
+        !offset.is_multiple_of(PAGE_U64)
+            || end.is_none_or(|end| end > last.1.max(size))
+            || offset < super::header::REGION_PLACES[0]
     };
     let is_bad = |change: &Change| match change {
         Change::Zeros { offset, length } => touches(*offset, *length) || length % PAGE_U64 != 0,
@@ -143,7 +145,7 @@ impl Entry {
         let first = log.get(start..start + PAGE)?;
         let fields = Fields(first);
         let length = fields.le32(8) as usize;
-        if !first.starts_with(b"loge") || length == 0 || length % PAGE != 0 || length > log.len() {
+        if !first.starts_with(b"loge") || length == 0 || !length.is_multiple_of(PAGE) || length > log.len() {
             return None;
         }
         *budget = budget.checked_sub(length)?;

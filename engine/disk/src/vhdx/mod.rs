@@ -25,6 +25,9 @@ use crate::image_info::ImageInfo;
 use header::{Header, Region, Regions};
 use metadata::Metadata;
 
+#[cfg(test)]
+pub(crate) use create::create_small;
+
 pub(crate) const DRIVER: Driver = Driver {
     format: Format::Vhdx,
     name: "vhdx",
@@ -142,7 +145,7 @@ fn open(opening: Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError> {
     let chunk_ratio = chunk_ratio(sector_size, block_size);
     let layout = Vhdx { table_offset: contents.table.offset, block_size, chunk_ratio };
     let data_start = contents.data_start;
-    let opened = Opened { layout, size, block_size, blocks, data_start, first_free: data_start };
+    let opened = Opened { layout, size, block_size, blocks, data_start, first_free: data_start, unwritten: Default::default() };
     Ok(Arc::new(BlockTableDisk::new(file, access, opened)?))
 }
 

@@ -74,7 +74,7 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
         VmdkKind::MonolithicSparse | VmdkKind::StreamOptimized if size > 1 << 40 => {
             Err(refuse("A VMDK disk in one growing file cannot be larger than 1 TiB here. Use monolithicFlat or qcow2"))
         }
-        VmdkKind::MonolithicSparse => write_sparse(file, size, Some(&text(kind.name(), &[sparse_line(name, size)], size))),
+        VmdkKind::MonolithicSparse => write_sparse(file, size, GRAIN, Some(&text(kind.name(), &[sparse_line(name, size)], size))),
         VmdkKind::StreamOptimized => write_stream(file, size, &text(kind.name(), &[sparse_line(name, size)], size)),
         VmdkKind::MonolithicFlat | VmdkKind::TwoGbMaxExtentFlat | VmdkKind::TwoGbMaxExtentSparse => {
             let stem = name.strip_suffix(".vmdk").unwrap_or(name);
@@ -110,17 +110,17 @@ fn write_part(path: &Path, size: u64, is_sparse: bool) -> Result<(), DiskError> 
     let host = |source| DiskError::host("create", path, source);
     file.lock(Access::ReadWrite).map_err(|_| DiskError::InUse { hint: "", path: path.to_path_buf() })?;
     file.truncate(0).map_err(host)?;
-    if is_sparse { write_sparse(&file, size, None) } else { file.truncate(size).map_err(host) }
+    if is_sparse { write_sparse(&file, size, GRAIN, None) } else { file.truncate(size).map_err(host) }
 }
 
-fn header(size: u64, flags: u32, with_descriptor: bool) -> [u8; HEADER_LENGTH] {
+fn header(size: u64, grain: u64, flags: u32, with_descriptor: bool) -> [u8; HEADER_LENGTH] {
     let is_stream = flags & IS_COMPRESSED != 0;
     let mut header = [0; HEADER_LENGTH];
     put(&mut header, 0, MAGIC);
     put(&mut header, 4, &if is_stream { 3_u32 } else { 1 }.to_le_bytes());
     put(&mut header, 8, &(HAS_NEWLINE_TEST | flags).to_le_bytes());
     put(&mut header, 12, &(size / SECTOR).to_le_bytes());
-    put(&mut header, 20, &(GRAIN / SECTOR).to_le_bytes());
+    put(&mut header, 20, &(grain / SECTOR).to_le_bytes());
     if with_descriptor {
         put(&mut header, 28, &(DESCRIPTOR_OFFSET / SECTOR).to_le_bytes());
         put(&mut header, 36, &(DESCRIPTOR_LENGTH / SECTOR).to_le_bytes());
@@ -132,14 +132,14 @@ fn header(size: u64, flags: u32, with_descriptor: bool) -> [u8; HEADER_LENGTH] {
 }
 
 /// Header, descriptor, then twice: the directory and all its tables. Grains follow.
-fn write_sparse(file: &dyn BlockFile, size: u64, descriptor: Option<&str>) -> Result<(), DiskError> {
-    let tables = size.div_ceil(GRAIN).div_ceil(TABLE_ENTRIES);
+fn write_sparse(file: &dyn BlockFile, size: u64, grain: u64, descriptor: Option<&str>) -> Result<(), DiskError> {
+    let tables = size.div_ceil(grain).div_ceil(TABLE_ENTRIES);
     let directory_length = (tables * 4).next_multiple_of(SECTOR);
     let table_length = TABLE_ENTRIES * 4;
     let redundant = DESCRIPTOR_OFFSET + DESCRIPTOR_LENGTH;
     let main = redundant + directory_length + tables * table_length;
-    let end = (main + directory_length + tables * table_length).next_multiple_of(GRAIN);
-    let mut header = header(size, HAS_REDUNDANT_TABLE, descriptor.is_some());
+    let end = (main + directory_length + tables * table_length).next_multiple_of(grain);
+    let mut header = header(size, grain, HAS_REDUNDANT_TABLE, descriptor.is_some());
     put(&mut header, 48, &(redundant / SECTOR).to_le_bytes());
     put(&mut header, 56, &(main / SECTOR).to_le_bytes());
     put(&mut header, 64, &(end / SECTOR).to_le_bytes());
@@ -158,7 +158,7 @@ fn write_sparse(file: &dyn BlockFile, size: u64, descriptor: Option<&str>) -> Re
 fn write_stream(file: &dyn BlockFile, size: u64, descriptor: &str) -> Result<(), DiskError> {
     let grains_at = (DESCRIPTOR_OFFSET + DESCRIPTOR_LENGTH).next_multiple_of(GRAIN);
     let directory_length = (size.div_ceil(GRAIN).div_ceil(TABLE_ENTRIES) * 4).next_multiple_of(SECTOR);
-    let mut header = header(size, IS_COMPRESSED | HAS_MARKERS, true);
+    let mut header = header(size, GRAIN, IS_COMPRESSED | HAS_MARKERS, true);
     put(&mut header, 56, &AT_END.to_le_bytes());
     put(&mut header, 64, &(grains_at / SECTOR).to_le_bytes());
     let mut tail = mark(directory_length / SECTOR, 2).to_vec();
@@ -172,4 +172,11 @@ fn write_stream(file: &dyn BlockFile, size: u64, descriptor: &str) -> Result<(),
     write(file, DESCRIPTOR_OFFSET, descriptor.as_bytes())?;
     write(file, grains_at, &tail)?;
     write(file, 0, &header)
+}
+
+/// A growing disk with grains as small as they can be, so that small files have many.
+#[cfg(test)]
+pub(crate) fn create_small(file: &dyn BlockFile, size: u64) {
+    let line = ExtentLine { sectors: size / SECTOR, kind: "SPARSE".into(), file: "disk".into(), offset: 0 };
+    write_sparse(file, size, 4096, Some(&text(VmdkKind::MonolithicSparse.name(), &[line], size))).unwrap();
 }

@@ -28,6 +28,8 @@ use descriptor::{Descriptor, ExtentLine};
 use sparse::SparseHeader;
 
 pub use create::VmdkKind;
+#[cfg(test)]
+pub(crate) use create::create_small;
 
 pub(crate) const DRIVER: Driver = Driver {
     format: Format::Vmdk,

@@ -1,5 +1,7 @@
 //! Sparse extents: grains, found by a directory of tables, usually kept twice.
 
+use std::collections::BTreeSet;
+
 use crate::DiskError;
 use crate::block_file::Access;
 use crate::block_table::{Block, Layout, MAX_BLOCKS, Opened};
@@ -185,30 +187,46 @@ pub(super) fn read(
     info: ImageInfo,
 ) -> Result<Opened<Sparse>, DiskError> {
     let main = header.directory(file, header.directory)?;
-    let grains = header.grains(file, &main)?;
+    let mut grains = header.grains(file, &main)?;
+    let mut directories = vec![main];
+    let mut unwritten = BTreeSet::new();
+    if let Some(place) = header.redundant {
+        let other = header.directory(file, place)?;
+        for (index, (one, two)) in grains.iter_mut().zip(header.grains(file, &other)?).enumerate() {
+            match (*one, two) {
+                (one, two) if one == two => {}
+                // A crash came between the two writes. What an entry points at is there, so the one that has it is right.
+                (0, two) => {
+                    *one = two;
+                    unwritten.insert(index);
+                }
+                (_, 0) => {
+                    unwritten.insert(index);
+                }
+                _ if access == Access::ReadOnly => {}
+                _ => {
+                    let advice = "Open it read-only and copy what is there";
+                    let detail = "its two tables do not agree".into();
+                    return Err(DiskError::Damaged { detail, advice, path: file.path().into() });
+                }
+            }
+        }
+        directories.push(other);
+    }
     let block = |entry: &u32| match *entry {
         0 => Block::Absent,
         ZERO_GRAIN if header.has_zero_grains => Block::Zero,
         sector => Block::Stored(u64::from(sector) * SECTOR),
     };
-    let blocks = grains.iter().map(block).collect();
-    let mut directories = vec![main];
-    if let Some(place) = header.redundant {
-        let other = header.directory(file, place)?;
-        if access == Access::ReadWrite && header.grains(file, &other)? != grains {
-            let advice = "Open it read-only and copy what is there";
-            let detail = "its two tables do not agree".into();
-            return Err(DiskError::Damaged { detail, advice, path: file.path().into() });
-        }
-        directories.push(other);
-    }
+    let blocks: Vec<Block> = grains.iter().map(block).collect();
+    unwritten.retain(|index| matches!(blocks.get(*index), Some(Block::Stored(_))));
     if access == Access::ReadWrite && directories.iter().flatten().any(|table| *table == 0) {
         return Err(unsupported(file, "grain tables that are made only when they are needed; it can be read"));
     }
     let data_start = header.overhead.max(HEADER_LENGTH as u64);
     let first_free = file.len()?.next_multiple_of(SECTOR);
     let layout = Sparse { directories, info };
-    Ok(Opened { layout, size: header.capacity, block_size: header.grain, blocks, data_start, first_free })
+    Ok(Opened { layout, size: header.capacity, block_size: header.grain, blocks, data_start, first_free, unwritten })
 }
 
 pub(super) fn check(file: &FencedFile, header: &SparseHeader) -> Result<CheckReport, DiskError> {
@@ -219,8 +237,14 @@ pub(super) fn check(file: &FencedFile, header: &SparseHeader) -> Result<CheckRep
     if let Some(place) = header.redundant {
         let other = header.directory(file, place)?;
         for (index, (one, two)) in grains.iter().zip(header.grains(file, &other)?).enumerate() {
-            if *one != two {
-                report.error(format!("the two tables do not agree about grain {index}"));
+            match (*one, two) {
+                (one, two) if one == two => {}
+                // Left by a crash between the two writes; put right as soon as somebody writes.
+                (0, _) | (_, 0) => {
+                    report.leaks += 1;
+                    report.note(format!("only one of the two tables has grain {index}"));
+                }
+                _ => report.error(format!("the two tables do not agree about grain {index}")),
             }
         }
     }

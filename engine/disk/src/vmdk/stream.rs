@@ -183,7 +183,7 @@ impl DiskImage for Stream {
         let Self { header: SparseHeader { capacity, grain, .. }, file, .. } = self;
         check_range(file.path(), *capacity, offset, data.len() as u64)?;
         let end = offset + data.len() as u64;
-        if offset % grain != 0 || (end % grain != 0 && end != *capacity) {
+        if !offset.is_multiple_of(*grain) || (!end.is_multiple_of(*grain) && end != *capacity) {
             return Err(self.cannot("store parts of grains"));
         }
         for (number, content) in data.chunks(*grain as usize).enumerate() {

@@ -1,0 +1,345 @@
+//! VDI, VHD, VHDX and VMDK under crashes, failing hosts and hostile files.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::block_file::{Access, BlockFile};
+use crate::check::Repair;
+use crate::formats::Opening;
+use crate::image::DiskImage;
+use crate::open::{Chain, CreateOptions, ProbedRaw};
+use crate::sim_file::{CrashImages, Fault, SimFile, next};
+use crate::{DiskError, Format, vhd, vhdx, vmdk};
+
+const SECTOR: usize = 512;
+
+/// A format, how to make a small disk of it, and the disk's size.
+struct Kind {
+    format: Format,
+    size: u64,
+    create: fn(&dyn BlockFile, u64),
+}
+
+const KINDS: [Kind; 4] = [
+    Kind { format: Format::Vdi, size: 4 << 20, create: |file, size| create(Format::Vdi, file, size) },
+    Kind { format: Format::Vhd, size: 160 << 10, create: vhd::create_small },
+    Kind { format: Format::Vhdx, size: 4 << 20, create: vhdx::create_small },
+    Kind { format: Format::Vmdk, size: 160 << 10, create: vmdk::create_small },
+];
+
+fn create(format: Format, file: &dyn BlockFile, size: u64) {
+    format.driver().create.unwrap()(file, &CreateOptions::new(format, size)).unwrap();
+}
+
+impl Kind {
+    fn empty(&self) -> Vec<u8> {
+        let file = SimFile::new(Vec::new());
+        (self.create)(&file, self.size);
+        file.content()
+    }
+}
+
+fn open(format: Format, file: &Arc<SimFile>, access: Access) -> Result<Arc<dyn DiskImage>, DiskError> {
+    let file: Arc<dyn BlockFile> = Arc::clone(file) as _;
+    let chain = Chain::default();
+    (format.driver().open)(Opening { file, access, first_sector: ProbedRaw::Stated, internal_snapshot: None, chain: &chain })
+}
+
+fn errors(format: Format, content: &[u8]) -> Vec<String> {
+    let file = Arc::new(SimFile::new(content.to_vec()));
+    let report = format.driver().check.unwrap()(file, Repair::Nothing).unwrap();
+    if report.errors == 0 { Vec::new() } else { report.details }
+}
+
+/// Fills a sector so that neither another place nor another time could have written it.
+fn stamp(sector: u64, number: u64, bytes: &mut [u8]) {
+    for (index, word) in bytes.chunks_mut(8).enumerate() {
+        let value = if number == 0 { 0 } else { (sector << 40 | number << 8 | 0x80) ^ (index as u64) << 56 };
+        word.copy_from_slice(&value.to_be_bytes());
+    }
+}
+
+/// What a sector was given: file operations recorded before and after, and the number of the write (0: zeros).
+#[derive(Clone, Copy)]
+struct Version {
+    started: usize,
+    ended: usize,
+    number: u64,
+}
+
+/// A disk with what was done to it.
+struct Recorded {
+    image: Vec<u8>,
+    file: Arc<SimFile>,
+    history: Vec<Vec<Version>>,
+    flushes: Vec<(usize, usize)>,
+}
+
+fn record(kind: &Kind, seed: u64, operations: u64) -> Recorded {
+    let file = Arc::new(SimFile::new(kind.empty()));
+    let image = file.start_recording();
+    let sectors = kind.size / SECTOR as u64;
+    let mut recorded = Recorded {
+        image,
+        file: Arc::clone(&file),
+        history: vec![vec![Version { started: 0, ended: 0, number: 0 }]; sectors as usize],
+        flushes: Vec::new(),
+    };
+    let disk = open(kind.format, &file, Access::ReadWrite).unwrap();
+    let mut random = seed;
+    for number in 1..=operations {
+        let first = next(&mut random) % sectors;
+        let count = (1 + next(&mut random) % 24).min(sectors - first);
+        let started = file.recorded();
+        let written = match next(&mut random) % 8 {
+            0..5 => {
+                let mut data = vec![0; count as usize * SECTOR];
+                for (index, sector) in data.chunks_mut(SECTOR).enumerate() {
+                    stamp(first + index as u64, number, sector);
+                }
+                disk.write_at(first * SECTOR as u64, &data).unwrap();
+                number
+            }
+            5 => {
+                disk.write_zeroes(first * SECTOR as u64, count * SECTOR as u64).unwrap();
+                0
+            }
+            _ => {
+                disk.flush().unwrap();
+                recorded.flushes.push((started, file.recorded()));
+                continue;
+            }
+        };
+        let version = Version { started, ended: file.recorded(), number: written };
+        for history in &mut recorded.history[first as usize..(first + count) as usize] {
+            history.push(version);
+        }
+    }
+    drop(disk);
+    recorded
+}
+
+/// Whether a sector may read so after a crash: as it was at the last flush, or as something written after it.
+fn may_read(history: &[Version], flushed: usize, crashed_at: usize, sector: u64, bytes: &[u8]) -> bool {
+    let durable = history.iter().rposition(|version| version.ended <= flushed).unwrap_or(0);
+    let mut expected = [0; SECTOR];
+    history[durable..].iter().filter(|version| version.ended <= flushed || version.started <= crashed_at).any(|version| {
+        stamp(sector, version.number, &mut expected);
+        bytes == expected
+    })
+}
+
+#[test]
+fn no_crash_loses_what_was_flushed_or_leaves_a_contradiction() {
+    let mut all = 0;
+    for kind in &KINDS {
+        let mut images = 0;
+        for seed in 1.. {
+            let recorded = record(kind, seed * 0x9e37_79b9, 30);
+            let crashes = CrashImages { seed, pairs: 60, random_sets: 20, all_sets_up_to: 0 };
+            crashes.visit(&recorded.image, &recorded.file.log(), |crashed_at, image| {
+                images += 1;
+                let context = format!("{}, seed {seed}, crash at {crashed_at}", kind.format);
+                assert_eq!(errors(kind.format, image), Vec::<String>::new(), "{context}");
+                let file = Arc::new(SimFile::new(image.to_vec()));
+                let disk = open(kind.format, &file, Access::ReadWrite).unwrap_or_else(|error| panic!("{context}: {error}"));
+                let flushed =
+                    recorded.flushes.iter().rev().find(|(_, ended)| *ended <= crashed_at).map_or(0, |(began, _)| *began);
+                let mut bytes = [0; SECTOR];
+                for (sector, history) in recorded.history.iter().enumerate().filter(|(_, history)| history.len() > 1) {
+                    disk.read_at((sector * SECTOR) as u64, &mut bytes).unwrap();
+                    let is_allowed = may_read(history, flushed, crashed_at, sector as u64, &bytes);
+                    assert!(is_allowed, "{context}: sector {sector} reads {:02x?}…", &bytes[..16]);
+                }
+            });
+            if images >= 2000 {
+                break;
+            }
+        }
+        println!("{}: {images} crash images, none inconsistent", kind.format);
+        all += images;
+    }
+    assert!(all >= 8000, "{all}");
+}
+
+#[test]
+fn the_oracle_finds_a_planted_mistake_in_the_order() {
+    // Without barriers entries may reach the file before what they point at.
+    for kind in &KINDS {
+        let recorded = record(kind, 77, 60);
+        let mut log = recorded.file.log();
+        log.retain(|operation| *operation != crate::Operation::Flush);
+        let mut wrong = 0;
+        CrashImages { seed: 1, pairs: 40, random_sets: 40, all_sets_up_to: 0 }.visit(&recorded.image, &log, |_, image| {
+            wrong += u64::from(!errors(kind.format, image).is_empty());
+        });
+        assert!(wrong > 5, "{}: a log without barriers must leave broken images; only {wrong} were", kind.format);
+    }
+}
+
+#[test]
+fn a_failing_host_changes_nothing_that_was_flushed() {
+    for kind in &KINDS {
+        for errno in [5, 28] {
+            for at in 0..40 {
+                let file = Arc::new(SimFile::new(kind.empty()));
+                let disk = open(kind.format, &file, Access::ReadWrite).unwrap();
+                disk.write_at(0, &[1; 1024]).unwrap();
+                disk.flush().unwrap();
+                file.fail(Some(Fault { at, persists: false, errno }));
+                let write = disk.write_at(kind.size / 2, &[2; 1024]);
+                let flush = disk.flush();
+                file.fail(None);
+                // What failed may be tried again; after a failed flush it is refused until the disk is opened again.
+                let again = disk.write_at(kind.size / 2, &[2; 1024]).and_then(|()| disk.flush());
+                drop(disk);
+                let context = format!("{} operation {at}, errno {errno}: {write:?}, {flush:?}", kind.format);
+                assert_eq!(errors(kind.format, &file.content()), Vec::<String>::new(), "{context}");
+                let disk = open(kind.format, &file, Access::ReadOnly).unwrap();
+                let mut bytes = [9; 1024];
+                disk.read_at(0, &mut bytes).unwrap();
+                assert_eq!(bytes, [1; 1024], "{context}");
+                disk.read_at(kind.size / 2, &mut bytes).unwrap();
+                assert!(again.is_err() || bytes == [2; 1024], "{context}");
+            }
+        }
+    }
+}
+
+/// A sound image with some content.
+fn good(kind: &Kind) -> Vec<u8> {
+    let file = Arc::new(SimFile::new(kind.empty()));
+    let disk = open(kind.format, &file, Access::ReadWrite).unwrap();
+    disk.write_at(0, &[7; 8192]).unwrap();
+    disk.write_at(kind.size - 4096, &[8; 4096]).unwrap();
+    drop(disk);
+    file.content()
+}
+
+#[test]
+fn headers_that_make_no_sense_are_refused_and_left_alone() {
+    let le = |value: u32| value.to_le_bytes().to_vec();
+    let be = |value: u32| value.to_be_bytes().to_vec();
+    let long = |value: u64| value.to_le_bytes().to_vec();
+    let cases: Vec<(usize, &str, usize, Vec<u8>)> = vec![
+        (0, "signature", 0x40, le(0)),
+        (0, "version", 0x44, le(0x0002_0000)),
+        (0, "kind", 0x4c, le(4)),
+        (0, "kind", 0x4c, le(9)),
+        (0, "map past the end", 0x154, le(u32::MAX)),
+        (0, "map in the header", 0x154, le(0)),
+        (0, "data in the map", 0x158, le(512)),
+        (0, "sector size", 0x168, le(4096)),
+        (0, "size", 0x170, long(u64::MAX)),
+        (0, "block size 0", 0x178, le(0)),
+        (0, "block size 3", 0x178, le(3)),
+        (0, "block extra", 0x17c, le(1)),
+        (0, "blocks", 0x180, le(u32::MAX)),
+        (0, "no blocks", 0x180, le(0)),
+        (0, "parent", 0x1b8, le(1)),
+        (1, "signature and its copy", 0, b"x".to_vec()),
+        (1, "footer's sum", 64, be(0)),
+        (1, "header", 512, b"x".to_vec()),
+        (1, "header's sum", 512 + 36, be(0)),
+        (2, "signature", 0, b"x".to_vec()),
+        (2, "both headers", 64 << 10, vec![0; 128 << 10]),
+        (2, "region tables", 192 << 10, vec![0; 128 << 10]),
+        (2, "description", 2 << 20, b"x".to_vec()),
+        (2, "number of items", (2 << 20) + 10, vec![0, 0]),
+        (3, "version", 4, le(9)),
+        (3, "capacity", 12, long(u64::MAX)),
+        (3, "capacity", 12, long(1 << 50)),
+        (3, "grain 0", 20, long(0)),
+        (3, "grain 3", 20, long(3)),
+        (3, "grain 2^32", 20, long(1 << 32)),
+        (3, "descriptor past any file", 28, long(u64::MAX / 512)),
+        (3, "descriptor of 1 GiB", 36, long(1 << 21)),
+        (3, "no table entries", 44, le(0)),
+        (3, "513 table entries", 44, le(513)),
+        (3, "directory past the end", 56, long(1 << 40)),
+        (3, "directory in the header", 56, long(0)),
+        (3, "footer missing", 56, long(u64::MAX)),
+        (3, "newline test", 75, b"\n".to_vec()),
+    ];
+    for (kind, what, at, bytes) in cases {
+        let kind = &KINDS[kind];
+        let mut content = good(kind);
+        content[at..at + bytes.len()].copy_from_slice(&bytes);
+        if what == "signature and its copy" {
+            let end = content.len();
+            content[end - 512] = b'x';
+        }
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let file = Arc::new(SimFile::new(content.clone()));
+            let result = open(kind.format, &file, access);
+            let message = result.err().unwrap_or_else(|| panic!("{} with a bad {what} was opened", kind.format)).to_string();
+            assert!(message.ends_with("/simulated/disk"), "the path comes last: {message}");
+            assert!(file.content() == content, "{} with a bad {what} was changed", kind.format);
+        }
+    }
+}
+
+#[test]
+fn two_blocks_in_one_place_can_be_read_but_not_written() {
+    // Where the tables of the good images lie; the entry of the first block is written over the last one's.
+    for (kind, table, length, last) in [(0, 512, 4, 3), (1, 1536, 4, 39), (2, 3 << 20, 8, 3)] {
+        let kind = &KINDS[kind];
+        let mut content = good(kind);
+        content.copy_within(table..table + length, table + last * length);
+        assert!(!errors(kind.format, &content).is_empty(), "{}", kind.format);
+        let file = Arc::new(SimFile::new(content));
+        open(kind.format, &file, Access::ReadOnly).unwrap();
+        assert!(matches!(open(kind.format, &file, Access::ReadWrite), Err(DiskError::Damaged { .. })), "{}", kind.format);
+    }
+}
+
+#[test]
+fn random_damage_never_makes_a_panic_or_a_hang() {
+    for (number, kind) in KINDS.iter().enumerate() {
+        let good = good(kind);
+        // Where headers and tables are; damage to content proves nothing.
+        let places: &[(usize, usize)] = match kind.format {
+            Format::Vdi => &[(0x40, 0x200), (0x200, 0x210)],
+            Format::Vhd => &[(0, 2048)],
+            Format::Vhdx => &[
+                (64 << 10, (64 << 10) + 100),
+                (192 << 10, (192 << 10) + 96),
+                (2 << 20, (2 << 20) + 200),
+                (3 << 20, (3 << 20) + 64),
+            ],
+            _ => &[(0, 100), (512, 1200), (10_752, 11_500)],
+        };
+        let mut random = 99 + number as u64;
+        let rounds = if good.len() > 1 << 20 { 300 } else { 1500 };
+        for _ in 0..rounds {
+            let mut content = good.clone();
+            for _ in 0..1 + next(&mut random) % 4 {
+                let (from, to) = places[(next(&mut random) % places.len() as u64) as usize];
+                let at = from + (next(&mut random) % (to - from) as u64) as usize;
+                content[at] = match next(&mut random) % 4 {
+                    0 => 0,
+                    1 => 0xff,
+                    _ => next(&mut random) as u8,
+                };
+            }
+            if next(&mut random).is_multiple_of(10) {
+                content.truncate((next(&mut random) % good.len() as u64) as usize);
+            }
+            let began = Instant::now();
+            for access in [Access::ReadOnly, Access::ReadWrite] {
+                let file = Arc::new(SimFile::new(content.clone()));
+                // Whether it opens is the file's affair; that we come back is ours.
+                let Ok(disk) = open(kind.format, &file, access) else { continue };
+                let mut bytes = [0; 4096];
+                for at in [0, 4096, disk.len() / 2, disk.len().saturating_sub(4096)] {
+                    disk.read_at(at, &mut bytes).ok();
+                    disk.extent_at(at).ok();
+                }
+                disk.info();
+            }
+            let file = Arc::new(SimFile::new(content));
+            kind.format.driver().check.unwrap()(file, Repair::Nothing).ok();
+            assert!(began.elapsed() < Duration::from_secs(2), "{}", kind.format);
+        }
+    }
+}
