@@ -57,10 +57,21 @@ impl CheckReport {
         self.note(detail);
     }
 
+    /// The same where there may be millions, of which only the first are put into words.
+    pub(crate) fn error_with(&mut self, detail: impl FnOnce() -> String) {
+        self.errors += 1;
+        self.note_with(detail);
+    }
+
     /// Notes something that has been counted already.
     pub(crate) fn note(&mut self, detail: String) {
+        self.note_with(|| detail);
+    }
+
+    /// The same for what there may be millions of.
+    pub(crate) fn note_with(&mut self, detail: impl FnOnce() -> String) {
         if self.details.len() < MAX_DETAILS {
-            self.details.push(detail);
+            self.details.push(detail());
         }
     }
 }

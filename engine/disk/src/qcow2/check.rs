@@ -4,7 +4,7 @@
 //! code with the reading and writing side, so that a mistake there cannot hide itself here. `repair.rs` puts right
 //! what is found here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use crate::DiskError;
@@ -16,6 +16,11 @@ use super::snapshot_table::SnapshotTable;
 
 /// More clusters than this (in 64 KiB clusters: 16 TiB) would need too much memory.
 const MAX_CLUSTERS: u64 = 1 << 28;
+
+/// Blocks that count nothing but clusters past the end of the file are looked at up to this number.
+const MAX_BLOCKS_BEYOND: usize = 1024;
+/// So many wrong counts are kept one by one; if there are more, all counts are better made anew.
+const MAX_MISCOUNTS: usize = 1 << 20;
 
 pub(super) const OFFLAG_COPIED: u64 = 0x8000_0000_0000_0000;
 const OFFLAG_COMPRESSED: u64 = 0x4000_0000_0000_0000;
@@ -113,6 +118,7 @@ pub(super) fn examine(file: &FencedFile, header: &Header, snapshots: &SnapshotTa
     let is_alone = |cluster: &u64| references.get(*cluster as usize) == Some(&1);
     let blocks_are_sound = table_is_sound
         && refcount_clusters.iter().all(is_alone)
+        && miscounted.len() < MAX_MISCOUNTS
         && miscounted.iter().all(|miscount| miscount.block.is_some() && miscount.used <= largest_count(header));
     Ok(Findings { report, references, refcount_clusters, miscounted, blocks_are_sound, nonsense, wrong_marks })
 }
@@ -135,7 +141,7 @@ impl Checker<'_> {
         let mut is_sound = true;
         for block in self.refcount_table()?.into_iter().filter(|block| *block != 0) {
             if block & RESERVED_IN_REFCOUNT_TABLE != 0 {
-                self.report.error(format!("refcount table entry {block:#x} has reserved bits set"));
+                self.report.error_with(|| format!("refcount table entry {block:#x} has reserved bits set"));
                 is_sound = false;
             } else if self.count_table("refcount block", block, self.cluster) {
                 own.push(block / self.cluster);
@@ -184,7 +190,7 @@ impl Checker<'_> {
             overlaps |= *holds == Holds::Conflict;
         }
         if overlaps {
-            self.report.error(format!("the {what} at {offset:#x} overlaps another table"));
+            self.report.error_with(|| format!("the {what} at {offset:#x} overlaps another table"));
         }
         is_inside
     }
@@ -197,7 +203,7 @@ impl Checker<'_> {
         let is_aligned = offset.is_multiple_of(self.cluster) || what == "compressed cluster";
         let last = offset.saturating_add(bytes - 1) / self.cluster;
         if !is_aligned || offset >= self.end || last as usize >= self.references.len() {
-            self.report.error(format!("a {what} at {offset:#x} is not a cluster of the file"));
+            self.report.error_with(|| format!("a {what} at {offset:#x} is not a cluster of the file"));
             return false;
         }
         for count in &mut self.references[(offset / self.cluster) as usize..=last as usize] {
@@ -208,11 +214,16 @@ impl Checker<'_> {
 
     fn count_first_level(&mut self, offset: u64, entries: u32) -> Result<(), DiskError> {
         self.count_table("first-level table", offset, u64::from(entries) * 8);
-        for (index, entry) in self.words(offset, u64::from(entries))?.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
+        let words = self.words(offset, u64::from(entries))?;
+        if self.leads_nowhere(&words) {
+            self.report.error("a first-level table has more entries than the file has clusters".into());
+            return Ok(());
+        }
+        for (index, entry) in words.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
             let at = offset + index as u64 * 8;
             let table = entry & OFFSET;
             if entry & !(OFFLAG_COPIED | OFFSET) != 0 || table == 0 {
-                self.report.error(format!("first-level entry {entry:#x} makes no sense"));
+                self.report.error_with(|| format!("first-level entry {entry:#x} makes no sense"));
                 self.nonsense.push(Nonsense { at, is_first_level: true });
             } else if self.tables.contains_key(&table) || !self.is_known_table(table) {
                 if self.count_table("second-level table", table, self.cluster) {
@@ -222,11 +233,16 @@ impl Checker<'_> {
                     self.nonsense.push(Nonsense { at, is_first_level: true });
                 }
             } else {
-                self.report.error(format!("first-level entry {entry:#x} points at another table"));
+                self.report.error_with(|| format!("first-level entry {entry:#x} points at another table"));
                 self.nonsense.push(Nonsense { at, is_first_level: true });
             }
         }
         Ok(())
+    }
+
+    /// Whether so many entries are used that they cannot be true; following them all could take very long.
+    fn leads_nowhere(&self, l1: &[u64]) -> bool {
+        l1.iter().filter(|entry| **entry != 0).count() > self.references.len()
     }
 
     fn is_known_table(&self, offset: u64) -> bool {
@@ -254,11 +270,11 @@ impl Checker<'_> {
         let reserved = !(OFFLAG_COPIED | OFFSET | if self.header.version >= 3 { OFFLAG_ZERO } else { 0 });
         let host = entry & OFFSET;
         if entry & reserved != 0 || (host == 0 && !is_zero) || (host == 0 && entry & OFFLAG_COPIED != 0) {
-            self.report.error(format!("second-level entry {entry:#x} makes no sense"));
+            self.report.error_with(|| format!("second-level entry {entry:#x} makes no sense"));
             return false;
         }
         if host != 0 && self.is_known_table(host) {
-            self.report.error(format!("second-level entry {entry:#x} points at a table"));
+            self.report.error_with(|| format!("second-level entry {entry:#x} points at a table"));
             return false;
         }
         host == 0 || self.count("data cluster", host, self.cluster, times)
@@ -268,11 +284,11 @@ impl Checker<'_> {
         let (start, bytes) = compressed_range(entry, self.header.cluster_bits);
         let last = (start + bytes - 1) / self.cluster;
         if entry & OFFLAG_COPIED != 0 || last > start / self.cluster + 1 {
-            self.report.error(format!("compressed entry {entry:#x} makes no sense"));
+            self.report.error_with(|| format!("compressed entry {entry:#x} makes no sense"));
             return false;
         }
         if (start / self.cluster..=last).any(|cluster| self.is_known_table(cluster * self.cluster)) {
-            self.report.error(format!("compressed entry {entry:#x} points at a table"));
+            self.report.error_with(|| format!("compressed entry {entry:#x} points at a table"));
             return false;
         }
         // The last sectors need not be in the file.
@@ -325,13 +341,15 @@ impl Checker<'_> {
         let mut bytes = vec![0; self.cluster as usize];
         let known = (self.references.len() as u64).div_ceil(per_block);
         let blocks = self.refcount_table()?;
+        let mut beyond = HashSet::new();
         for index in 0..(blocks.len() as u64).max(known) {
             let offset = blocks.get(index as usize).copied().unwrap_or(0);
             let is_usable = offset != 0
                 && offset & RESERVED_IN_REFCOUNT_TABLE == 0
                 && offset < self.end
                 && offset.is_multiple_of(self.cluster);
-            if !is_usable && index >= known {
+            // Clusters past the end: allocated just before a crash, never written.
+            if index >= known && (!is_usable || beyond.len() >= MAX_BLOCKS_BEYOND || !beyond.insert(offset)) {
                 continue;
             }
             bytes.fill(0);
@@ -349,13 +367,14 @@ impl Checker<'_> {
                     continue;
                 }
                 let block = is_usable.then_some(offset);
-                miscounted.push(Miscount { cluster, counted, used, block });
+                if miscounted.len() < MAX_MISCOUNTS {
+                    miscounted.push(Miscount { cluster, counted, used, block });
+                }
                 if counted < used {
-                    self.report.error(format!("cluster {cluster} is used {used} times but counted {counted} times"));
+                    self.report.error_with(|| format!("cluster {cluster} is used {used} times but counted {counted} times"));
                 } else {
-                    // Among them clusters past the end: allocated just before a crash, never written.
                     self.report.leaks += 1;
-                    self.report.note(format!("cluster {cluster} is used {used} times but counted {counted} times"));
+                    self.report.note_with(|| format!("cluster {cluster} is used {used} times but counted {counted} times"));
                 }
             }
         }
@@ -367,21 +386,24 @@ impl Checker<'_> {
     fn check_marks(&mut self, counts: &[u32]) -> Result<Vec<(u64, u64)>, DiskError> {
         let mut wrong = Vec::new();
         let mut expected_next = 0;
-        let is_bad: std::collections::HashSet<u64> = self.nonsense.iter().map(|nonsense| nonsense.at).collect();
+        let mut bad: Vec<u64> = self.nonsense.iter().map(|nonsense| nonsense.at).collect();
+        bad.sort_unstable();
+        let is_bad = |at: &u64| bad.binary_search(at).is_ok();
         let (offset, entries) = (self.header.l1_offset, u64::from(self.header.l1_entries));
-        let mut visits = 0;
-        for (index, entry) in self.words(offset, entries)?.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
+        let words = self.words(offset, entries)?;
+        if self.leads_nowhere(&words) {
+            return Ok(wrong);
+        }
+        for (index, entry) in words.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
             let at = offset + index as u64 * 8;
-            visits += 1;
-            // More tables than the file has clusters: the same ones again and again.
-            if is_bad.contains(&at) || visits > self.references.len() {
+            if is_bad(&at) {
                 continue;
             }
             self.check_mark(at, entry, counts, &mut wrong);
             let table = entry & OFFSET;
             for (index, entry) in self.words(table, self.cluster / 8)?.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
                 let at = table + index as u64 * 8;
-                if is_bad.contains(&at) {
+                if is_bad(&at) {
                     continue;
                 }
                 if entry & OFFLAG_COMPRESSED != 0 {
@@ -413,7 +435,7 @@ impl Checker<'_> {
                 wrong.push((at, entry | OFFLAG_COPIED));
             }
             (true, _) => {
-                self.report.error(format!("the entry for {host:#x} says \"ours alone\", but its count is {counted}"));
+                self.report.error_with(|| format!("the entry for {host:#x} says \"ours alone\", but its count is {counted}"));
                 wrong.push((at, entry & !OFFLAG_COPIED));
             }
         }

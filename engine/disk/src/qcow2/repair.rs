@@ -17,6 +17,7 @@ use super::check::{Findings, Miscount, examine, largest_count};
 use super::header::{
     AT_INCOMPATIBLE, AT_REFCOUNT_TABLE, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, MAX_REFCOUNT_TABLE_BYTES,
 };
+use super::metadata::TableError;
 use super::snapshot_table::SnapshotTable;
 
 /// Checks a file and repairs what it is told to.
@@ -49,12 +50,25 @@ fn look(file: &FencedFile) -> Result<(Header, SnapshotTable, Findings), DiskErro
     Ok((header, snapshots, findings))
 }
 
-/// Repairs a file that was not closed properly, before it is opened for writing.
+/// Counts anew what a writer left uncounted, before the file is opened for writing. Anything worse than wrong counts is
+/// for a person to decide on: a repair could lose content.
 pub(super) fn repair_dirty(file: &FencedFile) -> Result<CheckReport, DiskError> {
+    let worse = |detail: &'static str| TableError::Bad(detail).into_disk_error(file.path());
+    let end = file.len()?;
+    let header = Header::read(file, end)?;
+    if end >> header.cluster_bits > MAX_DIRTY_CLUSTERS {
+        return Err(worse("it was not closed properly, and is too large to be repaired while it is opened"));
+    }
     let (.., found) = look(file)?;
+    if !found.nonsense.is_empty() {
+        return Err(worse("it was not closed properly, and has entries that make no sense"));
+    }
     repair_all(file)?;
     Ok(found.report)
 }
+
+/// A file of more clusters than this (in 64 KiB clusters: 256 GiB) is not repaired on the way.
+const MAX_DIRTY_CLUSTERS: u64 = 1 << 22;
 
 /// What one round puts right may show more that can be; after so many the rest is left as it is.
 const MAX_ROUNDS: usize = 4;

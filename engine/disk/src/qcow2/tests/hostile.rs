@@ -433,3 +433,39 @@ fn random_damage_never_panics_hangs_or_breaks_the_counts_further() {
     println!("{rounds} damaged files: {opened} could be read, {wrote} written");
     assert!(opened > rounds / 10 && wrote > 100);
 }
+
+#[test]
+fn a_dirty_file_full_of_lies_is_refused_or_repaired_in_bounded_time() {
+    // A refcount table of 8 MiB whose every entry names the same block of garbage; a first-level table of garbage; a
+    // size that no file has.
+    let table_clusters = 128_usize;
+    let cluster = 65536_usize;
+    let mut content = empty(Qcow2Options::default(), 1 << 30);
+    let table_at = content.len();
+    content.resize(table_at + table_clusters * cluster, 0);
+    let block_at = content.len() as u64;
+    content.resize(content.len() + cluster, 0xa5);
+    put64(&mut content, 48, table_at as u64);
+    put32(&mut content, 56, table_clusters as u32);
+    for at in (table_at..table_at + table_clusters * cluster).step_by(8) {
+        put64(&mut content, at, block_at);
+    }
+    let mut with_bad_l1 = empty(Qcow2Options::default(), 1 << 30);
+    let l1_at = with_bad_l1.len();
+    with_bad_l1.resize(l1_at + (32 << 20), 0x5a);
+    put64(&mut with_bad_l1, 40, l1_at as u64);
+    put32(&mut with_bad_l1, 36, 4 << 20);
+    let mut huge = good().0;
+    put64(&mut huge, 24, 1 << 60);
+    for (name, mut content) in [("refcounts", content), ("first-level table", with_bad_l1), ("size", huge)] {
+        put64(&mut content, 72, 1);
+        let file = Arc::new(SimFile::new(content));
+        let began = Instant::now();
+        let opened = open_sim(&file, Access::ReadWrite, None);
+        assert!(opened.is_ok() == (name == "refcounts"), "{name}: {:?}", opened.err());
+        assert!(began.elapsed() < Duration::from_secs(5), "{name}: opening took {:?}", began.elapsed());
+        check(Arc::clone(&file) as _).ok();
+        assert!(began.elapsed() < Duration::from_secs(10), "{name}: checking took {:?}", began.elapsed());
+        assert!(file.content().len() < 64 << 20);
+    }
+}
