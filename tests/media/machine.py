@@ -35,8 +35,7 @@ class Machine:
                                         stderr=open(f"{self.folder}/errors", "wb"))
         self.serial = self.process.stdout
         try:
-            self.monitor = self.connect("monitor")
-            self.ask("")  # its greeting, up to the prompt
+            self.greet()
         except BaseException:
             self.close()
             raise
@@ -57,6 +56,19 @@ class Machine:
                 if self.elapsed() > 20:
                     raise Failed(f"it did not open its {name} within 20 s") from None
                 self.pump(0.02)
+
+    def greet(self):
+        """Connects to the monitor and reads its greeting, up to the prompt. On a busy computer QEMU sometimes takes a
+        connection and never greets: then another one."""
+        for _ in range(6):
+            self.monitor = self.connect("monitor")
+            for _ in range(50):
+                self.pump(0)
+                if select.select([self.monitor], [], [], 0.1)[0]:
+                    self.ask("")
+                    return
+            self.monitor.close()
+        raise Failed("its monitor takes connections but does not answer")
 
     def elapsed(self):
         return time.monotonic() - self.start
