@@ -199,7 +199,7 @@ fn a_few_random_scripts_do_the_same_as_in_qemu() {
 
 /// The slow suite: `cargo test --release -p engine_disk -- --ignored --nocapture five_hundred`.
 #[test]
-#[ignore = "takes several minutes, and needs qemu-io"]
+#[ignore = "takes half an hour, and needs qemu-io"]
 fn five_hundred_random_scripts_of_a_thousand_operations_do_the_same_as_in_qemu() {
     let (folder, _alone) = super::qemu::bench("random scripts").expect("this suite compares with QEMU");
     let began = std::time::Instant::now();

@@ -348,7 +348,7 @@ fn every_short_sequence_survives_every_crash() {
 /// The slow suite: `cargo test --release -p engine_disk -- --ignored --nocapture five_million`. All sequences of up
 /// to three steps on every kind, then of four until there were enough images.
 #[test]
-#[ignore = "takes about half an hour"]
+#[ignore = "takes a quarter of an hour"]
 fn five_million_crash_images_of_all_sequences_of_three_and_more() {
     let began = Instant::now();
     let starts = starts();
