@@ -41,6 +41,8 @@ pub(super) mod leave {
     pub const STALE: u32 = 4;
     /// An instruction stopped: see `t1.stop`.
     pub const STOP: u32 = 5;
+    /// A handler panicked: see `t1.panic`.
+    pub const PANIC: u32 = 6;
 }
 
 /// What of an op depends on where it was decoded.

@@ -79,6 +79,8 @@ pub(crate) struct Translator {
     attention: *const AtomicU32,
     /// The jump caches, by key.
     tables: [*mut Jump; KEYS],
+    /// A handler's panic, on its way past translated code.
+    panic: Option<Box<dyn std::any::Any + Send>>,
     /// What the interpreter stopped with, and where the instruction starts.
     stop: Option<(u64, Stop)>,
     /// Where `tables` points into.
@@ -113,6 +115,7 @@ impl Translator {
             scratch: [0; 2],
             attention,
             tables: std::array::from_fn(|key| start.wrapping_add(key * JUMPS)),
+            panic: None,
             stop: None,
             jumps,
             epochs: if enabled { vec![0; KEYS * JUMPS] } else { Vec::new() },
@@ -209,6 +212,9 @@ impl Cpu {
 
     /// The translation at an offset in CS, if there is one.
     fn translated(&mut self, rip: u64) -> Option<u64> {
+        if self.t1.key == NO_KEY {
+            return None;
+        }
         self.enter_space()?;
         // The checks that finding a trace makes: whoever fails them is for the interpreter.
         if self.code_size == CodeSize::Bits64 && !super::cpu::is_canonical(rip) {
@@ -341,6 +347,10 @@ impl Cpu {
                     return Left::Poll;
                 }
                 leave::STALE => self.rip = place(self, argument),
+                leave::PANIC => match self.t1.panic.take() {
+                    Some(panic) => std::panic::resume_unwind(panic),
+                    None => return Left::At,
+                },
                 _ => {
                     let (start, stop) = self.t1.stop.take().unwrap_or((self.rip, Stop::EndTrace));
                     return Left::Stopped(start, stop);
@@ -363,10 +373,22 @@ impl Cpu {
 
 /// Called by translated code: the interpreter executes one instruction. Zero: the block goes on behind it; all else is why it does not.
 ///
-/// A panic in here does not unwind through translated code: it ends the process.
+/// A panic does not unwind through translated code: it waits in the CPU until that has been left.
 extern "sysv64" fn interpret_one(cpu: *mut Cpu, site: *const Site) -> u32 {
     // SAFETY: translated code passes the CPU that runs it, of which nobody else holds a reference now, and a site of the space that it lies in.
     let (cpu, site) = unsafe { (&mut *cpu, &*site) };
+    let shielded = std::panic::AssertUnwindSafe(|| interpret(&mut *cpu, site));
+    match std::panic::catch_unwind(shielded) {
+        Ok(reason) => reason,
+        Err(panic) => {
+            cpu.t1.panic = Some(panic);
+            leave::PANIC
+        }
+    }
+}
+
+#[inline(always)]
+fn interpret(cpu: &mut Cpu, site: &Site) -> u32 {
     let page = cpu.t1.page_base;
     let epoch = cpu.traces.epoch();
     cpu.rip = page.wrapping_add(u64::from(site.next)) & cpu.linear_mask;
