@@ -247,3 +247,101 @@ impl BlockFile for Replayed {
         self.file.path()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fields::put;
+    use crate::formats::Opening;
+    use crate::image::DiskImage;
+    use crate::open::{Chain, ProbedRaw};
+    use crate::sim_file::SimFile;
+
+    const MIB: usize = 1 << 20;
+    const LOG_ID: [u8; 16] = [7; 16];
+
+    fn open(file: &Arc<SimFile>, access: Access) -> Result<Arc<dyn DiskImage>, DiskError> {
+        let file: Arc<dyn BlockFile> = Arc::clone(file) as _;
+        let chain = Chain::default();
+        let opening = Opening { file, access, first_sector: ProbedRaw::Stated, internal_snapshot: None, chain: &chain };
+        (super::super::DRIVER.open)(opening)
+    }
+
+    /// A disk whose first block is stored, but only its log says so. The second header is the newer one.
+    fn image_with_log(sequence: u64) -> Vec<u8> {
+        let file = Arc::new(SimFile::new(Vec::new()));
+        super::super::create_small(&*file, 4 << 20);
+        let disk = open(&file, Access::ReadWrite).unwrap();
+        disk.write_at(0, &[5; 4096]).unwrap();
+        drop(disk);
+        let mut image = file.content();
+        // Writing the table's first page again is what the log has yet to do.
+        let table = 3 * MIB;
+        let page: Vec<u8> = image[table..table + PAGE].to_vec();
+        image[table..table + PAGE].fill(0);
+        let mut entry = vec![0; 2 * PAGE];
+        put(&mut entry, 0, b"loge");
+        put(&mut entry, 8, &(2 * PAGE as u32).to_le_bytes());
+        put(&mut entry, 16, &sequence.to_le_bytes());
+        put(&mut entry, 24, &1_u32.to_le_bytes());
+        put(&mut entry, 32, &LOG_ID);
+        put(&mut entry, 48, &(image.len() as u64).to_le_bytes());
+        put(&mut entry, 56, &(image.len() as u64).to_le_bytes());
+        put(&mut entry, 64, b"desc");
+        put(&mut entry, 68, &page[PAGE - 4..]);
+        put(&mut entry, 72, &page[..8]);
+        put(&mut entry, 80, &(table as u64).to_le_bytes());
+        put(&mut entry, 88, &sequence.to_le_bytes());
+        put(&mut entry, PAGE, b"data");
+        put(&mut entry, PAGE + 4, &((sequence >> 32) as u32).to_le_bytes());
+        put(&mut entry, PAGE + 8, &page[8..PAGE - 4]);
+        put(&mut entry, 2 * PAGE - 4, &(sequence as u32).to_le_bytes());
+        let entry_sum = sum(&entry);
+        put(&mut entry, 4, &entry_sum.to_le_bytes());
+        put(&mut image, MIB, &entry);
+        for place in super::super::header::HEADER_PLACES {
+            let header = &mut image[place as usize..][..super::super::header::HEADER_LENGTH];
+            put(header, 48, &LOG_ID);
+            let header_sum = sum(header);
+            put(header, 4, &header_sum.to_le_bytes());
+        }
+        image
+    }
+
+    fn first_bytes(disk: &dyn DiskImage) -> [u8; 4] {
+        let mut bytes = [9; 4];
+        disk.read_at(0, &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_log_is_carried_out_in_memory_for_readers_and_in_the_file_for_writers() {
+        let image = image_with_log(1 << 33 | 4);
+        let file = Arc::new(SimFile::new(image.clone()));
+        assert_eq!(first_bytes(&*open(&file, Access::ReadOnly).unwrap()), [5; 4]);
+        assert!(file.content() == image, "a reader changes nothing");
+        drop(open(&file, Access::ReadWrite).unwrap());
+        let content = file.content();
+        assert!(content != image && content[3 * MIB] != 0, "the table has its entry now");
+        assert!(!Header::read(&FencedFile::new(Arc::clone(&file) as _)).unwrap().has_log());
+        assert_eq!(first_bytes(&*open(&file, Access::ReadOnly).unwrap()), [5; 4]);
+    }
+
+    #[test]
+    fn a_log_that_is_not_whole_or_goes_astray_is_refused_and_nothing_is_changed() {
+        // The sum, the tail, the page's mark, the place that is written.
+        for (at, bytes) in [(4, &[0; 4][..]), (12, &[0, 16, 0, 0]), (PAGE + 4, &[1; 4]), (80, &[0xff; 8]), (80, &[0; 8])] {
+            let mut image = image_with_log(9);
+            put(&mut image, MIB + at, bytes);
+            if at != 4 {
+                let entry_sum = sum(&image[MIB..MIB + 2 * PAGE]);
+                put(&mut image, MIB + 4, &entry_sum.to_le_bytes());
+            }
+            for access in [Access::ReadOnly, Access::ReadWrite] {
+                let file = Arc::new(SimFile::new(image.clone()));
+                assert!(matches!(open(&file, access), Err(DiskError::Damaged { .. })), "{at}: {bytes:?}");
+                assert!(file.content() == image, "{at}");
+            }
+        }
+    }
+}
