@@ -125,6 +125,20 @@ const QCOW2: &[FormatOption] = &[
         show: |file| file.backing_format.clone(),
     },
     FormatOption {
+        name: "lazy_refcounts",
+        value: "<bool (on/off)>",
+        meaning: "Postpone refcount updates",
+        set: |file, text| {
+            file.options.qcow2.lazy_refcounts = match text {
+                "on" => true,
+                "off" => false,
+                _ => return None,
+            };
+            Some(())
+        },
+        show: |file| Some(if file.options.qcow2.lazy_refcounts { "on" } else { "off" }.into()),
+    },
+    FormatOption {
         name: "refcount_bits",
         value: "<num>",
         meaning: "Width of a reference count entry in bits",
