@@ -107,9 +107,11 @@ struct Shared {
     /// Present in counted machines: work is done in place, and this rings the controller.
     counted: RankedMutex<Option<(TimerQueue, Timer)>>,
     on_error: RankedMutex<Option<ErrorHook>>,
+    on_tray: RankedMutex<Option<TrayHook>>,
 }
 
 type ErrorHook = Arc<dyn Fn(&str, DriveError) + Send + Sync>;
+type TrayHook = Arc<dyn Fn(bool) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -117,6 +119,10 @@ struct State {
     /// Rises with every insertion and ejection.
     changes: u64,
     locked: bool,
+    /// The medium may lie in the open tray: then it is there for people, but not for the guest.
+    tray_open: bool,
+    /// A person pressed the eject button of a locked drive, and the guest has not been told.
+    eject_wanted: bool,
     requests: VecDeque<DriveRequest>,
     /// Requests ever handed over.
     submitted: u64,
@@ -140,6 +146,7 @@ impl Drive {
             bell: RankedMutex::new(rank::LEAF, "drive bell", None),
             counted: RankedMutex::new(rank::LEAF, "drive timer", None),
             on_error: RankedMutex::new(rank::LEAF, "drive errors", None),
+            on_tray: RankedMutex::new(rank::LEAF, "drive tray", None),
         });
         (Drive(Arc::clone(&shared)), DriveServer(shared))
     }
@@ -173,7 +180,12 @@ impl Drive {
         *self.0.on_error.lock() = Some(Arc::new(hook));
     }
 
-    /// What is in the drive now.
+    /// `hook` hears of every movement of the tray (`true`: it opened), whoever moves it.
+    pub fn on_tray(&self, hook: impl Fn(bool) + Send + Sync + 'static) {
+        *self.0.on_tray.lock() = Some(Arc::new(hook));
+    }
+
+    /// What is in the drive now, or lies in its open tray.
     pub fn medium(&self) -> Option<Medium> {
         self.state().medium.clone()
     }
@@ -216,6 +228,30 @@ impl Drive {
     /// Requests handed over so far: it counts up while the drive works.
     pub fn transfers(&self) -> u64 {
         self.state().submitted
+    }
+
+    /// Opens or closes the tray, for the guest or for a person; what lies in it stays there.
+    pub fn set_tray_open(&self, open: bool) {
+        let was_open = std::mem::replace(&mut self.state().tray_open, open);
+        let hook = self.0.on_tray.lock().clone();
+        if let Some(hook) = hook.filter(|_| was_open != open) {
+            hook(open);
+        }
+    }
+
+    /// Whether the tray is open.
+    pub fn is_tray_open(&self) -> bool {
+        self.state().tray_open
+    }
+
+    /// A person presses the eject button while the guest holds the door shut: it hears of that, and may let go.
+    pub fn want_eject(&self) {
+        self.state().eject_wanted = true;
+    }
+
+    /// Whether the eject button was pressed since this was last asked.
+    pub fn take_eject_wanted(&self) -> bool {
+        std::mem::take(&mut self.state().eject_wanted)
     }
 
     /// Hands a request over; the device is rung when it is done.

@@ -118,17 +118,27 @@ pub enum MachineEvent {
         /// The drive's monitor name.
         drive: String,
     },
+    /// A tray opened or closed, moved by the guest or by a person.
+    TrayMoved {
+        /// The drive's monitor name.
+        drive: String,
+        /// Whether it is open now.
+        open: bool,
+    },
     /// A sentence for people that needs no action, such as what an image warns of.
     Notice(String),
     /// A thread broke; the machine is paused.
     Failed(String),
 }
 
-/// What a guest reset does.
+/// What `vm-control` is asked for, one after another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Control {
+    /// By a device.
     Power(PowerRequest),
+    /// A thread broke: the machine is to stand still.
     Broken,
+    /// No more is to come.
     End,
 }
 
@@ -165,7 +175,7 @@ pub struct DriveInfo {
     pub name: String,
     /// What kind it is.
     pub kind: DriveKind,
-    /// The medium's file, when there is one.
+    /// The medium's file, when there is one: in the drive, or in its open tray.
     pub medium: Option<String>,
     /// The medium's format: `raw`, `qcow2`.
     pub format: Option<String>,
@@ -173,6 +183,8 @@ pub struct DriveInfo {
     pub read_only: bool,
     /// Whether the guest has locked the door.
     pub locked: bool,
+    /// Whether the tray is open: the guest reads nothing then.
+    pub tray_open: bool,
     /// Bytes on the medium.
     pub len: u64,
     /// Requests so far: it counts up while the drive works.
@@ -407,6 +419,7 @@ impl Machine {
                 format: medium.as_ref().map(|medium| medium.image.format().to_string()),
                 read_only: medium.as_ref().is_some_and(|medium| medium.read_only || medium.image.read_only()),
                 locked: drive.is_locked(),
+                tray_open: drive.is_tray_open(),
                 len: drive.len(),
                 transfers: drive.transfers(),
                 medium: medium.map(|medium| medium.title),
@@ -424,16 +437,20 @@ impl Machine {
         Ok((drive, *kind))
     }
 
-    /// Takes a medium out.
+    /// Takes a medium out; the tray of a CD drive stays open. A guest that has locked it is told that somebody wants it out.
     ///
     /// # Errors
     /// When there is no such drive, its medium is fixed, or the guest has locked it.
     pub fn eject(&self, name: &str, force: Force) -> Result<(), EjectError> {
-        let (drive, _) = self.removable(name)?;
+        let (drive, kind) = self.removable(name)?;
         if drive.is_locked() && force == Force::Polite {
+            drive.want_eject();
             return Err(EjectError::Locked(name.to_owned()));
         }
         drive.set_locked(false);
+        if kind == DriveKind::Cdrom {
+            drive.set_tray_open(true);
+        }
         drive.set_medium(None);
         (self.core.events)(MachineEvent::MediumChanged { drive: name.to_owned() });
         Ok(())
@@ -448,10 +465,15 @@ impl Machine {
         let medium = open_medium(source, kind)?;
         tell_warnings(&medium, &*self.core.events);
         if drive.medium().is_some() && drive.is_locked() && force == Force::Polite {
+            drive.want_eject();
             return Err(EjectError::Locked(name.to_owned()));
         }
         drive.set_locked(false);
+        if kind == DriveKind::Cdrom {
+            drive.set_tray_open(true);
+        }
         drive.set_medium(Some(medium));
+        drive.set_tray_open(false);
         (self.core.events)(MachineEvent::MediumChanged { drive: name.to_owned() });
         Ok(())
     }
@@ -741,7 +763,7 @@ type Drives = Vec<(DriveSlot, DriveKind, Drive)>;
 fn make_drives(
     spec: &Spec,
     plane: &mut Backplane,
-    events: &Arc<dyn Fn(MachineEvent) + Send + Sync>,
+    tell: &Arc<dyn Fn(MachineEvent) + Send + Sync>,
 ) -> Result<(Drives, Vec<engine_bus::DriveServer>), MachineError> {
     let mut drives = Vec::new();
     let mut servers = Vec::new();
@@ -749,11 +771,13 @@ fn make_drives(
         let (drive, server) = Drive::new(wanted.slot.board_name());
         if let Some(source) = &wanted.source {
             let medium = open_medium(source, wanted.kind)?;
-            tell_warnings(&medium, &**events);
+            tell_warnings(&medium, &**tell);
             drive.set_medium(Some(medium));
         }
-        let (events, name) = (Arc::clone(events), wanted.slot.monitor_name(wanted.kind));
+        let (events, name) = (Arc::clone(tell), wanted.slot.monitor_name(wanted.kind));
         drive.on_error(move |_, error| events(MachineEvent::DriveError { drive: name.clone(), error }));
+        let (events, name) = (Arc::clone(tell), wanted.slot.monitor_name(wanted.kind));
+        drive.on_tray(move |open| events(MachineEvent::TrayMoved { drive: name.clone(), open }));
         if spec.clock == ClockMode::Real {
             servers.push(server);
         } else {

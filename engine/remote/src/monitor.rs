@@ -401,7 +401,8 @@ fn block(drives: &[DriveInfo]) -> String {
         writeln!(text, "{}: {medium}", drive.name).ok();
         if drive.kind != DriveKind::Disk {
             let lock = if drive.locked { "locked" } else { "not locked" };
-            writeln!(text, "    Removable device: {lock}").ok();
+            let tray = if drive.tray_open { "open" } else { "closed" };
+            writeln!(text, "    Removable device: {lock}, tray {tray}").ok();
         }
         writeln!(text, "    Size: {} bytes\n", drive.len).ok();
     }

@@ -157,6 +157,9 @@ impl QmpServer {
             let removable = drive.kind != engine_session::MachineDriveKind::Disk;
             let mut described =
                 json!({ "device": drive.name, "locked": drive.locked, "removable": removable, "type": "unknown" });
+            if drive.kind == engine_session::MachineDriveKind::Cdrom {
+                described["tray_open"] = drive.tray_open.into();
+            }
             if let Some(file) = &drive.medium {
                 described["inserted"] = json!({
                     "file": file, "drv": drive.format, "ro": drive.read_only,
@@ -386,8 +389,8 @@ fn event_messages(event: &Event) -> Vec<Value> {
         Event::GuestShutdown => vec![with("SHUTDOWN", json!({ "guest": true, "reason": "guest-shutdown" }))],
         Event::Ended(EndReason::PoweredOff) => vec![with("SHUTDOWN", json!({ "guest": false, "reason": "host-qmp-quit" }))],
         Event::Ended(EndReason::GuestReset) => vec![with("SHUTDOWN", json!({ "guest": true, "reason": "guest-reset" }))],
-        Event::MediumChanged { drive, title } => {
-            vec![with("DEVICE_TRAY_MOVED", json!({ "device": drive, "id": drive, "tray-open": title.is_none() }))]
+        Event::TrayMoved { drive, open } => {
+            vec![with("DEVICE_TRAY_MOVED", json!({ "device": drive, "id": drive, "tray-open": open }))]
         }
         _ => Vec::new(),
     }

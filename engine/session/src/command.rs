@@ -135,7 +135,7 @@ pub enum Force {
 pub enum Event {
     /// It is in another state now.
     StateChanged(RunState),
-    /// A removable drive holds another medium now, or none.
+    /// A removable drive holds another medium now, or none that the guest could read.
     MediumChanged {
         /// The drive's name.
         drive: String,
@@ -144,6 +144,13 @@ pub enum Event {
     },
     /// The light of a drive went on or off.
     DriveLights,
+    /// A CD drive's tray opened or closed, moved by the guest or by a person.
+    TrayMoved {
+        /// The drive's name.
+        drive: String,
+        /// Whether it is open now.
+        open: bool,
+    },
     /// Something worth a line, that needs no action.
     Notice {
         /// A sentence.

@@ -26,7 +26,7 @@ pub struct DriveStatus {
     pub kind: DriveKind,
     /// Whether its medium can be changed while the machine runs.
     pub removable: bool,
-    /// The medium in it, for people: its file name.
+    /// The medium in it, for people: its file name. None while its tray is open.
     pub medium: Option<String>,
     /// Whether it reads or writes: its light. It stays on for a second, so that busy drives do not flicker.
     pub working: bool,
@@ -184,6 +184,11 @@ impl EngineSide {
     /// Sets what [`Session::pause_reason`] answers; to be done before the state becomes `Paused`.
     pub fn set_pause_reason(&self, reason: PauseReason) {
         self.shared.status.lock().pause_reason = reason;
+    }
+
+    /// What [`Session::drives`] answers.
+    pub fn drives(&self) -> Vec<DriveStatus> {
+        self.shared.status.lock().drives.clone()
     }
 
     /// Sets what [`Session::drives`] answers.

@@ -303,11 +303,10 @@ impl Worker {
             MachineEvent::SuspendRefused => self.engine.tell(Event::Notice {
                 text: "The guest wanted to sleep. Sleep is not supported yet; it goes on running.".to_owned(),
             }),
-            MachineEvent::MediumChanged { drive } => {
-                let drives = self.drives();
-                let title = drives.iter().find(|status| status.name == drive).and_then(|status| status.medium.clone());
-                self.engine.set_drives(drives);
-                self.engine.tell(Event::MediumChanged { drive, title });
+            MachineEvent::MediumChanged { drive } => self.tell_medium(drive),
+            MachineEvent::TrayMoved { drive, open } => {
+                self.engine.tell(Event::TrayMoved { drive: drive.clone(), open });
+                self.tell_medium(drive);
             }
             MachineEvent::Notice(text) => self.engine.tell(Event::Notice { text }),
             MachineEvent::DriveError { error: DriveError::NoSpace, .. } => {
@@ -316,6 +315,17 @@ impl Worker {
                 self.machine.stop();
             }
             MachineEvent::DriveError { .. } | MachineEvent::Failed(_) => {}
+        }
+    }
+
+    /// Tells what a drive holds, if that is another medium than before.
+    fn tell_medium(&mut self, drive: String) {
+        let medium_in = |drives: &[DriveStatus]| drives.iter().find(|status| status.name == drive)?.medium.clone();
+        let (before, drives) = (medium_in(&self.engine.drives()), self.drives());
+        let title = medium_in(&drives);
+        self.engine.set_drives(drives);
+        if title != before {
+            self.engine.tell(Event::MediumChanged { drive, title });
         }
     }
 
@@ -434,7 +444,7 @@ fn drive_status(drive: DriveInfo, working: bool) -> DriveStatus {
         title: title.to_owned(),
         kind,
         removable: kind != DriveKind::HardDisk,
-        medium: drive.medium.as_ref().map(file_name),
+        medium: drive.medium.as_ref().filter(|_| !drive.tray_open).map(file_name),
         working,
         name: drive.name,
     }

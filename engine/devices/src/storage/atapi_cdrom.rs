@@ -1,6 +1,7 @@
 //! ATAPI CD-ROM drive: command packets over IDE. A disc is one data track of 2048-byte blocks, whatever the image's length;
 //! discs too long for a CD are called DVDs. A change of disc is reported once as a unit attention, then the drive is
-//! ready (or empty). The tray opens and closes by command; what lies in it stays the machine's business.
+//! ready (or empty). The tray opens and closes by command; what lies in it stays there, and closing brings it back.
+//! A person's wish to eject a locked disc reaches the guest as an event.
 //! Left out: audio, several tracks or sessions, subchannels, writing, MODE SELECT.
 //! See: SFF-8020i revision 2.6; MMC-3 (T10/1363-D).
 
@@ -55,7 +56,6 @@ pub struct Cdrom {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct State {
     sense: Sense,
-    is_tray_open: bool,
     /// A new disc has not been reported as a unit attention yet.
     attention: bool,
     /// For GET EVENT STATUS NOTIFICATION.
@@ -68,6 +68,7 @@ struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum MediaEvent {
     None = 0,
+    EjectRequest = 1,
     NewMedia = 2,
     Removed = 3,
 }
@@ -86,13 +87,7 @@ pub struct SavedCdrom {
 impl Cdrom {
     /// A drive; a disc that is in it from the start is no change.
     pub fn new(serial: String, drive: &Drive) -> Self {
-        let state = State {
-            sense: Sense::NONE,
-            is_tray_open: false,
-            attention: false,
-            event: MediaEvent::None,
-            changes: drive.changes(),
-        };
+        let state = State { sense: Sense::NONE, attention: false, event: MediaEvent::None, changes: drive.changes() };
         Self { serial, state }
     }
 
@@ -104,15 +99,17 @@ impl Cdrom {
     }
 
     pub fn save(&self, drive: &Drive) -> SavedCdrom {
-        let State { sense, is_tray_open, attention, event, changes } = self.state;
-        SavedCdrom { sense, is_tray_open, attention, event, change_pending: changes != drive.changes() }
+        let State { sense, attention, event, changes } = self.state;
+        let (is_tray_open, change_pending) = (drive.is_tray_open(), changes != drive.changes());
+        SavedCdrom { sense, is_tray_open, attention, event, change_pending }
     }
 
     pub fn restore(&mut self, saved: SavedCdrom, drive: &Drive) {
         let SavedCdrom { sense, is_tray_open, attention, event, change_pending } = saved;
         // Another machine's drive counts from another number.
         let changes = drive.changes().wrapping_sub(u64::from(change_pending));
-        self.state = State { sense, is_tray_open, attention, event, changes };
+        self.state = State { sense, attention, event, changes };
+        drive.set_tray_open(is_tray_open);
     }
 }
 
@@ -275,7 +272,6 @@ impl IdeDrive {
         let state = self.cdrom_state();
         if state.changes != changes {
             state.changes = changes;
-            state.is_tray_open = false;
             state.attention = true;
             state.event = if is_there { MediaEvent::NewMedia } else { MediaEvent::Removed };
         }
@@ -283,7 +279,7 @@ impl IdeDrive {
 
     /// Blocks of the disc.
     fn blocks(&mut self) -> Result<u64, Sense> {
-        if self.cdrom_state().is_tray_open || self.drive.medium().is_none() {
+        if self.drive.is_tray_open() || self.drive.medium().is_none() {
             return Err(Sense::NO_MEDIUM);
         }
         Ok((self.drive.len() / CD_BLOCK_BYTES as u64).min(u32::MAX.into()))
@@ -326,7 +322,7 @@ impl IdeDrive {
             0xbb => Ok(Answer::Done), // SET CD SPEED
             0xbd => {
                 // MECHANISM STATUS: no changer
-                let state = u8::from(self.cdrom_state().is_tray_open) << 4;
+                let state = u8::from(self.drive.is_tray_open()) << 4;
                 Ok(Answer::Bytes(vec![0, state, 0, 0, 0, 1, 0, 0], word(packet, 8)))
             }
             0xbe => self.read_cd(packet),
@@ -359,14 +355,14 @@ impl IdeDrive {
             if self.drive.is_locked() {
                 return Err(Sense::REMOVAL_PREVENTED);
             }
-            let state = self.cdrom_state();
-            if !std::mem::replace(&mut state.is_tray_open, true) {
-                state.event = MediaEvent::Removed;
+            if !self.drive.is_tray_open() {
+                self.drive.set_tray_open(true);
+                self.cdrom_state().event = MediaEvent::Removed;
             }
-        } else if moves_tray {
-            let is_there = self.drive.medium().is_some();
-            let state = self.cdrom_state();
-            if std::mem::replace(&mut state.is_tray_open, false) && is_there {
+        } else if moves_tray && self.drive.is_tray_open() {
+            self.drive.set_tray_open(false);
+            if self.drive.medium().is_some() {
+                let state = self.cdrom_state();
                 state.attention = true;
                 state.event = MediaEvent::NewMedia;
             }
@@ -492,10 +488,12 @@ impl IdeDrive {
         if packet[4] & supported == 0 {
             return Ok(Answer::Bytes(vec![0, 2, 0x80, supported], word(packet, 7)));
         }
-        let is_there = self.drive.medium().is_some();
-        let state = self.cdrom_state();
-        let event = std::mem::replace(&mut state.event, MediaEvent::None);
-        let presence = u8::from(state.is_tray_open) | u8::from(is_there && !state.is_tray_open) << 1;
+        let (is_open, is_there) = (self.drive.is_tray_open(), self.drive.medium().is_some());
+        let mut event = std::mem::replace(&mut self.cdrom_state().event, MediaEvent::None);
+        if event == MediaEvent::None && self.drive.take_eject_wanted() {
+            event = MediaEvent::EjectRequest;
+        }
+        let presence = u8::from(is_open) | u8::from(is_there && !is_open) << 1;
         Ok(Answer::Bytes(vec![0, 6, media, supported, event as u8, presence, 0, 0], word(packet, 7)))
     }
 

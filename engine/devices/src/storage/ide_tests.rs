@@ -397,11 +397,38 @@ fn the_tray_opens_unless_locked_and_closes_on_the_same_disc() {
     assert_eq!(ide.packet(&OPEN_TRAY), Err(5));
     assert_eq!(ide.sense(), (5, 0x53, 2));
     ide.packet(&[0x1e, 0, 0, 0, 0]).unwrap();
+    let moves = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let heard = Arc::clone(&moves);
+    ide.cd.on_tray(move |open| heard.lock().unwrap().push(open));
     ide.packet(&OPEN_TRAY).unwrap();
+    ide.packet(&OPEN_TRAY).unwrap();
+    assert!(ide.cd.is_tray_open() && ide.cd.medium().is_some());
     assert_eq!(ide.packet(&TEST_UNIT_READY), Err(2));
     ide.packet(&CLOSE_TRAY).unwrap();
     assert_eq!(ide.packet(&TEST_UNIT_READY), Err(6));
     assert_eq!(ide.packet(&TEST_UNIT_READY), Ok(vec![]));
+    assert_eq!(*moves.lock().unwrap(), [true, false]);
+}
+
+#[test]
+fn a_guest_that_holds_the_disc_hears_of_the_eject_button_once() {
+    let ide = Ide::new();
+    ide.packet(&[0x1e, 0, 0, 0, 1]).unwrap();
+    ide.cd.want_eject();
+    let get_event = [0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8];
+    assert_eq!(ide.packet(&get_event).unwrap()[4..6], [1, 2], "eject request; the medium is there");
+    assert_eq!(ide.packet(&get_event).unwrap()[4..6], [0, 2]);
+}
+
+#[test]
+fn a_saved_drive_comes_back_with_its_tray_open() {
+    let ide = Ide::new();
+    ide.packet(&OPEN_TRAY).unwrap();
+    let saved = ide.cell.lock().save();
+    let other = Ide::new();
+    other.cell.lock().restore(&saved).unwrap();
+    assert!(other.cd.is_tray_open());
+    assert_eq!(other.cell.lock().save(), saved);
 }
 
 #[test]
