@@ -22,7 +22,7 @@ pub fn end_on_signals(session: &Session) -> std::io::Result<()> {
                 std::process::exit(1);
             }
             eprintln!("bellglass: terminating on {name}");
-            session.send(Command::PowerOff);
+            session.send(Command::EndOnSignal);
         }
     };
     spawn_guarded("signals", wait, |_| {}).map(drop)

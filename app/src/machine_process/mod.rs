@@ -81,7 +81,9 @@ impl MachineProcess {
 /// The exit status that tells how a machine ended.
 pub fn exit_code(reason: EndReason) -> ExitCode {
     match reason {
-        EndReason::GuestPoweredOff | EndReason::PoweredOff | EndReason::GuestReset => ExitCode::SUCCESS,
+        EndReason::GuestPoweredOff | EndReason::PoweredOff | EndReason::Quit | EndReason::Signal | EndReason::Reset(_) => {
+            ExitCode::SUCCESS
+        }
         EndReason::DebugExit(status) => ExitCode::from(status as u8),
         EndReason::Failed => ExitCode::from(70),
     }

@@ -23,7 +23,7 @@ mod pc;
 mod spec;
 
 pub use inspect::{MemoryRegionInfo, PciFunctionInfo, linear_to_physical};
-pub use machine::{DriveInfo, EjectError, Force, Machine, MachineError, MachineEvent, Paused, RunState};
+pub use machine::{DriveInfo, EjectError, Force, Machine, MachineError, MachineEvent, Paused, ResetBy, RunState};
 pub use media::{MediaError, open_medium};
 pub use spec::{Display, DriveKind, DriveSlot, DriveSpec, ImageSource, Part, Spec};
 

@@ -18,6 +18,7 @@ use engine_firmware::FirmwareError;
 use engine_input::InputEvent;
 use engine_memory::{Contents, GuestMemory, MemoryError};
 use engine_translator::{Interpreter, TranslatorOptions};
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -99,7 +100,10 @@ pub enum MachineEvent {
     /// The guest resets; `vm-control` does it next unless the owner ends the machine.
     ResetRequested,
     /// It was reset.
-    Reset,
+    Reset {
+        /// By whom.
+        by: ResetBy,
+    },
     /// The guest switched itself off. The machine is paused.
     Shutdown,
     /// The guest asked for sleep, which is not there yet; it goes on running.
@@ -129,6 +133,15 @@ pub enum MachineEvent {
     Notice(String),
     /// A thread broke; the machine is paused.
     Failed(String),
+}
+
+/// Who reset a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ResetBy {
+    /// The guest, or its CPUs by a triple fault.
+    Guest,
+    /// Somebody outside.
+    Person,
 }
 
 /// What `vm-control` is asked for, one after another.
@@ -371,7 +384,7 @@ impl Machine {
 
     /// Resets it, running or not. A machine that had switched itself off stands at its first instruction then.
     pub fn reset(&self) {
-        self.pause().reset();
+        self.pause().reset(ResetBy::Person);
     }
 
     /// Presses the power button: the guest may shut itself down.
@@ -599,7 +612,7 @@ impl<'a> Paused<'a> {
     }
 
     /// The RESET line.
-    pub fn reset(&mut self) {
+    pub fn reset(&mut self, by: ResetBy) {
         for (_, _, drive) in &self.core.drives {
             // A write that found no room belonged to the guest before the reset.
             drive.give_up();
@@ -617,7 +630,7 @@ impl<'a> Paused<'a> {
         if matches!(*self.run, RunState::Shutdown | RunState::Failed) {
             self.core.set_state(&mut self.run, RunState::Paused);
         }
-        (self.core.events)(MachineEvent::Reset);
+        (self.core.events)(MachineEvent::Reset { by });
     }
 }
 
@@ -717,7 +730,7 @@ impl Core {
                 Control::Power(PowerRequest::Reset) => {
                     (self.events)(MachineEvent::ResetRequested);
                     if !self.ending.load(Ordering::Acquire) {
-                        Paused::new(self).reset();
+                        Paused::new(self).reset(ResetBy::Guest);
                     }
                 }
                 Control::Power(PowerRequest::Shutdown) => {

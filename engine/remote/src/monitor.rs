@@ -55,7 +55,7 @@ const COMMANDS: &[CommandRow] = &[
         arguments: "",
         help: "quit the emulator",
         run: |c, _| {
-            c.session.send(Command::PowerOff);
+            c.session.send(Command::Quit);
             Ok(String::new())
         },
     },

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use engine_base::{reply, spawn_guarded};
 use engine_input::{Button, InputEvent};
-use engine_session::{Command, EndReason, Event, Force, Output, PauseReason, RunState, Session, StreamUser};
+use engine_session::{Command, EndReason, Event, Force, Output, PauseReason, ResetBy, RunState, Session, StreamUser};
 use serde_json::{Value, json};
 
 use crate::monitor::{self, Commands};
@@ -57,12 +57,10 @@ const COMMANDS: &[(&str, fn(&mut QmpServer, &Value) -> Answer)] = &[
     ("screendump", QmpServer::screendump),
     ("stop", |server, _| server.tell(Command::Pause)),
     ("cont", QmpServer::resume),
-    ("system_reset", |server, _| server.tell(Command::Reset)),
+    // With -no-reboot it ends the process.
+    ("system_reset", |server, _| server.after_reply(Command::Reset)),
     ("system_powerdown", |server, _| server.tell(Command::PowerButton)),
-    ("quit", |server, _| {
-        server.after_reply = Some(Command::PowerOff);
-        Ok(json!({}))
-    }),
+    ("quit", |server, _| server.after_reply(Command::Quit)),
     ("eject", QmpServer::eject),
     ("blockdev-change-medium", QmpServer::change_medium),
     // Ours: text as keystrokes of a US keyboard. The prefix is the protocol's for what is not QEMU's.
@@ -77,7 +75,7 @@ pub struct QmpServer {
     buffer: Vec<u8>,
     negotiated: Arc<AtomicBool>,
     commands: Commands,
-    /// What ends the process must not overtake its own answer.
+    /// What may end the process must not overtake its own answer.
     after_reply: Option<Command>,
     events: Option<JoinHandle<()>>,
     /// Dropped with the server: the thread of events then ends too.
@@ -111,6 +109,12 @@ impl QmpServer {
     fn tell(&mut self, command: Command) -> Answer {
         self.session.send(command);
         self.ask(|reply| Command::Settle { reply })?;
+        Ok(json!({}))
+    }
+
+    /// Does so once the client has its answer.
+    fn after_reply(&mut self, command: Command) -> Answer {
+        self.after_reply = Some(command);
         Ok(json!({}))
     }
 
@@ -258,7 +262,8 @@ impl QmpServer {
         }
         send(&self.output, &response);
         if let Some(command) = self.after_reply.take() {
-            self.session.send(command);
+            // Nobody answers when that was the end.
+            self.tell(command).ok();
         }
     }
 
@@ -376,6 +381,14 @@ fn tell_events(events: &Receiver<Event>, dropped: &Receiver<()>, mut running: bo
     }
 }
 
+/// QEMU's `ShutdownCause` of a reset.
+fn cause(by: ResetBy) -> Value {
+    match by {
+        ResetBy::Guest => json!({ "guest": true, "reason": "guest-reset" }),
+        ResetBy::Person => json!({ "guest": false, "reason": "host-qmp-system-reset" }),
+    }
+}
+
 fn event_messages(event: &Event) -> Vec<Value> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let stamp = json!({ "seconds": since.as_secs(), "microseconds": since.subsec_micros() });
@@ -385,10 +398,17 @@ fn event_messages(event: &Event) -> Vec<Value> {
         Event::StateChanged(RunState::Running) => vec![plain("RESUME")],
         Event::StateChanged(RunState::Paused) => vec![plain("STOP")],
         Event::StateChanged(RunState::ShuttingDown) => vec![plain("POWERDOWN")],
-        Event::Reset => vec![with("RESET", json!({ "guest": true, "reason": "guest-reset" }))],
+        Event::Reset { by } => vec![with("RESET", cause(*by))],
         Event::GuestShutdown => vec![with("SHUTDOWN", json!({ "guest": true, "reason": "guest-shutdown" }))],
-        Event::Ended(EndReason::PoweredOff) => vec![with("SHUTDOWN", json!({ "guest": false, "reason": "host-qmp-quit" }))],
-        Event::Ended(EndReason::GuestReset) => vec![with("SHUTDOWN", json!({ "guest": true, "reason": "guest-reset" }))],
+        Event::Ended(reason) => match reason {
+            EndReason::Quit => vec![with("SHUTDOWN", json!({ "guest": false, "reason": "host-qmp-quit" }))],
+            EndReason::PoweredOff => vec![with("SHUTDOWN", json!({ "guest": false, "reason": "host-ui" }))],
+            EndReason::Signal => vec![with("SHUTDOWN", json!({ "guest": false, "reason": "host-signal" }))],
+            EndReason::Reset(by) => vec![with("SHUTDOWN", cause(*by))],
+            EndReason::Failed => vec![with("SHUTDOWN", json!({ "guest": false, "reason": "host-error" }))],
+            // Told when it happened; isa-debug-exit ends QEMU without a word, too.
+            EndReason::GuestPoweredOff | EndReason::DebugExit(_) => Vec::new(),
+        },
         Event::TrayMoved { drive, open } => {
             vec![with("DEVICE_TRAY_MOVED", json!({ "device": drive, "id": drive, "tray-open": open }))]
         }
@@ -414,6 +434,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (mut server, engine, file) = server(folder.path());
         server.connected();
+        let machine = std::thread::spawn(move || assert!(matches!(engine.commands().recv(), Ok(Command::Quit))));
         server.input(br#"{"execute": "stop"} {"execute": "qmp_capabilities", "id": 7} {"execute": "qu"#);
         server.input(br#"it"}"#);
         let lines: Vec<Value> =
@@ -422,7 +443,7 @@ mod tests {
         assert_eq!(lines[1]["error"]["class"], "CommandNotFound");
         assert_eq!(lines[2], json!({ "return": {}, "id": 7 }));
         assert_eq!(lines[3], json!({ "return": {} }));
-        assert_eq!(engine.commands().try_iter().count(), 1);
+        machine.join().unwrap();
     }
 
     #[test]
@@ -462,6 +483,27 @@ mod tests {
             .filter_map(|line| Some(serde_json::from_str::<Value>(line).unwrap()["event"].as_str()?.to_owned()))
             .collect();
         assert_eq!(names, ["RESUME", "POWERDOWN", "STOP", "SHUTDOWN"]);
+    }
+
+    #[test]
+    fn resets_and_ends_say_who_caused_them() {
+        let told = |event| {
+            let message = event_messages(&event).pop().unwrap();
+            format!("{} {} {}", message["event"].as_str().unwrap(), message["data"]["guest"], message["data"]["reason"])
+        };
+        assert_eq!(told(Event::Reset { by: ResetBy::Guest }), "RESET true \"guest-reset\"");
+        assert_eq!(told(Event::Reset { by: ResetBy::Person }), "RESET false \"host-qmp-system-reset\"");
+        assert_eq!(told(Event::GuestShutdown), "SHUTDOWN true \"guest-shutdown\"");
+        for (reason, wanted) in [
+            (EndReason::Quit, "SHUTDOWN false \"host-qmp-quit\""),
+            (EndReason::PoweredOff, "SHUTDOWN false \"host-ui\""),
+            (EndReason::Signal, "SHUTDOWN false \"host-signal\""),
+            (EndReason::Reset(ResetBy::Guest), "SHUTDOWN true \"guest-reset\""),
+            (EndReason::Failed, "SHUTDOWN false \"host-error\""),
+        ] {
+            assert_eq!(told(Event::Ended(reason)), wanted);
+        }
+        assert!(event_messages(&Event::Ended(EndReason::GuestPoweredOff)).is_empty(), "it was told when it happened");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use engine_base::Reply;
 use engine_cpu::CpuState;
 use engine_display::Picture;
 use engine_input::InputEvent;
-use engine_machine::{DriveInfo, MemoryRegionInfo, PciFunctionInfo};
+use engine_machine::{DriveInfo, MemoryRegionInfo, PciFunctionInfo, ResetBy};
 use serde::{Deserialize, Serialize};
 
 /// Something a front end asks for. Legal in every state; what makes no sense just now is ignored or answered with a reason.
@@ -25,8 +25,12 @@ pub enum Command {
     Reset,
     /// The power button: the guest is asked, through ACPI, to shut down.
     PowerButton,
-    /// The plug is pulled; disks are flushed.
+    /// A person pulls the plug in the window; disks are flushed.
     PowerOff,
+    /// The same, asked for by the monitor or QMP (`quit`).
+    Quit,
+    /// The same, because the host asked this process to end.
+    EndOnSignal,
     /// Puts a medium into a removable drive, replacing what is in it.
     InsertMedium {
         /// The drive's name, such as `cdrom`.
@@ -164,8 +168,11 @@ pub enum Event {
         advice: String,
     },
     /// The machine was reset.
-    Reset,
-    /// The guest switched itself off; the machine ends next unless it was told to stay.
+    Reset {
+        /// By whom.
+        by: ResetBy,
+    },
+    /// The guest switched itself off; next the machine ends, or stands still if it was told to stay.
     GuestShutdown,
     /// The machine is gone; nothing follows.
     Ended(EndReason),
@@ -206,10 +213,14 @@ pub enum PauseReason {
 pub enum EndReason {
     /// The guest switched the computer off.
     GuestPoweredOff,
-    /// A front end pulled the plug.
+    /// A person pulled the plug.
     PoweredOff,
-    /// The guest rebooted and was told not to (`-no-reboot`).
-    GuestReset,
+    /// The monitor or QMP did (`quit`).
+    Quit,
+    /// The host asked this process to end.
+    Signal,
+    /// It was to be reset, but is to end instead (`-no-reboot`).
+    Reset(ResetBy),
     /// The guest asked the process to end with this exit status (`isa-debug-exit`).
     DebugExit(i32),
     /// It could not go on; an [`Event::Failed`] said why.

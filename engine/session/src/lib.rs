@@ -26,7 +26,7 @@ pub use stream::{InterruptKey, Output, RawTerminal, SocketFile, SocketRole, Stre
 // What a front end builds a machine from.
 pub use engine_machine::{
     BootDevice, DirectKernel, Display, DriveInfo, DriveKind as MachineDriveKind, DriveSlot, DriveSpec, ImageSource, MachineError,
-    MemoryRegionInfo, Part, PciFunctionInfo, Spec,
+    MemoryRegionInfo, Part, PciFunctionInfo, ResetBy, Spec,
 };
 
 /// The device models that exist, id and title: for `-device help` and the settings page.

@@ -17,7 +17,7 @@ use engine_machine::{
 
 use crate::{
     AddressSpace, BoardDescription, Command, DriveKind, DriveStatus, EndReason, EngineSide, Event, Force, MOST_MEMORY_READ,
-    PauseReason, RunState, Session, link,
+    PauseReason, ResetBy, RunState, Session, link,
 };
 
 /// How often the session looks at what nobody reports: whether the pointer is absolute, and which drives work.
@@ -113,7 +113,7 @@ pub fn start(spec: &Spec, policy: Policy) -> Result<Running, MachineError> {
         engine,
         reports,
         policy,
-        typing: VecDeque::new(),
+        typing: Typing::new(Instant::now()),
         down: Held::default(),
         lights: Vec::new(),
         end: None,
@@ -129,7 +129,7 @@ struct Worker {
     engine: EngineSide,
     reports: Receiver<MachineEvent>,
     policy: Policy,
-    typing: VecDeque<InputEvent>,
+    typing: Typing,
     down: Held,
     /// Each drive's requests at the last look, and for how many looks its light stays on.
     lights: Vec<(u64, u8)>,
@@ -162,6 +162,33 @@ impl Held {
     }
 }
 
+/// Text on its way to the guest's keyboard, at a pace that it can follow.
+struct Typing {
+    events: VecDeque<InputEvent>,
+    /// Not before this moment.
+    next: Instant,
+}
+
+impl Typing {
+    fn new(now: Instant) -> Self {
+        Self { events: VecDeque::new(), next: now }
+    }
+
+    /// When the next event is to be sent.
+    fn due(&self) -> Option<Instant> {
+        (!self.events.is_empty()).then_some(self.next)
+    }
+
+    /// The event that is due by `now`.
+    fn next(&mut self, now: Instant) -> Option<InputEvent> {
+        let event = if self.next <= now { self.events.pop_front() } else { None };
+        if event.is_some() {
+            self.next = now + TYPING;
+        }
+        event
+    }
+}
+
 impl Worker {
     fn run(mut self) {
         self.engine.set_drives(self.drives());
@@ -171,11 +198,20 @@ impl Worker {
         } else {
             self.engine.set_state(RunState::Paused);
         }
+        let commands = self.engine.commands().clone();
         let mut look = Instant::now() + LOOK;
         while self.end.is_none() {
-            let wake = if self.typing.is_empty() { look } else { look.min(Instant::now() + TYPING) };
-            let timeout = crossbeam_channel::at(wake);
-            let commands = self.engine.commands().clone();
+            // However many commands come meanwhile, typed text keeps its pace.
+            let now = Instant::now();
+            if let Some(event) = self.typing.next(now) {
+                self.machine.input(&event);
+            }
+            if now >= look {
+                look = now + LOOK;
+                self.engine.set_pointer_is_absolute(self.machine.pointer_is_absolute());
+                self.look_at_drives();
+            }
+            let timeout = crossbeam_channel::at(self.typing.due().map_or(look, |due| due.min(look)));
             select! {
                 recv(commands) -> command => match command {
                     Ok(command) => {
@@ -187,12 +223,7 @@ impl Worker {
                     Err(_) => self.end = Some(EndReason::PoweredOff),
                 },
                 recv(self.reports) -> report => if let Ok(report) = report { self.report(report) },
-                recv(timeout) -> _ => self.type_next(),
-            }
-            if Instant::now() >= look {
-                look = Instant::now() + LOOK;
-                self.engine.set_pointer_is_absolute(self.machine.pointer_is_absolute());
-                self.look_at_drives();
+                recv(timeout) -> _ => {}
             }
         }
         self.machine.end();
@@ -230,6 +261,8 @@ impl Worker {
                 self.take_reports();
                 reply.send(());
             }
+            // Whoever asks for it: QEMU's -no-reboot makes no difference either.
+            Command::Reset if self.policy.on_reset == OnReset::End => self.end = Some(EndReason::Reset(ResetBy::Person)),
             Command::Reset => self.machine.reset(),
             Command::PowerButton => {
                 self.machine.press_power_button();
@@ -239,6 +272,8 @@ impl Worker {
                 }
             }
             Command::PowerOff => self.end = Some(EndReason::PoweredOff),
+            Command::Quit => self.end = Some(EndReason::Quit),
+            Command::EndOnSignal => self.end = Some(EndReason::Signal),
             Command::InsertMedium { drive, path, reply } => {
                 let source = ImageSource { path, format: None, snapshot: false, read_only: false };
                 let done = self.machine.insert(&self.machine_drive(&drive), &source, engine_machine::Force::Polite);
@@ -268,19 +303,19 @@ impl Worker {
     fn report(&mut self, report: MachineEvent) {
         self.report_failure(&report);
         match report {
-            MachineEvent::State(MachineState::Shutdown) => {
-                self.engine.set_pause_reason(PauseReason::GuestOff);
-                self.engine.set_state(RunState::Paused);
-            }
+            // Told when it is known why: the machine may end instead of standing still.
+            MachineEvent::State(MachineState::Shutdown) => {}
             MachineEvent::State(state) => self.engine.set_state(match state {
                 MachineState::Prelaunch | MachineState::Paused | MachineState::Shutdown => RunState::Paused,
                 MachineState::Running if self.power_button_pressed => RunState::ShuttingDown,
                 MachineState::Running => RunState::Running,
                 MachineState::Failed => RunState::Failed,
             }),
-            MachineEvent::ResetRequested if self.policy.on_reset == OnReset::End => self.end = Some(EndReason::GuestReset),
+            MachineEvent::ResetRequested if self.policy.on_reset == OnReset::End => {
+                self.end = Some(EndReason::Reset(ResetBy::Guest));
+            }
             MachineEvent::ResetRequested => {}
-            MachineEvent::Reset => {
+            MachineEvent::Reset { by } => {
                 self.power_button_pressed = false;
                 match self.machine.state() {
                     MachineState::Running => self.engine.set_state(RunState::Running),
@@ -290,13 +325,17 @@ impl Worker {
                     }
                     _ => {}
                 }
-                self.engine.tell(Event::Reset);
+                self.engine.tell(Event::Reset { by });
             }
             MachineEvent::Shutdown => {
                 self.power_button_pressed = false;
                 self.engine.tell(Event::GuestShutdown);
-                if self.policy.on_shutdown == OnShutdown::End {
-                    self.end = Some(EndReason::GuestPoweredOff);
+                match self.policy.on_shutdown {
+                    OnShutdown::End => self.end = Some(EndReason::GuestPoweredOff),
+                    OnShutdown::Stay => {
+                        self.engine.set_pause_reason(PauseReason::GuestOff);
+                        self.engine.set_state(RunState::Paused);
+                    }
                 }
             }
             MachineEvent::Exit(status) => self.end = Some(EndReason::DebugExit(status)),
@@ -380,18 +419,12 @@ impl Worker {
     }
 
     fn start_typing(&mut self, text: &str) -> Result<usize, String> {
-        if self.typing.len() / 2 + text.len() > MOST_TYPED {
+        if self.typing.events.len() / 2 + text.len() > MOST_TYPED {
             return Err("There is too much text to type. Type it in smaller pieces.".to_owned());
         }
         let (events, typed) = engine_input::keystrokes(text)?;
-        self.typing.extend(events);
+        self.typing.events.extend(events);
         Ok(typed)
-    }
-
-    fn type_next(&mut self) {
-        if let Some(event) = self.typing.pop_front() {
-            self.machine.input(&event);
-        }
     }
 
     fn read_memory(&self, space: AddressSpace, address: u64, len: usize) -> Result<Vec<u8>, String> {
@@ -453,6 +486,16 @@ fn drive_status(drive: DriveInfo, working: bool) -> DriveStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn typed_text_keeps_its_pace_however_often_the_session_wakes() {
+        let start = Instant::now();
+        let mut typing = Typing::new(start);
+        assert_eq!(typing.due(), None);
+        typing.events.extend((0..3).map(|code| InputEvent::Key { code: KeyCode(code), pressed: true }));
+        let sent_at: Vec<u64> = (0..100).filter(|millis| typing.next(start + Duration::from_millis(*millis)).is_some()).collect();
+        assert_eq!(sent_at, [0, 12, 24]);
+    }
 
     #[test]
     fn what_is_held_down_is_let_go_once() {

@@ -111,7 +111,7 @@ impl StreamUser for SharedTerminal {
                 (false, ESCAPE) => self.escaped = true,
                 (true, b'x') => {
                     self.output.send(b"\r\nBellglass: terminated\r\n");
-                    self.session.send(Command::PowerOff);
+                    self.session.send(Command::Quit);
                 }
                 (true, b'c') => self.switch(),
                 (true, b'h' | b'?') => self.output.send(

@@ -305,7 +305,11 @@ impl VmWindow {
         let events = std::mem::take(&mut *lock(&self.events));
         for event in events {
             match event {
-                Event::StateChanged(_) | Event::TrayMoved { .. } | Event::Reset | Event::GuestShutdown | Event::DriveLights => {}
+                Event::StateChanged(_)
+                | Event::TrayMoved { .. }
+                | Event::Reset { .. }
+                | Event::GuestShutdown
+                | Event::DriveLights => {}
                 Event::MediumChanged { drive: _, title: Some(title) } => self.say(ctx, format!("{title} is in the drive.")),
                 Event::MediumChanged { drive: _, title: None } => self.say(ctx, "The drive is empty.".into()),
                 Event::Notice { text } => self.say(ctx, text),

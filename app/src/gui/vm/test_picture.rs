@@ -4,7 +4,7 @@
 use engine_base::spawn_guarded;
 use engine_display::{Damage, Picture, Rect, Screen};
 use engine_input::InputEvent;
-use engine_session::{Command, DriveKind, DriveStatus, EndReason, EngineSide, Event, RunState, Session, link};
+use engine_session::{Command, DriveKind, DriveStatus, EndReason, EngineSide, Event, ResetBy, RunState, Session, link};
 
 /// Starts it, with a screen of this size.
 ///
@@ -55,7 +55,7 @@ fn run(engine: &EngineSide) {
                 return end(engine, EndReason::GuestPoweredOff);
             }
             Command::PowerOff => return end(engine, EndReason::PoweredOff),
-            Command::Reset => engine.tell(Event::Reset),
+            Command::Reset => engine.tell(Event::Reset { by: ResetBy::Person }),
             Command::InsertMedium { drive, path, reply } => {
                 let answer = if path.is_file() { Ok(()) } else { Err(format!("There is no such file: {}", path.display())) };
                 if answer.is_ok() {
