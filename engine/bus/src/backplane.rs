@@ -1,7 +1,7 @@
 //! The board's plumbing in one place: what the machine creates first, and what every [`Wiring`](crate::Wiring) draws from.
 
 use crate::device::{BuildError, DeviceCell, DeviceModel};
-use crate::{CharPort, Drive, IsaDma, MessageSender, Options, PciAddress, Power, Router, TimerQueue, Wires, Wiring};
+use crate::{CharPort, Drive, IsaDma, LedPanel, MessageSender, Options, PciAddress, Power, Router, TimerQueue, Wires, Wiring};
 use engine_base::Clock;
 use engine_display::Screen;
 use engine_memory::GuestMemory;
@@ -44,6 +44,8 @@ pub struct Backplane {
     pub messages: MessageSender,
     /// The guest's display.
     pub screen: Screen,
+    /// The keyboard's lamps.
+    pub leds: LedPanel,
     /// Drives by name: `ide0-hd0`, `ide1-cd0`, `floppy0`.
     pub drives: BTreeMap<String, Drive>,
     /// Character ports by name: `serial0`, `debugcon`.
@@ -70,6 +72,7 @@ impl Backplane {
             power,
             messages,
             screen: Screen::new(),
+            leds: LedPanel::default(),
             drives: BTreeMap::new(),
             char_ports: BTreeMap::new(),
             firmware_files: Vec::new(),

@@ -2,7 +2,8 @@
 
 use crate::device::{BuildError, DeviceCell, Width};
 use crate::{
-    Backplane, CharPort, Dma, Drive, FirmwareFile, IrqLine, IsaDma, IsaDmaChannel, MessageSender, PciAddress, Power, Timer,
+    Backplane, CharPort, Dma, Drive, FirmwareFile, IrqLine, IsaDma, IsaDmaChannel, LedPanel, MessageSender, PciAddress, Power,
+    Timer,
 };
 use engine_base::Clock;
 use engine_display::Screen;
@@ -168,6 +169,11 @@ impl<'a> Wiring<'a> {
     /// The guest's display.
     pub fn screen(&self) -> Screen {
         self.board.screen.clone()
+    }
+
+    /// The keyboard's lamps.
+    pub fn leds(&self) -> LedPanel {
+        self.board.leds.clone()
     }
 
     /// Video memory: a block whose writes are noted page by page.

@@ -58,3 +58,14 @@ pub enum InputEvent {
         notches: i32,
     },
 }
+
+/// The lamps of a keyboard, as the guest has switched them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeyboardLeds {
+    /// Caps Lock.
+    pub caps_lock: bool,
+    /// Num Lock.
+    pub num_lock: bool,
+    /// Scroll Lock.
+    pub scroll_lock: bool,
+}

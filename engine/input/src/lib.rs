@@ -8,5 +8,5 @@
 mod event;
 mod keys;
 
-pub use event::{Button, InputEvent, KeyCode};
+pub use event::{Button, InputEvent, KeyCode, KeyboardLeds};
 pub use keys::{KEYS, Key, SHIFT, key_by_code, key_by_name, key_by_set1, keystrokes};

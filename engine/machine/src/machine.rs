@@ -15,7 +15,7 @@ use engine_bus::{Backplane, BuildError, DeviceCell, Drive, DriveError, Medium, M
 use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuState, Exit, Kicker, Vcpu};
 use engine_display::Screen;
 use engine_firmware::FirmwareError;
-use engine_input::InputEvent;
+use engine_input::{InputEvent, KeyboardLeds};
 use engine_memory::{Contents, GuestMemory, MemoryError};
 use engine_translator::{Interpreter, TranslatorOptions};
 use serde::{Deserialize, Serialize};
@@ -129,6 +129,8 @@ pub enum MachineEvent {
         /// Whether it is open now.
         open: bool,
     },
+    /// The guest switched the keyboard's lamps.
+    KeyboardLeds(KeyboardLeds),
     /// A sentence for people that needs no action, such as what an image warns of.
     Notice(String),
     /// A thread broke; the machine is paused.
@@ -266,6 +268,10 @@ impl Machine {
         plane.char_ports = spec.char_ports.clone();
         let (drives, servers) = make_drives(spec, &mut plane, &events)?;
         let pc = pc::build(spec, &mut plane)?;
+        plane.leds.listen({
+            let events = Arc::clone(&events);
+            move |leds| events(MachineEvent::KeyboardLeds(leds))
+        });
 
         let cpus = spec.cpu.topology.cpus();
         let backend: Arc<dyn CpuBackend> = Arc::new(if spec.translator {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use engine_base::{reply, spawn_guarded};
-use engine_input::{Button, InputEvent};
+use engine_input::{Button, InputEvent, KeyboardLeds};
 use engine_session::{Command, EndReason, Event, Force, Output, PauseReason, ResetBy, RunState, Session, StreamUser};
 use serde_json::{Value, json};
 
@@ -63,6 +63,8 @@ const COMMANDS: &[(&str, fn(&mut QmpServer, &Value) -> Answer)] = &[
     ("quit", |server, _| server.after_reply(Command::Quit)),
     ("eject", QmpServer::eject),
     ("blockdev-change-medium", QmpServer::change_medium),
+    // Ours: the lamps of the guest's keyboard, which QEMU tells VNC clients only.
+    ("x-bellglass-query-keyboard-leds", |server, _| Ok(lamps(server.session.keyboard_leds()))),
     // Ours: text as keystrokes of a US keyboard. The prefix is the protocol's for what is not QEMU's.
     ("x-bellglass-type", QmpServer::type_text),
 ];
@@ -381,6 +383,10 @@ fn tell_events(events: &Receiver<Event>, dropped: &Receiver<()>, mut running: bo
     }
 }
 
+fn lamps(leds: KeyboardLeds) -> Value {
+    json!({ "caps-lock": leds.caps_lock, "num-lock": leds.num_lock, "scroll-lock": leds.scroll_lock })
+}
+
 /// QEMU's `ShutdownCause` of a reset.
 fn cause(by: ResetBy) -> Value {
     match by {
@@ -398,6 +404,7 @@ fn event_messages(event: &Event) -> Vec<Value> {
         Event::StateChanged(RunState::Running) => vec![plain("RESUME")],
         Event::StateChanged(RunState::Paused) => vec![plain("STOP")],
         Event::StateChanged(RunState::ShuttingDown) => vec![plain("POWERDOWN")],
+        Event::KeyboardLeds(leds) => vec![with("X_BELLGLASS_KEYBOARD_LEDS", lamps(*leds))],
         Event::Reset { by } => vec![with("RESET", cause(*by))],
         Event::GuestShutdown => vec![with("SHUTDOWN", json!({ "guest": true, "reason": "guest-shutdown" }))],
         Event::Ended(reason) => match reason {

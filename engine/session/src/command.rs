@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use engine_base::Reply;
 use engine_cpu::CpuState;
 use engine_display::Picture;
-use engine_input::InputEvent;
+use engine_input::{InputEvent, KeyboardLeds};
 use engine_machine::{DriveInfo, MemoryRegionInfo, PciFunctionInfo, ResetBy};
 use serde::{Deserialize, Serialize};
 
@@ -155,6 +155,8 @@ pub enum Event {
         /// Whether it is open now.
         open: bool,
     },
+    /// The guest switched the keyboard's lamps.
+    KeyboardLeds(KeyboardLeds),
     /// Something worth a line, that needs no action.
     Notice {
         /// A sentence.

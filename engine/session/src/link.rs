@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
 use engine_base::{RankedMutex, rank};
 use engine_display::Screen;
+use engine_input::KeyboardLeds;
 
 use crate::{Command, Event, PauseReason, RunState};
 
@@ -73,14 +74,20 @@ struct Status {
     pause_reason: PauseReason,
     drives: Vec<DriveStatus>,
     backend: String,
+    keyboard_leds: KeyboardLeds,
 }
 
 /// A fresh session in state `Starting`, whose picture is `screen`.
 pub fn link(screen: Screen) -> (Session, EngineSide) {
     // Unbounded, because a window may neither wait nor lose the release of a key; people type slower than machines listen.
     let (sender, commands) = unbounded();
-    let status =
-        Status { state: RunState::Starting, pause_reason: PauseReason::NotStarted, drives: Vec::new(), backend: String::new() };
+    let status = Status {
+        state: RunState::Starting,
+        pause_reason: PauseReason::NotStarted,
+        drives: Vec::new(),
+        backend: String::new(),
+        keyboard_leds: KeyboardLeds::default(),
+    };
     let shared = Arc::new(Shared {
         commands: sender,
         screen,
@@ -126,6 +133,11 @@ impl Session {
     /// Whether the guest takes absolute pointer positions (a tablet is in use), so that the pointer need not be caught.
     pub fn pointer_is_absolute(&self) -> bool {
         self.0.pointer_is_absolute.load(Ordering::Relaxed)
+    }
+
+    /// The lamps of the guest's keyboard.
+    pub fn keyboard_leds(&self) -> KeyboardLeds {
+        self.0.status.lock().keyboard_leds
     }
 
     /// The drives, in the order in which a person knows them.
@@ -199,6 +211,14 @@ impl EngineSide {
     /// Sets what [`Session::pointer_is_absolute`] answers.
     pub fn set_pointer_is_absolute(&self, absolute: bool) {
         self.shared.pointer_is_absolute.store(absolute, Ordering::Relaxed);
+    }
+
+    /// Sets what [`Session::keyboard_leds`] answers, and tells every listener if that is news.
+    pub fn set_keyboard_leds(&self, leds: KeyboardLeds) {
+        let before = std::mem::replace(&mut self.shared.status.lock().keyboard_leds, leds);
+        if before != leds {
+            self.tell(Event::KeyboardLeds(leds));
+        }
     }
 
     /// Sets what [`Session::backend`] answers.

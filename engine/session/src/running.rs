@@ -347,6 +347,7 @@ impl Worker {
                 self.engine.tell(Event::TrayMoved { drive: drive.clone(), open });
                 self.tell_medium(drive);
             }
+            MachineEvent::KeyboardLeds(leds) => self.engine.set_keyboard_leds(leds),
             MachineEvent::Notice(text) => self.engine.tell(Event::Notice { text }),
             MachineEvent::DriveError { error: DriveError::NoSpace, .. } => {
                 // The guest has not been told: the drive holds the write back until somebody resumes.

@@ -306,6 +306,7 @@ impl VmWindow {
         for event in events {
             match event {
                 Event::StateChanged(_)
+                | Event::KeyboardLeds(_)
                 | Event::TrayMoved { .. }
                 | Event::Reset { .. }
                 | Event::GuestShutdown

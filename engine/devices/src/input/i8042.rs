@@ -10,8 +10,8 @@ use super::ps2_mouse::Ps2Mouse;
 use crate::fifo::BoundedFifo;
 use engine_base::{rank, warn_limited};
 use engine_bus::{
-    BuildError, Device, DeviceModel, InputSink, IrqLine, Options, Port, PortIo, Power, PowerRequest, ResetKind, RestoreError,
-    SavedState, Slot, Width, Wiring,
+    BuildError, Device, DeviceModel, InputSink, IrqLine, LedPanel, Options, Port, PortIo, Power, PowerRequest, ResetKind,
+    RestoreError, SavedState, Slot, Width, Wiring,
 };
 use engine_input::{InputEvent, KEYS};
 
@@ -53,6 +53,7 @@ struct KeyboardController {
     irq12: IrqLine,
     a20: IrqLine,
     power: Power,
+    leds: LedPanel,
     // State the guest can see; all of it is saved
     config: u8,
     a20_open: bool,
@@ -125,6 +126,7 @@ fn build(_options: &Options, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>,
         irq12: wiring.isa_irq(12),
         a20: wiring.wire("a20"),
         power: wiring.power(),
+        leds: wiring.leds(),
         config: 0,
         a20_open: true,
         last_was_command: false,
@@ -262,6 +264,7 @@ impl KeyboardController {
                 // Talking to the keyboard switches its line on.
                 self.config &= !config::KEYBOARD_OFF;
                 self.keyboard.command(byte);
+                self.leds.set(self.keyboard.leds());
             }
             Some(AwaitedByte::Config) => self.config = byte & 0x7f,
             Some(AwaitedByte::OutputPort) => {
@@ -287,6 +290,7 @@ impl Device for KeyboardController {
             irq12,
             a20: _,
             power: _,
+            leds,
             config,
             a20_open,
             last_was_command,
@@ -310,6 +314,7 @@ impl Device for KeyboardController {
         *break_follows = false;
         *keyboard = Ps2Keyboard::new();
         *mouse = Ps2Mouse::new();
+        leds.set(keyboard.leds());
         irq1.lower();
         irq12.lower();
         self.update();
@@ -321,6 +326,7 @@ impl Device for KeyboardController {
             irq12: _,
             a20: _,
             power: _,
+            leds: _,
             config,
             a20_open,
             last_was_command,
@@ -361,6 +367,7 @@ impl Device for KeyboardController {
         self.as_keyboard = BoundedFifo::of_saved(&saved.as_keyboard)?;
         self.as_mouse = BoundedFifo::of_saved(&saved.as_mouse)?;
         self.awaiting = awaiting.transpose()?;
+        self.leds.set(keyboard.leds());
         self.keyboard = keyboard;
         self.mouse = mouse;
         self.config = saved.config & 0x7f;
@@ -444,7 +451,7 @@ mod tests {
     use super::*;
     use crate::bench::{Bench, moved};
     use engine_bus::DeviceCell;
-    use engine_input::{Button, KeyCode};
+    use engine_input::{Button, KeyCode, KeyboardLeds};
     use std::sync::Arc;
 
     /// Set up as SeaBIOS does: translation on, both interrupts on, keyboard scanning.
@@ -516,6 +523,22 @@ mod tests {
         bench.outb(DATA_PORT, 0xff);
         assert_eq!(drain(&bench), [0xfa, 0xaa]);
         assert_eq!(bench.inb(COMMAND_PORT), 0x14);
+    }
+
+    #[test]
+    fn the_lamps_reach_those_who_look_at_them() {
+        let (bench, cell) = bench();
+        let (sender, heard) = std::sync::mpsc::channel();
+        bench.board.leds.listen(move |leds| sender.send(leds).unwrap());
+        let caps_lock = KeyboardLeds { caps_lock: true, ..KeyboardLeds::default() };
+        for _ in 0..2 {
+            [0xed, 0x04].iter().for_each(|byte| bench.outb(DATA_PORT, *byte));
+        }
+        assert_eq!((heard.try_iter().collect::<Vec<_>>(), bench.board.leds.get()), (vec![caps_lock], caps_lock));
+        let saved = cell.lock().save();
+        cell.lock().reset(ResetKind::System);
+        cell.lock().restore(&saved).unwrap();
+        assert_eq!(heard.try_iter().collect::<Vec<_>>(), [KeyboardLeds::default(), caps_lock]);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use crate::fifo::BoundedFifo;
 use engine_base::warn_limited;
 use engine_bus::RestoreError;
-use engine_input::{KeyCode, key_by_code};
+use engine_input::{KeyCode, KeyboardLeds, key_by_code};
 
 const ACKNOWLEDGE: u8 = 0xfa;
 const RESEND: u8 = 0xfe;
@@ -198,10 +198,9 @@ impl Ps2Keyboard {
         Some(bytes)
     }
 
-    /// Caps Lock, Num Lock and Scroll Lock as bits 2, 1 and 0.
-    #[cfg(test)]
-    pub fn leds(&self) -> u8 {
-        self.leds
+    /// Its lamps: in SET/RESET STATUS INDICATORS they are bits 2, 1 and 0.
+    pub fn leds(&self) -> KeyboardLeds {
+        KeyboardLeds { caps_lock: self.leds & 4 != 0, num_lock: self.leds & 2 != 0, scroll_lock: self.leds & 1 != 0 }
     }
 
     pub fn save(&self) -> saved::Ps2Keyboard {
@@ -312,7 +311,7 @@ mod tests {
     fn the_host_sets_the_leds() {
         let mut keyboard = Ps2Keyboard::new();
         [0xed, 0x06].iter().for_each(|byte| keyboard.command(*byte));
-        assert_eq!(keyboard.leds(), 6);
+        assert_eq!(keyboard.leds(), KeyboardLeds { caps_lock: true, num_lock: true, scroll_lock: false });
     }
 
     #[test]

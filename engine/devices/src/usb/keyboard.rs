@@ -1,10 +1,9 @@
 //! USB keyboard: a HID device with the boot protocol, whose report is the same eight bytes: modifiers, and up to six keys.
-//! Left out: the LEDs' state goes nowhere.
 //! See: USB Device Class Definition for Human Interface Devices 1.11, appendices B and F.
 
 use super::device::{CONTROL_PACKET_BYTES, Descriptors, Function, SavedFunction, Setup};
-use engine_bus::RestoreError;
-use engine_input::{InputEvent, key_by_code};
+use engine_bus::{LedPanel, RestoreError};
+use engine_input::{InputEvent, KeyboardLeds, key_by_code};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 
@@ -68,6 +67,8 @@ type Report = [u8; 8];
 /// The keyboard.
 #[derive(Default)]
 pub struct Keyboard {
+    // Wires
+    panel: LedPanel,
     // State the guest can see; all of it is saved
     modifiers: u8,
     /// Usages of the keys that are down, in the order in which they went down.
@@ -75,6 +76,8 @@ pub struct Keyboard {
     waiting: VecDeque<Report>,
     idle: u8,
     is_boot_protocol: bool,
+    /// The output report: Num Lock, Caps Lock, Scroll Lock from bit 0 on.
+    leds: u8,
 }
 
 /// The saved form.
@@ -85,12 +88,24 @@ pub struct SavedKeyboard {
     waiting: Vec<Report>,
     idle: u8,
     is_boot_protocol: bool,
+    leds: u8,
 }
 
 /// No keyboard has more keys than there are usages for them.
 const MOST_DOWN: usize = 256;
 
 impl Keyboard {
+    /// A keyboard whose lamps show on `panel`.
+    pub fn new(panel: LedPanel) -> Self {
+        Self { panel, ..Self::default() }
+    }
+
+    fn set_leds(&mut self, leds: u8) {
+        self.leds = leds & 0x1f;
+        let lit = |bit: u8| leds >> bit & 1 != 0;
+        self.panel.set(KeyboardLeds { num_lock: lit(0), caps_lock: lit(1), scroll_lock: lit(2) });
+    }
+
     fn now(&self) -> Report {
         let mut report = [0; 8];
         report[0] = self.modifiers;
@@ -113,9 +128,12 @@ impl Function for Keyboard {
     }
 
     fn reset(&mut self) {
-        let Self { modifiers: _, keys: _, waiting, idle, is_boot_protocol } = self;
+        let Self { panel: _, modifiers: _, keys: _, waiting, idle, is_boot_protocol, leds } = self;
         waiting.clear();
         (*idle, *is_boot_protocol) = (0, false);
+        if *leds != 0 {
+            self.set_leds(0);
+        }
     }
 
     fn control_in(&mut self, setup: Setup) -> Option<Vec<u8>> {
@@ -129,10 +147,10 @@ impl Function for Keyboard {
         }
     }
 
-    fn control_out(&mut self, setup: Setup, _data: &[u8]) -> Option<()> {
+    fn control_out(&mut self, setup: Setup, data: &[u8]) -> Option<()> {
         match (setup.kind, setup.request) {
-            (0x21, 9) => {}                                     // SET_REPORT: LEDs
-            (0x21, 10) => self.idle = (setup.value >> 8) as u8, // SET_IDLE
+            (0x21, 9) if setup.value >> 8 == 2 => self.set_leds(*data.first()?), // SET_REPORT
+            (0x21, 10) => self.idle = (setup.value >> 8) as u8,                  // SET_IDLE
             (0x21, 11) => self.is_boot_protocol = setup.value == 0,
             _ => return None,
         }
@@ -170,24 +188,47 @@ impl Function for Keyboard {
     }
 
     fn save(&self) -> SavedFunction {
-        let Self { modifiers, keys, waiting, idle, is_boot_protocol } = self;
+        let Self { panel: _, modifiers, keys, waiting, idle, is_boot_protocol, leds } = self;
         SavedFunction::Keyboard(SavedKeyboard {
             modifiers: *modifiers,
             keys: keys.clone(),
             waiting: waiting.iter().copied().collect(),
             idle: *idle,
             is_boot_protocol: *is_boot_protocol,
+            leds: *leds,
         })
     }
 
     fn restore(&mut self, saved: SavedFunction) -> Result<(), RestoreError> {
-        let SavedFunction::Keyboard(SavedKeyboard { modifiers, keys, waiting, idle, is_boot_protocol }) = saved else {
+        let SavedFunction::Keyboard(SavedKeyboard { modifiers, keys, waiting, idle, is_boot_protocol, leds }) = saved else {
             return Err(RestoreError::impossible("another USB device than a keyboard"));
         };
         if keys.len() > MOST_DOWN || waiting.len() > MOST_REPORTS {
             return Err(RestoreError::impossible("impossible reports of a USB keyboard"));
         }
-        *self = Self { modifiers, keys, waiting: waiting.into(), idle, is_boot_protocol };
+        let panel = self.panel.clone();
+        *self = Self { panel, modifiers, keys, waiting: waiting.into(), idle, is_boot_protocol, leds: 0 };
+        self.set_leds(leds);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_report_sets_the_lamps_and_a_bus_reset_puts_them_out() {
+        let panel = LedPanel::default();
+        let mut keyboard = Keyboard::new(panel.clone());
+        let set_report = Setup { kind: 0x21, request: 9, value: 0x0200, index: 0, length: 1 };
+        assert_eq!(keyboard.control_out(set_report, &[]), None);
+        keyboard.control_out(set_report, &[0x05]).unwrap();
+        assert_eq!(panel.get(), KeyboardLeds { num_lock: true, caps_lock: false, scroll_lock: true });
+        let saved = keyboard.save();
+        keyboard.reset();
+        assert_eq!(panel.get(), KeyboardLeds::default());
+        keyboard.restore(saved.clone()).unwrap();
+        assert!(panel.get().scroll_lock && keyboard.save() == saved);
     }
 }

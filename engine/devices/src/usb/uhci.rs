@@ -14,8 +14,8 @@ use super::tablet::Tablet;
 use bitflags::bitflags;
 use engine_base::{Clock, VmTime, rank, warn_limited};
 use engine_bus::{
-    BarKind, BuildError, Device, DeviceModel, Dma, DmaFault, InputSink, IrqLine, Options, PciConfig, PciFunction, Port, PortIo,
-    ResetKind, RestoreError, SavedState, Slot, Timed, Timer, Width, Wiring,
+    BarKind, BuildError, Device, DeviceModel, Dma, DmaFault, InputSink, IrqLine, LedPanel, Options, PciConfig, PciFunction, Port,
+    PortIo, ResetKind, RestoreError, SavedState, Slot, Timed, Timer, Width, Wiring,
 };
 use engine_input::InputEvent;
 
@@ -219,7 +219,8 @@ fn build(options: &Options, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>, 
     config.set_byte(0x07, 0x02);
     config.set_byte(0x60, 0x10); // USB 1.0
     config.allow(0xc0, &[0xff, 0xaf]); // Legacy support, which is kept and does nothing
-    let devices = [plugged(options, "port1", "usb-tablet")?, plugged(options, "port2", "none")?];
+    let leds = wiring.leds();
+    let devices = [plugged(options, &leds, "port1", "usb-tablet")?, plugged(options, &leds, "port2", "none")?];
     let mut uhci = Uhci {
         irq: wiring.pci_irq(4),
         dma: wiring.pci_dma(),
@@ -242,11 +243,11 @@ fn build(options: &Options, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>, 
     Ok(Box::new(uhci))
 }
 
-fn plugged(options: &Options, port: &'static str, default: &str) -> Result<Option<UsbDevice>, BuildError> {
+fn plugged(options: &Options, leds: &LedPanel, port: &'static str, default: &str) -> Result<Option<UsbDevice>, BuildError> {
     let function: Box<dyn Function> = match options.text(port).unwrap_or(default) {
         "none" => return Ok(None),
         "usb-tablet" => Box::new(Tablet::default()),
-        "usb-kbd" => Box::new(Keyboard::default()),
+        "usb-kbd" => Box::new(Keyboard::new(leds.clone())),
         other => {
             let value = other.to_owned();
             let expected = "usb-tablet, usb-kbd or none";
