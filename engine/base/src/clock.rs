@@ -68,7 +68,7 @@ struct Inner {
     /// `RUNNING` or the time at which the clock stands. Counted: the time itself, in picoseconds.
     stands_at: AtomicU64,
     origin: Instant,
-    /// Host wall clock (nanoseconds since 1970) that corresponds to `VmTime(0)`, for `Counted`.
+    /// Held while time is stopped or let go: only one change at a time.
     change: Mutex<()>,
 }
 

@@ -140,6 +140,11 @@ impl Bench {
         self.clock.leap_to(end);
     }
 
+    /// Lets guest time pass on a host too busy to fire timers; they fire with the next [`Bench::advance`].
+    pub fn stall(&self, nanos: u64) {
+        self.clock.leap_to(self.clock.now().after_nanos(nanos));
+    }
+
     /// The level of a wire; false when nobody has named it.
     pub fn level(&self, wire: &str) -> bool {
         self.board.wires.levels().iter().any(|(name, high)| name == wire && *high)

@@ -2,9 +2,11 @@
 //! triggered, 64 or 32 bits wide. In legacy replacement mode timers 0 and 1 take IRQ 0 and IRQ 8 away from the 8254 and the
 //! real-time clock (flag `hpet-legacy`). Otherwise a timer may be routed to I/O APIC input 2 only, which on this board is
 //! the wire of ISA interrupt 0. The counter is computed from `VmTime` when looked at; nothing ticks.
+//! Periodic interrupts that come late are made good ([`OwedTicks`]).
 //! Left out: interrupts as messages (FSB), which are not advertised.
 //! See: Intel, "IA-PC HPET (High Precision Event Timers) Specification", revision 1.0a.
 
+use super::owed_ticks::OwedTicks;
 use engine_base::{Clock, VmTime, rank, warn_limited};
 use engine_bus::{
     BuildError, Device, DeviceModel, IrqLine, Mmio, Options, ResetKind, RestoreError, SavedState, SharedFlag, Slot, Timed, Timer,
@@ -85,10 +87,11 @@ struct Comparator {
     period: u64,
     /// When the counter reaches the value.
     due: VmTime,
+    owed: OwedTicks,
 }
 
 impl Comparator {
-    const RESET: Self = Self { config: 0, value: u64::MAX, period: 0, due: VmTime::NEVER };
+    const RESET: Self = Self { config: 0, value: u64::MAX, period: 0, due: VmTime::NEVER, owed: OwedTicks::NONE };
 
     fn has(&self, bit: u64) -> bool {
         self.config & bit != 0
@@ -170,7 +173,12 @@ impl Hpet {
             VmTime::NEVER
         };
         self.comparators[index].due = due;
-        self.timers[index].set(due);
+        self.set_timer(index);
+    }
+
+    fn set_timer(&self, index: usize) {
+        let comparator = &self.comparators[index];
+        self.timers[index].set(comparator.due.min(comparator.owed.due()));
     }
 
     fn arm_all(&mut self, now: VmTime) {
@@ -181,23 +189,33 @@ impl Hpet {
     /// Acts on a match of comparator `index` that has come by `now`.
     fn take_match(&mut self, index: usize, now: VmTime) {
         if self.comparators[index].due > now {
+            if self.comparators[index].owed.take(now) {
+                self.set_timer(index);
+                self.interrupt(index);
+            }
             return;
         }
         let counter = self.counter(now);
         let comparator = &mut self.comparators[index];
         let periodic = comparator.has(timer_config::PERIODIC) && comparator.period != 0;
         if periodic {
-            // A late call skips the periods that are over.
+            // The comparator skips the periods that are over.
             let late = counter.wrapping_sub(comparator.value) & comparator.mask();
             let steps = (late / comparator.period).wrapping_add(1);
             comparator.value = comparator.value.wrapping_add(steps.wrapping_mul(comparator.period)) & comparator.mask();
+            if comparator.period >= LEAST_PERIOD
+                && comparator.has(timer_config::INTERRUPT)
+                && !comparator.has(timer_config::LEVEL)
+            {
+                comparator.owed.delivered(now, steps - 1, comparator.period.saturating_mul(NANOS_PER_TICK));
+            }
         }
         let interrupts = comparator.has(timer_config::INTERRUPT);
         self.arm(index, counter.wrapping_add(1));
         let comparator = &mut self.comparators[index];
         if periodic && comparator.period < LEAST_PERIOD {
             comparator.due = now.after_nanos(LEAST_PERIOD_NANOS);
-            self.timers[index].set(comparator.due);
+            self.set_timer(index);
         }
         if interrupts {
             self.interrupt(index);
@@ -282,6 +300,7 @@ impl Hpet {
                 let counter = self.counter(now);
                 self.config = merged(self.config) & (ENABLE | LEGACY);
                 (self.count, self.since) = (counter, now);
+                self.comparators.iter_mut().for_each(|comparator| comparator.owed = OwedTicks::NONE);
                 self.arm_all(now);
             }
             register::STATUS => self.status &= !(value & written),
@@ -295,6 +314,7 @@ impl Hpet {
             _ => {
                 let Some((index, inside)) = self.comparator(register) else { return };
                 let comparator = &mut self.comparators[index];
+                comparator.owed = OwedTicks::NONE; // Ticks of another length are no substitute.
                 match inside {
                     register::TIMER_CONFIG => comparator.write_config(merged(comparator.config)),
                     register::TIMER_COMPARATOR => comparator.write_value(value, written),
@@ -321,8 +341,13 @@ impl Device for Hpet {
 
     fn save(&self) -> SavedState {
         let Self { clock: _, irq0: _, irq8: _, timers: _, legacy: _, config, status, count, since, comparators } = self;
-        let comparators =
-            comparators.map(|Comparator { config, value, period, due }| saved::Comparator { config, value, period, due });
+        let comparators = comparators.map(|Comparator { config, value, period, due, owed }| saved::Comparator {
+            config,
+            value,
+            period,
+            due,
+            owed,
+        });
         let state = saved::Hpet { config: *config, status: *status, count: *count, since: *since, comparators };
         SavedState::of(saved::VERSION, &state)
     }
@@ -335,11 +360,11 @@ impl Device for Hpet {
         self.config = config & (ENABLE | LEGACY);
         self.status = status & ((1 << TIMERS) - 1);
         (self.count, self.since) = (count, since);
-        for (index, saved::Comparator { config, value, period, due }) in comparators.into_iter().enumerate() {
+        for (index, saved::Comparator { config, value, period, due, owed }) in comparators.into_iter().enumerate() {
             let comparator = &mut self.comparators[index];
-            *comparator = Comparator { value, period, due, ..Comparator::RESET };
+            *comparator = Comparator { value, period, due, owed, ..Comparator::RESET };
             comparator.write_config(config);
-            self.timers[index].set(due);
+            self.set_timer(index);
         }
         self.update_lines();
         Ok(())
@@ -402,6 +427,7 @@ mod saved {
         pub value: u64,
         pub period: u64,
         pub due: VmTime,
+        pub owed: super::OwedTicks,
     }
 }
 
@@ -463,6 +489,19 @@ mod tests {
         let clock = bench.watch("isa-irq8");
         assert_eq!(interrupts(&bench, "isa-irq0", 1_000_000_000), 250);
         assert_eq!(*clock.lock().unwrap(), [true, false], "one-shot: once");
+    }
+
+    #[test]
+    fn a_busy_host_costs_the_guest_no_ticks() {
+        let (bench, _cell) = Bench::with(&MODEL);
+        write(&bench, timer(0).0, INTERRUPT | PERIODIC | SET_VALUE);
+        write(&bench, timer(0).1, 1_000_000);
+        write(&bench, timer(0).1, 1_000_000); // 100 Hz
+        write(&bench, register::CONFIG, ENABLE | LEGACY);
+        bench.advance(100_500_000);
+        bench.stall(500_000_000);
+        assert_eq!(interrupts(&bench, "isa-irq0", 0), 1);
+        assert_eq!(interrupts(&bench, "isa-irq0", 1_000_000_000), 149);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Intel 8254 interval timer with port 61h: three counters, of which 0 drives IRQ 0 and 2 the speaker.
 //! Counters are computed from `VmTime` when looked at; nothing ticks. All six modes, BCD, latch and read-back are done.
-//! IRQ 0 is a pulse at each rising edge of OUT 0, and silent while the HPET replaces it (flag `hpet-legacy`). Counter 1,
+//! IRQ 0 is a pulse at each rising edge of OUT 0, and silent while the HPET replaces it (flag `hpet-legacy`). Edges that
+//! come late are made good ([`OwedTicks`]), so that a guest which counts them keeps time on a busy host. Counter 1,
 //! once the memory refresh, counts but is wired to nothing; the refresh bit of port 61h comes from the clock.
 //! Left out: sound (the speaker's gate and data bits are kept; hearing them is an issue of its own).
 //! See: Intel 231164-005, "8254 Programmable Interval Timer"; IBM AT Technical Reference, "port 61".
 
+use super::owed_ticks::OwedTicks;
 use engine_base::{Clock, VmTime, rank};
 use engine_bus::{
     BuildError, Device, DeviceModel, IrqLine, Options, Port, PortIo, ResetKind, RestoreError, SavedState, SharedFlag, Slot,
@@ -42,6 +44,7 @@ struct Pit {
     system: u8,
     /// The next rising edge of OUT 0.
     next_edge: VmTime,
+    owed: OwedTicks,
 }
 
 /// The six modes.
@@ -348,6 +351,7 @@ fn build(_options: &Options, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>,
         counters: Pit::COUNTERS_AT_RESET,
         system: 0,
         next_edge: VmTime::NEVER,
+        owed: OwedTicks::NONE,
     }))
 }
 
@@ -363,7 +367,15 @@ impl Pit {
     /// Interrupts if the edge we wait for has come by `now`.
     fn take_edge(&mut self, now: VmTime) {
         if self.next_edge <= now {
+            let counter = &self.counters[0];
+            if counter.mode.is_periodic() && counter.count >= LEAST_PERIOD {
+                let period = u64::from(counter.count);
+                let missed = now.ticks(HZ).saturating_sub(self.next_edge.ticks(HZ)) / period;
+                self.owed.delivered(now, missed, VmTime::at_tick(period, HZ).nanos());
+            }
             self.next_edge = VmTime::NEVER;
+            self.interrupt();
+        } else if self.owed.take(now) {
             self.interrupt();
         }
     }
@@ -376,7 +388,7 @@ impl Pit {
             Some(tick) => VmTime::at_tick(tick, HZ),
             None => VmTime::NEVER,
         };
-        self.timer.set(self.next_edge);
+        self.timer.set(self.next_edge.min(self.owed.due()));
     }
 
     /// Changes counters; IRQ 0 follows what becomes of OUT 0.
@@ -389,6 +401,10 @@ impl Pit {
         change(&mut self.counters, ticks);
         if !before.out(ticks) && self.counters[0].out(ticks) {
             self.interrupt();
+        }
+        let ticks_as = |counter: &Counter| (counter.mode, counter.count, counter.next_count);
+        if ticks_as(&before) != ticks_as(&self.counters[0]) {
+            self.owed = OwedTicks::NONE; // Ticks of another length are no substitute.
         }
         self.wait_for_edge(now);
     }
@@ -427,27 +443,29 @@ impl Pit {
 
 impl Device for Pit {
     fn reset(&mut self, _kind: ResetKind) {
-        let Self { clock: _, irq0: _, timer, hpet_legacy: _, counters, system, next_edge } = self;
+        let Self { clock: _, irq0: _, timer, hpet_legacy: _, counters, system, next_edge, owed } = self;
         *counters = Self::COUNTERS_AT_RESET;
         *system = 0;
         *next_edge = VmTime::NEVER;
+        *owed = OwedTicks::NONE;
         timer.cancel();
     }
 
     fn save(&self) -> SavedState {
-        let Self { clock: _, irq0: _, timer: _, hpet_legacy: _, counters, system, next_edge } = self;
+        let Self { clock: _, irq0: _, timer: _, hpet_legacy: _, counters, system, next_edge, owed } = self;
         let counters = counters.map(saved::Counter::from);
-        SavedState::of(saved::VERSION, &saved::Pit { counters, system: *system, next_edge: *next_edge })
+        SavedState::of(saved::VERSION, &saved::Pit { counters, system: *system, next_edge: *next_edge, owed: *owed })
     }
 
     fn restore(&mut self, saved: &SavedState) -> Result<(), RestoreError> {
-        let saved::Pit { counters: [first, second, third], system, next_edge } = saved.read(saved::VERSION)?;
+        let saved::Pit { counters: [first, second, third], system, next_edge, owed } = saved.read(saved::VERSION)?;
         let system = system & SYSTEM_WRITABLE;
         let gate_2 = system & SYSTEM_GATE_2 != 0;
         self.counters = [first.check(true)?, second.check(true)?, third.check(gate_2)?];
         self.system = system;
         self.next_edge = next_edge;
-        self.timer.set(next_edge);
+        self.owed = owed;
+        self.timer.set(next_edge.min(owed.due()));
         Ok(())
     }
 
@@ -498,7 +516,7 @@ impl Timed for Pit {
 }
 
 mod saved {
-    use super::{Bytes, Half, Mode, Progress};
+    use super::{Bytes, Half, Mode, OwedTicks, Progress};
     use engine_base::VmTime;
     use engine_bus::RestoreError;
     use serde::{Deserialize, Serialize};
@@ -510,6 +528,7 @@ mod saved {
         pub counters: [Counter; 3],
         pub system: u8,
         pub next_edge: VmTime,
+        pub owed: OwedTicks,
     }
 
     #[derive(Serialize, Deserialize)]
@@ -648,6 +667,23 @@ mod tests {
         assert_eq!(interrupts(&bench, 1_000_100_000), 100);
         program(&bench, 0, 2, 0); // 18.2 Hz
         assert_eq!(interrupts(&bench, 10_000_000_000), 182);
+    }
+
+    #[test]
+    fn a_busy_host_costs_the_guest_no_ticks() {
+        let (bench, cell) = Bench::with(&MODEL);
+        program(&bench, 0, 2, 11_932); // 100 Hz
+        bench.advance(100_050_000);
+        bench.stall(500_000_000);
+        let heard = bench.watch("isa-irq0");
+        bench.advance(0);
+        assert_eq!(*heard.lock().unwrap(), [true, false], "one at once, for the interrupt controller remembers one");
+        let (copy, _) = moved(&bench, &cell, &MODEL);
+        // 49 are owed, and one more comes with each regular one.
+        assert_eq!(interrupts(&copy, 400_000_000), 80);
+        assert_eq!(interrupts(&copy, 600_000_000), 69);
+        program(&copy, 0, 2, 11_932);
+        assert_eq!(interrupts(&copy, 1_000_100_000), 100);
     }
 
     #[test]
