@@ -8,6 +8,8 @@ mod machines;
 mod qemu;
 pub mod signals;
 
+pub use qemu::why_not_kvm;
+
 use std::ffi::OsString;
 use std::process::ExitCode;
 

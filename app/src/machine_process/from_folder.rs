@@ -88,6 +88,9 @@ fn spec(machine: &Machine, folder: &Path) -> Result<Spec> {
         boot_order: vec![BootDevice::Disk, BootDevice::Cdrom, BootDevice::Floppy],
         ..Spec::default()
     };
+    if machine.accelerator == engine_config::Accelerator::Kvm {
+        spec.notices.push(crate::cli::why_not_kvm());
+    }
     spec.cpu.topology = Topology { sockets: 1, cores: machine.cpus, threads: 1 };
     Ok(spec)
 }
@@ -125,6 +128,14 @@ mod tests {
         machine.disks = vec![Disk { file: "a".into(), format: "raw".into() }; 4];
         machine.cdroms = vec![CdDrive::default()];
         assert!(spec(&machine, Path::new("/m")).is_err());
+    }
+
+    #[test]
+    fn a_wish_for_kvm_is_answered_with_a_reason() {
+        let mut machine = Machine::new("x");
+        assert!(spec(&machine, Path::new("/m")).unwrap().notices.is_empty());
+        machine.accelerator = engine_config::Accelerator::Kvm;
+        assert!(spec(&machine, Path::new("/m")).unwrap().notices[0].starts_with("KVM is not used: "));
     }
 
     #[test]

@@ -245,6 +245,7 @@ impl Machine {
     pub fn build(spec: &Spec, events: impl Fn(MachineEvent) + Send + Sync + 'static) -> Result<Self, MachineError> {
         check_host_memory(spec.memory_bytes)?;
         let events: Arc<dyn Fn(MachineEvent) + Send + Sync> = Arc::new(events);
+        spec.notices.iter().for_each(|notice| events(MachineEvent::Notice(notice.clone())));
         let clock = Clock::new(spec.clock, VmTime::ZERO);
         let memory = GuestMemory::new();
         let backend_slot: Arc<OnceLock<Arc<dyn CpuBackend>>> = Arc::default();

@@ -39,6 +39,8 @@ pub struct Spec {
     pub clock: ClockMode,
     /// Whether hot guest code is translated to host code, or all of it interpreted. (A clock that counts instructions needs the interpreter.)
     pub translator: bool,
+    /// Sentences for the person that came up on the way here; the machine reports them first of all.
+    pub notices: Vec<String>,
 }
 
 /// The display adapter.
@@ -149,6 +151,7 @@ impl Default for Spec {
             char_ports: BTreeMap::new(),
             clock: ClockMode::Real,
             translator: false,
+            notices: Vec::new(),
         }
     }
 }

@@ -1,5 +1,5 @@
 //! Where a serial port, monitor or debug port leads, as QEMU writes it: `stdio`, `file:PATH`, `unix:PATH,server=on,wait=off`,
-//! `tcp:HOST:PORT,server`, `chardev:ID`, `mon:stdio`, `null`, `none`.
+//! `tcp:HOST:PORT,server`, `chardev:ID`, `null`, `none`; `mon:` in front shares it with a monitor, as `mux=on` does.
 
 use super::key_values::KeyValues;
 use anyhow::{Result, bail};
@@ -13,12 +13,42 @@ pub enum Lead {
     Absent,
     /// A stream of its own.
     Stream(StreamTarget),
-    /// The terminal, shared with the monitor: Ctrl-A switches.
-    SharedTerminal,
+    /// A serial port and a monitor on one stream: Ctrl-A switches.
+    Shared(StreamTarget),
+    /// A `-chardev` with `mux=on`, as long as it is not known who else uses it.
+    Multiplexed {
+        /// Its id.
+        id: String,
+        /// Where it leads.
+        target: StreamTarget,
+    },
+}
+
+impl Lead {
+    /// The stream that it leads to.
+    pub fn target(&self) -> Option<&StreamTarget> {
+        match self {
+            Lead::Absent => None,
+            Lead::Stream(target) | Lead::Shared(target) | Lead::Multiplexed { target, .. } => Some(target),
+        }
+    }
+}
+
+/// What a `-chardev` defines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chardev {
+    /// Its name.
+    pub id: String,
+    /// Where it leads.
+    pub target: StreamTarget,
+    /// Whether a serial port and a monitor may share it (`mux=on`).
+    pub multiplexed: bool,
+    /// Whether Ctrl-C on it ends the program, where it is the terminal.
+    pub signal: bool,
 }
 
 /// Parses a lead; `chardevs` are those defined by `-chardev`.
-pub fn lead(option: &str, text: &str, chardevs: &BTreeMap<String, StreamTarget>) -> Result<Lead> {
+pub fn lead(option: &str, text: &str, chardevs: &BTreeMap<String, Chardev>) -> Result<Lead> {
     let target = match text.split_once(':') {
         None => match text {
             "none" => return Ok(Lead::Absent),
@@ -26,7 +56,12 @@ pub fn lead(option: &str, text: &str, chardevs: &BTreeMap<String, StreamTarget>)
             "stdio" => StreamTarget::Stdio,
             _ => bail!("{option} {text}: it may lead to stdio, file:, unix:, tcp:, chardev:, mon:stdio, null or none."),
         },
-        Some(("mon", "stdio")) => return Ok(Lead::SharedTerminal),
+        Some(("mon", rest)) if option == "-serial" => {
+            return match lead(option, rest, chardevs)? {
+                Lead::Stream(target) | Lead::Multiplexed { target, .. } => Ok(Lead::Shared(target)),
+                Lead::Absent | Lead::Shared(_) => bail!("{option} {text}: there is nothing that a monitor could share."),
+            };
+        }
         Some(("file", path)) => StreamTarget::File(path.into()),
         Some(("unix", rest)) => {
             let mut values = KeyValues::parse(option, rest, "path")?;
@@ -44,7 +79,10 @@ pub fn lead(option: &str, text: &str, chardevs: &BTreeMap<String, StreamTarget>)
             StreamTarget::Tcp { address, role }
         }
         Some(("chardev", id)) => match chardevs.get(id) {
-            Some(target) => target.clone(),
+            Some(Chardev { target, multiplexed: true, .. }) => {
+                return Ok(Lead::Multiplexed { id: id.to_owned(), target: target.clone() });
+            }
+            Some(Chardev { target, .. }) => target.clone(),
             None => bail!("{option} {text}: there is no -chardev with id={id}."),
         },
         _ => bail!("{option} {text}: it may lead to stdio, file:, unix:, tcp:, chardev:, mon:stdio, null or none."),
@@ -53,13 +91,15 @@ pub fn lead(option: &str, text: &str, chardevs: &BTreeMap<String, StreamTarget>)
 }
 
 /// Parses a `-chardev` argument.
-pub fn chardev(text: &str) -> Result<(String, StreamTarget)> {
+pub fn chardev(text: &str) -> Result<Chardev> {
     let mut values = KeyValues::parse("-chardev", text, "backend")?;
     let (backend, id) = (values.need("backend")?, values.need("id")?);
+    let multiplexed = values.take_switch("mux")?.unwrap_or(false);
+    let mut signal = !multiplexed;
     let target = match backend.as_str() {
         "null" => StreamTarget::Null,
         "stdio" => {
-            values.take_switch("signal")?;
+            signal = values.take_switch("signal")?.unwrap_or(signal);
             StreamTarget::Stdio
         }
         "file" => StreamTarget::File(values.need("path")?.into()),
@@ -76,8 +116,8 @@ pub fn chardev(text: &str) -> Result<(String, StreamTarget)> {
         }
         other => bail!("-chardev {other}: possible are null, stdio, file and socket."),
     };
-    values.finish(&["path", "server", "wait", "host", "port"])?;
-    Ok((id, target))
+    values.finish(&["path", "server", "wait", "host", "port", "mux", "signal"])?;
+    Ok(Chardev { id, target, multiplexed, signal })
 }
 
 fn role(values: &mut KeyValues) -> Result<SocketRole> {
@@ -107,8 +147,7 @@ mod tests {
         let wanted = Lead::Stream(StreamTarget::Unix { path: "/tmp/m".into(), role: SocketRole::Listen });
         assert_eq!(lead("-monitor", "unix:/tmp/m,server,nowait", &none).unwrap(), wanted);
         assert_eq!(lead("-qmp", "unix:/tmp/m,server=on,wait=off", &none).unwrap(), wanted);
-        let (id, target) = chardev("socket,id=c0,path=/tmp/m,server=on,wait=off").unwrap();
-        let known = BTreeMap::from([(id, target)]);
+        let known = BTreeMap::from([("c0".to_owned(), chardev("socket,id=c0,path=/tmp/m,server=on,wait=off").unwrap())]);
         assert_eq!(lead("-serial", "chardev:c0", &known).unwrap(), wanted);
         assert!(lead("-serial", "chardev:c1", &known).is_err());
     }

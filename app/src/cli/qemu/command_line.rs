@@ -1,6 +1,6 @@
 //! From QEMU's options to a [`Plan`]. Options may come in any order; what depends on others is decided at the end.
 
-use super::chardev::{Lead, chardev, lead};
+use super::chardev::{Chardev, Lead, chardev, lead};
 use super::key_values::{KeyValues, nearest, size};
 use super::kvm;
 use anyhow::{Context, Result, bail};
@@ -8,8 +8,8 @@ use engine_base::ClockMode;
 use engine_bus::Options;
 use engine_cpu::{CpuModel, Topology};
 use engine_session::{
-    BootDevice, DirectKernel, Display, DriveSlot, DriveSpec, ImageSource, MachineDriveKind as DriveKind, OnReset, OnShutdown,
-    Part, Policy, Spec, StartAs, StreamTarget,
+    BootDevice, DirectKernel, Display, DriveSlot, DriveSpec, ImageSource, InterruptKey, MachineDriveKind as DriveKind, OnReset,
+    OnShutdown, Part, Policy, Spec, StartAs, StreamTarget,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -28,6 +28,8 @@ pub struct Plan {
     pub monitors: Vec<Lead>,
     /// QMP servers.
     pub qmps: Vec<Lead>,
+    /// What Ctrl-C does where the terminal is one of these streams.
+    pub interrupt_key: InterruptKey,
     /// Whether a window is wanted.
     pub window: Window,
     /// Where to write the process id.
@@ -80,6 +82,7 @@ const WITH_ARGUMENT: &[&str] = &[
     "-display",
     "-vga",
     "-monitor",
+    "-mon",
     "-qmp",
     "-accel",
     "-pidfile",
@@ -138,7 +141,7 @@ pub fn parse(arguments: &[String]) -> Result<Request> {
 struct Builder {
     spec: Spec,
     drives: Vec<(Option<DriveSlot>, DriveSpecDraft)>,
-    chardevs: BTreeMap<String, StreamTarget>,
+    chardevs: BTreeMap<String, Chardev>,
     serials: Vec<Lead>,
     debug_port: Option<Lead>,
     monitors: Vec<Lead>,
@@ -163,8 +166,8 @@ impl Builder {
     fn build(mut self, options: Vec<(String, String)>) -> Result<Request> {
         // -chardev may come after what uses it.
         for (_, value) in options.iter().filter(|(name, _)| name == "-chardev") {
-            let (id, target) = chardev(value)?;
-            if self.chardevs.insert(id.clone(), target).is_some() {
+            let chardev = chardev(value)?;
+            if let Some(Chardev { id, .. }) = self.chardevs.insert(chardev.id.clone(), chardev) {
                 bail!("-chardev: the id {id} is used twice.");
             }
         }
@@ -215,6 +218,7 @@ impl Builder {
             "-serial" => self.serials.push(lead(name, value, &self.chardevs)?),
             "-debugcon" => self.debug_port = Some(lead(name, value, &self.chardevs)?),
             "-monitor" => self.monitors.push(lead(name, value, &self.chardevs)?),
+            "-mon" => self.mon(value)?,
             "-qmp" => self.qmps.push(lead(name, value, &self.chardevs)?),
             "-device" => self.device(value)?,
             "-display" => {
@@ -270,6 +274,18 @@ impl Builder {
             other => bail!("The option {other} is not known."),
         }
         Ok(())
+    }
+
+    /// `-mon chardev=ID,mode=readline|control`.
+    fn mon(&mut self, value: &str) -> Result<()> {
+        let mut values = KeyValues::parse("-mon", value, "chardev")?;
+        let lead = lead("-mon", &format!("chardev:{}", values.need("chardev")?), &self.chardevs)?;
+        match values.take("mode").as_deref() {
+            None | Some("readline") => self.monitors.push(lead),
+            Some("control") => self.qmps.push(lead),
+            Some(mode) => bail!("-mon mode={mode}: possible are readline and control."),
+        }
+        values.finish(&["chardev", "mode"])
     }
 
     fn machine(&mut self, value: &str) -> Result<()> {
@@ -434,7 +450,7 @@ impl Builder {
             if self.kernel.kernel.as_os_str().is_empty() {
                 bail!("-initrd and -append need -kernel.");
             }
-            self.spec.kernel = Some(self.kernel);
+            self.spec.kernel = Some(std::mem::take(&mut self.kernel));
         }
         let window = match self.display {
             Some(window) => window,
@@ -442,12 +458,20 @@ impl Builder {
             None => Window::Wanted,
         };
         if !self.no_defaults && self.serials.is_empty() {
-            self.serials.push(if self.no_graphic { Lead::SharedTerminal } else { Lead::Stream(StreamTarget::Null) });
+            self.serials.push(match (self.no_graphic, self.monitors.is_empty()) {
+                (false, _) => Lead::Stream(StreamTarget::Null),
+                (true, true) => Lead::Shared(StreamTarget::Stdio),
+                (true, false) => Lead::Stream(StreamTarget::Stdio),
+            });
         }
+        self.join_multiplexed()?;
         self.spec.serial_console = self.no_graphic && self.spec.display == Display::None;
         let terminals = self.serials.iter().chain(&self.debug_port).chain(&self.monitors).chain(&self.qmps);
-        let terminals = terminals.filter(|lead| matches!(lead, Lead::SharedTerminal | Lead::Stream(StreamTarget::Stdio))).count();
-        if terminals > 1 {
+        let terminals: Vec<_> = terminals.filter(|lead| lead.target() == Some(&StreamTarget::Stdio)).collect();
+        let is_sent = terminals.iter().any(|lead| matches!(lead, Lead::Shared(_)))
+            || self.chardevs.values().any(|chardev| chardev.target == StreamTarget::Stdio && !chardev.signal);
+        let interrupt_key = if is_sent { InterruptKey::IsSent } else { InterruptKey::EndsProgram };
+        if terminals.len() > 1 {
             bail!("Only one of -serial, -monitor, -qmp and -debugcon can have the terminal (stdio). Use mon:stdio to share it.");
         }
         if self.serials.len() > 4 {
@@ -463,10 +487,40 @@ impl Builder {
             debug_port: self.debug_port,
             monitors: self.monitors,
             qmps: self.qmps,
+            interrupt_key,
             window,
             pid_file: self.pid_file,
             notes: self.notes,
         })
+    }
+
+    /// A serial port and a monitor on one `-chardev` with `mux=on` become one shared stream.
+    fn join_multiplexed(&mut self) -> Result<()> {
+        let mut joined = Vec::new();
+        for serial in self.serials.iter_mut().chain(&mut self.debug_port) {
+            let Lead::Multiplexed { id, target } = serial else { continue };
+            let same = |lead: &Lead| matches!(lead, Lead::Multiplexed { id: other, .. } if other == id);
+            if joined.contains(id) {
+                bail!("-chardev id={id}: with mux=on, one serial port and one monitor may share it, not more.");
+            }
+            joined.push(id.clone());
+            *serial = match self.monitors.iter().position(same) {
+                Some(monitor) => {
+                    self.monitors.remove(monitor);
+                    Lead::Shared(target.clone())
+                }
+                None => Lead::Stream(target.clone()),
+            };
+        }
+        for monitor in self.monitors.iter_mut().chain(&mut self.qmps) {
+            let Lead::Multiplexed { id, target } = monitor else { continue };
+            if joined.contains(id) {
+                bail!("-chardev id={id}: with mux=on, one serial port and one monitor may share it, not more.");
+            }
+            joined.push(id.clone());
+            *monitor = Lead::Stream(target.clone());
+        }
+        Ok(())
     }
 
     fn choose_accelerator(&mut self) -> Result<()> {
@@ -573,6 +627,7 @@ fn device_help() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use engine_session::SocketRole;
 
     fn plan(line: &str) -> Plan {
         match parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).unwrap() {
@@ -592,8 +647,28 @@ mod tests {
         assert_eq!(plan.spec.cpu.topology.cpus(), 2);
         assert_eq!(plan.spec.boot_order, [BootDevice::Cdrom]);
         assert_eq!(plan.spec.drives.len(), 2);
-        assert_eq!(plan.serials, [Lead::SharedTerminal]);
+        assert_eq!((&plan.serials[..], plan.interrupt_key), (&[Lead::Shared(StreamTarget::Stdio)][..], InterruptKey::IsSent));
         assert_eq!((plan.window, plan.policy.on_reset), (Window::None, OnReset::End));
+    }
+
+    #[test]
+    fn a_serial_port_and_a_monitor_share_a_multiplexed_stream() {
+        let socket = StreamTarget::Unix { path: "/s".into(), role: SocketRole::Listen };
+        for line in [
+            "-display none -chardev socket,id=c,path=/s,server=on,wait=off,mux=on -serial chardev:c -mon chardev=c,mode=readline",
+            "-display none -mon c -serial chardev:c -chardev socket,id=c,path=/s,server=on,wait=off,mux=on",
+            "-display none -serial mon:unix:/s,server,nowait",
+        ] {
+            let plan = plan(line);
+            assert_eq!((plan.serials, plan.monitors), (vec![Lead::Shared(socket.clone())], vec![]), "{line}");
+        }
+        let alone = plan("-display none -chardev stdio,id=c,mux=on -mon c -mon chardev=q,mode=control -chardev null,id=q");
+        assert_eq!(alone.monitors, [Lead::Stream(StreamTarget::Stdio)]);
+        assert_eq!((alone.qmps.len(), alone.interrupt_key), (1, InterruptKey::IsSent));
+        let many = "-chardev null,id=c,mux=on -serial chardev:c -serial chardev:c";
+        assert!(refusal(many).contains("id=c"));
+        assert!(refusal("-nographic -monitor stdio").contains("mon:stdio"));
+        assert_eq!(plan("-nographic -monitor none").serials, [Lead::Stream(StreamTarget::Stdio)]);
     }
 
     #[test]

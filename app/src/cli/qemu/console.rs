@@ -1,4 +1,4 @@
-//! Connects streams to what uses them: a serial port, a monitor, or both on one terminal (Ctrl-A switches, as in QEMU).
+//! Connects streams to what uses them: a serial port, a monitor, or both on one stream (Ctrl-A switches, as in QEMU).
 
 use engine_bus::{CharHost, CharPort, char_port};
 use engine_remote::{Monitor, QmpServer};
@@ -39,7 +39,7 @@ impl Serial {
             Sharing::Alone => self.stream.start(SerialUser(self.host)),
             Sharing::WithMonitor => {
                 let monitor = Monitor::new(session.clone(), output.clone());
-                let user = SharedTerminal {
+                let user = SharedStream {
                     host: self.host,
                     monitor,
                     output,
@@ -95,7 +95,7 @@ enum Focus {
 /// Ctrl-A: the key that talks to us and not to the guest.
 const ESCAPE: u8 = 1;
 
-struct SharedTerminal {
+struct SharedStream {
     host: CharHost,
     monitor: Monitor,
     output: Output,
@@ -104,7 +104,16 @@ struct SharedTerminal {
     escaped: bool,
 }
 
-impl StreamUser for SharedTerminal {
+impl StreamUser for SharedStream {
+    fn connected(&mut self) {
+        self.host.set_connected(true);
+    }
+
+    fn disconnected(&mut self) {
+        self.host.set_connected(false);
+        (self.focus, self.escaped) = (Focus::Serial, false);
+    }
+
     fn input(&mut self, bytes: &[u8]) -> usize {
         for (at, byte) in bytes.iter().enumerate() {
             match (std::mem::take(&mut self.escaped), *byte) {
@@ -132,7 +141,7 @@ impl StreamUser for SharedTerminal {
     }
 }
 
-impl SharedTerminal {
+impl SharedStream {
     fn switch(&mut self) {
         self.focus = match self.focus {
             Focus::Serial => Focus::Monitor,

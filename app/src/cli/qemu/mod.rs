@@ -10,3 +10,4 @@ mod kvm;
 pub mod run;
 
 pub use key_values::{nearest, size};
+pub use kvm::why_not as why_not_kvm;

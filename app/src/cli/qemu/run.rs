@@ -5,7 +5,7 @@ use super::command_line::{Plan, Request, Window, parse};
 use super::console::{self, Serial, Sharing};
 use crate::machine_process::{Face, MachineProcess, exit_code};
 use anyhow::{Result, bail};
-use engine_session::{InterruptKey, RawTerminal, StreamTarget};
+use engine_session::{RawTerminal, StreamTarget};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -34,14 +34,15 @@ pub fn run(mut plan: Plan) -> Result<ExitCode> {
     let mut serials = Vec::new();
     let mut socket_files = Vec::new();
     for (index, lead) in plan.serials.iter().enumerate() {
-        let Some((target, sharing)) = target(lead) else { continue };
-        let (port, serial) = Serial::open(&target, sharing)?;
+        let Some(target) = lead.target() else { continue };
+        let sharing = if matches!(lead, Lead::Shared(_)) { Sharing::WithMonitor } else { Sharing::Alone };
+        let (port, serial) = Serial::open(target, sharing)?;
         socket_files.extend(serial.socket_file());
         plan.spec.char_ports.insert(format!("serial{index}"), port);
         serials.push(serial);
     }
-    if let Some((target, _)) = plan.debug_port.as_ref().and_then(target) {
-        let (port, serial) = Serial::open(&target, Sharing::Alone)?;
+    if let Some(target) = plan.debug_port.as_ref().and_then(Lead::target) {
+        let (port, serial) = Serial::open(target, Sharing::Alone)?;
         socket_files.extend(serial.socket_file());
         plan.spec.char_ports.insert("debugcon".to_owned(), port);
         serials.push(serial);
@@ -52,18 +53,15 @@ pub fn run(mut plan: Plan) -> Result<ExitCode> {
     for serial in serials {
         serial.start(session)?;
     }
-    // Ctrl-C ends the program unless the terminal is shared, as in QEMU.
     let leads = plan.serials.iter().chain(&plan.debug_port).chain(&plan.monitors).chain(&plan.qmps);
-    let terminal = leads.filter_map(target).find(|(target, _)| *target == StreamTarget::Stdio);
-    let raw = terminal.map(|(_, sharing)| {
-        RawTerminal::enter(if sharing == Sharing::WithMonitor { InterruptKey::IsSent } else { InterruptKey::EndsProgram })
-    });
+    let mut targets = leads.filter_map(Lead::target);
+    let raw = targets.any(|target| *target == StreamTarget::Stdio).then(|| RawTerminal::enter(plan.interrupt_key));
     let mut tellers = Vec::new();
-    for (target, _) in plan.monitors.iter().filter_map(target) {
-        socket_files.extend(console::monitor(&target, session)?);
+    for target in plan.monitors.iter().filter_map(Lead::target) {
+        socket_files.extend(console::monitor(target, session)?);
     }
-    for (target, _) in plan.qmps.iter().filter_map(target) {
-        let (file, teller) = console::qmp(&target, session, &plan.spec.name)?;
+    for target in plan.qmps.iter().filter_map(Lead::target) {
+        let (file, teller) = console::qmp(target, session, &plan.spec.name)?;
         socket_files.extend(file);
         tellers.extend(teller);
     }
@@ -73,14 +71,6 @@ pub fn run(mut plan: Plan) -> Result<ExitCode> {
     tellers.into_iter().for_each(|thread| thread.join().unwrap_or_default());
     drop((raw, socket_files));
     Ok(exit_code(reason))
-}
-
-fn target(lead: &Lead) -> Option<(StreamTarget, Sharing)> {
-    match lead {
-        Lead::Absent => None,
-        Lead::SharedTerminal => Some((StreamTarget::Stdio, Sharing::WithMonitor)),
-        Lead::Stream(target) => Some((target.clone(), Sharing::Alone)),
-    }
 }
 
 /// `-pidfile`: written when the machine runs, removed at the end.
