@@ -124,13 +124,12 @@ fn create(library: &Library, plan: &Create) -> Result<()> {
     machine.memory_mib = size("--memory", &plan.memory, 1 << 20)? >> 20;
     if let Some(iso) = &plan.iso {
         let medium = std::path::absolute(iso)?;
-        engine_disk::open(&engine_disk::OpenOptions {
-            format: Some(engine_disk::Format::Iso),
-            ..engine_disk::OpenOptions::read_only(&medium)
-        })?
-        .warnings()
-        .iter()
-        .for_each(|warning| eprintln!("bellglass: {}: {}", warning.trim_end_matches('.'), medium.display()));
+        let options =
+            engine_disk::OpenOptions { format: Some(engine_disk::Format::Iso), ..engine_disk::OpenOptions::read_only(&medium) };
+        // Half a disc would not start either.
+        if let Some(warning) = engine_disk::open(&options)?.warnings().first() {
+            bail!("{}: {}", warning.trim_end_matches('.'), medium.display());
+        }
         machine.cdroms = vec![CdDrive { medium: Some(medium) }];
     }
     let disk_bytes = match plan.disk.as_str() {
