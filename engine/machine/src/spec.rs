@@ -150,7 +150,7 @@ impl Default for Spec {
             parts: Vec::new(),
             char_ports: BTreeMap::new(),
             clock: ClockMode::Real,
-            translator: false,
+            translator: true,
             notices: Vec::new(),
         }
     }
