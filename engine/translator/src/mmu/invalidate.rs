@@ -4,6 +4,7 @@
 //! what instruction fetches rely on (fetched pages and the links between traces, see `guest/x86/trace.rs`).
 
 use crate::guest::x86::cpu::{Cpu, cr4};
+use crate::shared::attention;
 use std::sync::atomic::Ordering;
 
 impl Cpu {
@@ -76,6 +77,14 @@ impl Cpu {
     pub(super) fn forget_faulted(&mut self, linear: u64) {
         self.tlb.flush_page(linear);
         self.second_level.forget_page(linear);
+    }
+
+    /// This CPU has been quiet between two polls, and others may have gone on as if it had obeyed them. The entries that they have
+    /// revoked go now; what else they ask for waits for the poll.
+    pub(crate) fn after_quiet(&mut self) {
+        if self.shared.attention() & attention::FLUSH != 0 {
+            self.tlb.flush();
+        }
     }
 
     /// Somebody else asks for a flush: they have made code of a page (write entries must go), changed the layout of memory, or the A20 gate.

@@ -223,6 +223,7 @@ impl Cpu {
                     // A device, ROM or two pages: the bus is locked.
                     let (fabric, shared) = (self.fabric.clone(), self.shared.clone());
                     return fabric.alone(&shared, || {
+                        self.after_quiet();
                         let old = self.read_slowly(self.tlb_class, segment, linear)?;
                         let mut flags = self.flags;
                         let new = compute(&mut flags, old);

@@ -95,6 +95,9 @@ impl Cpu {
 
     /// Takes the attention word. Says whether somebody kicked.
     fn attend(&mut self) -> bool {
+        // First, since what is asked of a quiet CPU counts as done: flushes come after.
+        let fabric = self.fabric.clone();
+        fabric.stand_by(&self.shared);
         let bits = self.shared.take(attention::FLUSH | attention::APIC | attention::SELF);
         if bits & attention::FLUSH != 0 {
             let asked = self.shared.flushes_asked();
@@ -104,8 +107,6 @@ impl Cpu {
         if bits & attention::APIC != 0 {
             self.events_waiting = true;
         }
-        let fabric = self.fabric.clone();
-        fabric.stand_by(&self.shared);
         self.shared.take(attention::KICK) != 0
     }
 

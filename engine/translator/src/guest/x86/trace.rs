@@ -470,6 +470,7 @@ impl Cpu {
             self.tlb.revoke_writes(page);
             let shared = self.shared.clone();
             self.fabric.clone().flush_others_and_wait(&shared);
+            self.after_quiet();
         }
     }
 
