@@ -230,6 +230,26 @@ pub fn blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item = Case> 
         .take(count)
 }
 
+/// Blocks of instructions on XMM registers and of loads and stores of MXCSR, with others between them.
+pub fn vector_blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item = Case> {
+    let forms: Vec<Form> = chosen_forms().into_iter().filter(|form| form.mode == mode).collect();
+    let is_vector = |form: &Form| {
+        use CpuidFeature as F;
+        let features = form.code.cpuid_features();
+        features.iter().any(|feature| matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2))
+    };
+    let mut vectors: Vec<Form> = forms.iter().copied().filter(is_vector).collect();
+    let controls: Vec<Form> =
+        forms.iter().copied().filter(|form| matches!(form.code, Code::Ldmxcsr_m32 | Code::Stmxcsr_m32)).collect();
+    // About one instruction in fourteen.
+    let more = vectors.len() / 14;
+    vectors.extend(controls.into_iter().cycle().take(more));
+    let mut random = Random::new(seed ^ u64::from(mode) << 32 ^ 1 << 48);
+    std::iter::repeat_with(move || block([if vectors.is_empty() { &forms } else { &vectors }, &forms], &mut random))
+        .flatten()
+        .take(count)
+}
+
 fn run(seed: u64, each: usize) -> anyhow::Result<()> {
     let started = Instant::now();
     let results: Vec<anyhow::Result<(u64, u64)>> = std::thread::scope(|scope| {

@@ -189,6 +189,7 @@ fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     get_x87(cpu, &image, WIDE);
     if cpu.cr4 & cr4::OSFXSR != 0 {
         cpu.fpu.mxcsr = mxcsr;
+        cpu.mxcsr_changed();
         get_xmm(cpu, &image);
     }
     Ok(())
@@ -297,6 +298,7 @@ fn xrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     }
     if let Some(mxcsr) = mxcsr {
         cpu.fpu.mxcsr = mxcsr;
+        cpu.mxcsr_changed();
     }
     Ok(())
 }
@@ -311,6 +313,7 @@ fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Exec {
         return Err(Stop::gp(0));
     }
     cpu.fpu.mxcsr = mxcsr;
+    cpu.mxcsr_changed();
     Ok(())
 }
 

@@ -484,6 +484,48 @@ impl Asm {
         self.byte(opcode);
     }
 
+    // ---- Vectors: registers by the number of a general one -----------------------------------------------------
+
+    /// An instruction on XMM registers: mandatory prefix, REX.W, opcode with its escapes, operands, immediate.
+    pub fn vector(&mut self, prefix: Option<u8>, wide: bool, opcode: &[u8], reg: u8, rm: Rm, immediate: Option<u8>) {
+        self.encode(prefix, wide, (false, false), opcode, reg, rm);
+        self.code.extend(immediate);
+    }
+    /// `movaps xmm, m128`
+    pub fn movaps(&mut self, reg: R, mem: Mem) {
+        self.vector(None, false, &[0x0f, 0x28], reg as u8, mem.into(), None);
+    }
+    /// `movaps m128, xmm`
+    pub fn store_movaps(&mut self, mem: Mem, reg: R) {
+        self.vector(None, false, &[0x0f, 0x29], reg as u8, mem.into(), None);
+    }
+    /// `movups xmm, m128`
+    pub fn movups(&mut self, reg: R, mem: Mem) {
+        self.vector(None, false, &[0x0f, 0x10], reg as u8, mem.into(), None);
+    }
+    /// `movups m128, xmm`
+    pub fn store_movups(&mut self, mem: Mem, reg: R) {
+        self.vector(None, false, &[0x0f, 0x11], reg as u8, mem.into(), None);
+    }
+    /// `movss` (4 bytes) or `movsd` (8 bytes) to a register.
+    pub fn load_scalar(&mut self, bytes: u8, reg: R, rm: impl Into<Rm>) {
+        let prefix = if bytes == 4 { 0xf3 } else { 0xf2 };
+        self.vector(Some(prefix), false, &[0x0f, 0x10], reg as u8, rm.into(), None);
+    }
+    /// `movss` (4 bytes) or `movsd` (8 bytes) to memory.
+    pub fn store_scalar(&mut self, bytes: u8, mem: Mem, reg: R) {
+        let prefix = if bytes == 4 { 0xf3 } else { 0xf2 };
+        self.vector(Some(prefix), false, &[0x0f, 0x11], reg as u8, mem.into(), None);
+    }
+    /// `ldmxcsr m32`
+    pub fn ldmxcsr(&mut self, mem: Mem) {
+        self.vector(None, false, &[0x0f, 0xae], 2, mem.into(), None);
+    }
+    /// `stmxcsr m32`
+    pub fn stmxcsr(&mut self, mem: Mem) {
+        self.vector(None, false, &[0x0f, 0xae], 3, mem.into(), None);
+    }
+
     // ---- Transfers ---------------------------------------------------------------------------------------------
 
     /// `jcc label`
@@ -652,6 +694,20 @@ mod tests {
         assert_eq!(text(|asm| asm.jmp_rm(Mem::at(R::Cx, 8))), ["jmp qword [rcx+8]"]);
         assert_eq!(text(|asm| asm.call_rm(R::Ax)), ["call rax"]);
         assert_eq!(text(|asm| (asm.push(R::R12), asm.pop(R::Bx)).0), ["push r12", "pop rbx"]);
+        assert_eq!(
+            text(|asm| (asm.movaps(R::Ax, m), asm.store_movaps(m, R::Cx)).0),
+            ["movaps xmm0,[rbp+100h]", "movaps [rbp+100h],xmm1"]
+        );
+        assert_eq!(
+            text(|asm| (asm.movups(R::Cx, m), asm.store_movups(m, R::Ax)).0),
+            ["movups xmm1,[rbp+100h]", "movups [rbp+100h],xmm0"]
+        );
+        assert_eq!(
+            text(|asm| (asm.load_scalar(4, R::Ax, R::Cx), asm.store_scalar(8, m, R::Ax)).0),
+            ["movss xmm0,xmm1", "movsd [rbp+100h],xmm0"]
+        );
+        assert_eq!(text(|asm| (asm.ldmxcsr(m), asm.stmxcsr(m)).0), ["ldmxcsr [rbp+100h]", "stmxcsr [rbp+100h]"]);
+        assert_eq!(text(|asm| asm.vector(Some(0x66), true, &[0x0f, 0x3a, 0x22], 0, R::R9.into(), Some(1))), ["pinsrq xmm0,r9,1"]);
         assert_eq!(text(|asm| (asm.sign_into_dx(W::B8), asm.sign_into_dx(W::B4)).0), ["cqo", "cdq"]);
     }
 

@@ -3,7 +3,8 @@
 //! Inside translated code RBP is the CPU, RAX, RCX and RDX are scratch, and the other eleven registers hold guest registers 0–10
 //! ([`PINNED`]); guest registers 11–15 stay in memory. RSP is the host's own stack, 16-byte aligned between blocks. Rust is called
 //! through a stub that writes the pinned registers to the CPU before and reads them after, so Rust sees and may change all of
-//! them. MXCSR, the x87 unit and the direction flag are never touched by translated code.
+//! them. XMM0 and XMM1 are scratch. MXCSR is the host's wherever Rust is called or returned to. The x87 unit and the direction flag are never
+//! touched by translated code.
 
 use super::asm::{Asm, Mem, R, W};
 

@@ -40,6 +40,7 @@ impl Cpu {
         false
     }
     pub(super) fn translation_mode_changed(&mut self) {}
+    pub(super) fn mxcsr_changed(&mut self) {}
     pub(super) fn hot_translation(&mut self, _: TraceRef) -> Option<u64> {
         None
     }

@@ -406,16 +406,18 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
         emitter.at = at;
         let last = emitter.source().op.flags.contains(OpFlags::LAST);
         let done = if last {
+            emitter.restore_mxcsr();
             // A transfer does not come back; its cold paths do not either.
             emitter.transfer()
         } else {
-            emitter.stack_instruction().or_else(|| emitter.integer())
+            emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.sse())
         };
         if done.is_none() {
             emitter.interpret();
         }
         emitter.end_instruction();
         if at + 1 == count && !last {
+            emitter.restore_mxcsr();
             emitter.fall_through();
         }
     }

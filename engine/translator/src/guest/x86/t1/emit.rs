@@ -41,6 +41,9 @@ pub(super) fn packed_high() -> Mem {
     state(field!(t1.flags) + 1)
 }
 
+// XMM registers are accessed by MOVAPS.
+const _: () = assert!(offset_of!(crate::guest::x86::cpu::Cpu, fpu.xmm) % 16 == 0);
+
 /// One guest instruction of the block.
 pub(super) struct Source {
     pub op: Op,
@@ -83,6 +86,8 @@ struct Cold {
     site: *const Site,
     /// The hot path has the flags in the host's.
     load_flags: bool,
+    /// Whether the guest's MXCSR is in the host where the hot path leaves for here, and where it is come back to.
+    mxcsr: [bool; 2],
     /// The site always leaves the block.
     leaves: bool,
 }
@@ -93,6 +98,8 @@ pub(super) struct Emitter<'a> {
     stubs: Stubs,
     /// 64-bit code.
     pub wide: bool,
+    /// SSE instructions are translated.
+    pub vectors: bool,
     class: u8,
     key: u8,
     /// The offset in CS of the page's first byte, where the block was decoded.
@@ -101,6 +108,8 @@ pub(super) struct Emitter<'a> {
     /// Which of them is being translated.
     pub at: usize,
     pub flags: FlagsAt,
+    /// The guest's MXCSR is in the host.
+    mxcsr: bool,
     info: *const BlockInfo,
     cold: Vec<Cold>,
     /// Index in `cold` at which those of the current instruction start.
@@ -125,12 +134,14 @@ impl<'a> Emitter<'a> {
             asm: Asm::new(base),
             stubs,
             wide: key & super::WIDE != 0,
+            vectors: key & super::VECTOR != 0,
             class: key & super::CLASS,
             key,
             page,
             sources,
             at: 0,
             flags: FlagsAt::State,
+            mxcsr: false,
             info,
             cold: Vec::new(),
             cold_start: 0,
@@ -205,6 +216,24 @@ impl<'a> Emitter<'a> {
         self.flags = FlagsAt::Host { saved: false };
     }
 
+    // ---- MXCSR -------------------------------------------------------------------------------------------------
+
+    /// The guest's MXCSR is in the host. Keeps flags.
+    pub fn load_mxcsr(&mut self) {
+        if !self.mxcsr {
+            self.asm.ldmxcsr(state(field!(fpu.mxcsr)));
+            self.mxcsr = true;
+        }
+    }
+
+    /// The host's MXCSR is back, and the guest's in the state. Keeps flags.
+    pub fn restore_mxcsr(&mut self) {
+        if self.mxcsr {
+            emit_restore_mxcsr(&mut self.asm);
+            self.mxcsr = false;
+        }
+    }
+
     // ---- Registers and operands --------------------------------------------------------------------------------
 
     /// The host register that holds a guest register.
@@ -215,6 +244,11 @@ impl<'a> Emitter<'a> {
     /// Where a guest register is kept in the state.
     pub fn slot(&self, number: u8) -> Mem {
         state(field!(gpr) + 8 * i32::from(number))
+    }
+
+    /// Where an XMM register is kept in the state.
+    pub fn vector_slot(&self, number: u8) -> Mem {
+        state(field!(fpu.xmm) + 16 * i32::from(number))
     }
 
     /// Operand `at` of the current instruction.
@@ -383,6 +417,15 @@ impl<'a> Emitter<'a> {
 
     /// Probes the TLB for the memory operand: the hot path goes on with the operand at the address given, made of RAX and RCX. Spoils RDX and the host's flags.
     pub fn memory(&mut self, write: bool, bytes: u8) -> Option<Mem> {
+        self.operand_memory(write, bytes, false)
+    }
+
+    /// As [`Emitter::memory`], for 16 bytes that must be aligned: those that are not are the cold path's.
+    pub fn aligned_memory(&mut self, write: bool) -> Option<Mem> {
+        self.operand_memory(write, 16, true)
+    }
+
+    fn operand_memory(&mut self, write: bool, bytes: u8, aligned: bool) -> Option<Mem> {
         let segment = self.source().op.segment;
         if !self.wide && segment == seg::CS && write {
             return None;
@@ -404,22 +447,27 @@ impl<'a> Emitter<'a> {
                 self.asm.alu_load(Alu::Add, W::B4, R::Ax, base);
             }
         }
-        Some(self.probe(write, bytes, cold))
+        Some(self.probe_aligned(write, bytes, aligned, cold))
     }
 
     /// Probes the TLB for `bytes` bytes at the linear address in RAX: a miss goes to `cold`.
     pub fn probe(&mut self, write: bool, bytes: u8, cold: Label) -> Mem {
+        self.probe_aligned(write, bytes, false, cold)
+    }
+
+    /// `aligned`: addresses that are not multiples of 16 miss, because their low bits stay in what is compared.
+    fn probe_aligned(&mut self, write: bool, bytes: u8, aligned: bool, cold: Label) -> Mem {
         let table = if write { write_table(self.class) } else { read_table(self.class) } as i32;
         let asm = &mut self.asm;
         asm.mov(W::B4, R::Cx, R::Ax);
         asm.shift_imm(5, W::B4, R::Cx, 8);
         asm.alu_imm(Alu::And, W::B4, R::Cx, 0x3ff0);
-        if bytes == 1 {
+        if bytes == 1 || aligned {
             asm.mov(W::B8, R::Dx, R::Ax);
         } else {
             asm.lea(W::B8, R::Dx, Mem::at(R::Ax, i32::from(bytes) - 1));
         }
-        asm.alu_imm(Alu::And, W::B8, R::Dx, -4096);
+        asm.alu_imm(Alu::And, W::B8, R::Dx, if aligned { -4096 | 15 } else { -4096 });
         asm.alu_load(Alu::Cmp, W::B8, R::Dx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table });
         asm.jcc(Cond::NE, cold);
         asm.load(W::B8, R::Cx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table + 8 });
@@ -484,12 +532,13 @@ impl<'a> Emitter<'a> {
         debug_assert_eq!(self.flags, FlagsAt::State);
         let (site, leaves) = (self.site(), self.leaves());
         let (label, resume) = (self.asm.label(), self.asm.label());
-        self.cold.push(Cold { label, resume, site, load_flags: false, leaves });
+        self.cold.push(Cold { label, resume, site, load_flags: false, mxcsr: [self.mxcsr; 2], leaves });
         label
     }
 
     /// Has the interpreter execute the current instruction, here.
     pub fn interpret(&mut self) {
+        self.restore_mxcsr();
         self.save_flags();
         let site = self.site();
         self.asm.set_wide(R::Ax, site as u64);
@@ -502,6 +551,7 @@ impl<'a> Emitter<'a> {
         let in_host = self.flags != FlagsAt::State && self.source().live_after != 0;
         for cold in &mut self.cold[self.cold_start..] {
             cold.load_flags = in_host;
+            cold.mxcsr[1] = self.mxcsr;
             self.asm.bind(cold.resume);
         }
         self.cold_start = self.cold.len();
@@ -511,10 +561,16 @@ impl<'a> Emitter<'a> {
     pub fn write_cold_paths(&mut self) {
         for cold in std::mem::take(&mut self.cold) {
             self.asm.bind(cold.label);
+            if cold.mxcsr[0] {
+                emit_restore_mxcsr(&mut self.asm);
+            }
             self.asm.set_wide(R::Ax, cold.site as u64);
             self.asm.call_to(self.stubs.call);
             if cold.leaves {
                 continue;
+            }
+            if cold.mxcsr[1] {
+                self.asm.ldmxcsr(state(field!(fpu.mxcsr)));
             }
             if cold.load_flags {
                 emit_load_flags(&mut self.asm);
@@ -593,6 +649,12 @@ impl<'a> Emitter<'a> {
         self.asm.load(W::B8, reg, state(field!(t1.page_base)));
         self.asm.lea(w, reg, Mem::at(reg, distance));
     }
+}
+
+/// The guest's MXCSR goes to the state, the host's own comes back. Keeps flags.
+fn emit_restore_mxcsr(asm: &mut Asm) {
+    asm.stmxcsr(state(field!(fpu.mxcsr)));
+    asm.ldmxcsr(state(field!(t1.host_mxcsr)));
 }
 
 /// The host's flags become what is packed in the state. Spoils RAX.

@@ -1,10 +1,10 @@
-//! Tier 1: hot traces as host code. x86-64 hosts run x86 guests' integer instructions as what they are: the same instruction on registers that hold
+//! Tier 1: hot traces as host code. x86-64 hosts run x86 guests' integer and SSE instructions as what they are: the same instruction on registers that hold
 //! the guest's, with the host's own flags. What is not translated, and whatever is rare (a TLB miss, a fault, a device), the interpreter does
 //! for one instruction, inside the block: the *bail rule* of the plan. So every instruction can be in a block, and every exception is the interpreter's.
 //!
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
-//! * `integer.rs`, `flow.rs`: the instructions.
+//! * `integer.rs`, `sse.rs`, `flow.rs`: the instructions.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
 //! # What is translated
@@ -19,13 +19,16 @@ mod block;
 mod emit;
 mod flow;
 mod integer;
+mod sse;
 
 pub(crate) use block::Translations;
 
-use super::cpu::{CodeSize, Cpu, seg};
+use super::cpu::{CodeSize, Cpu, cr0, cr4, seg};
 use super::decode;
 use super::fault::Stop;
 use super::flags::Flags;
+use super::host_fp;
+use super::sse_unmasked::MASKS;
 use super::trace::TraceRef;
 use crate::mmu::{PAGE_MASK, class};
 use block::{Relative, Request, Site, Space, leave};
@@ -35,11 +38,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Entries of a jump cache.
 const JUMPS: usize = 4096;
-/// Parts of a mode's key: the class of memory accesses, and 64-bit code.
+/// Parts of a mode's key: the class of memory accesses, 64-bit code, and SSE instructions that raise nothing by themselves: CR0 and CR4 let them
+/// run, and MXCSR masks all exceptions.
 const CLASS: u8 = 3;
 const WIDE: u8 = 4;
+const VECTOR: u8 = 8;
 /// How many keys there are.
-const KEYS: usize = 8;
+const KEYS: usize = 16;
 /// No translation in this mode.
 const NO_KEY: u8 = u8::MAX;
 
@@ -72,6 +77,8 @@ pub(crate) struct Translator {
     enabled: bool,
     /// Executions after which a trace is translated.
     hot: u32,
+    /// What MXCSR must be while Rust code runs.
+    host_mxcsr: u32,
     /// The offset in CS of the page that is executed.
     page_base: u64,
     scratch: [u64; 2],
@@ -111,6 +118,7 @@ impl Translator {
             key: NO_KEY,
             enabled,
             hot: translations.hot,
+            host_mxcsr: 0x1f80,
             page_base: 0,
             scratch: [0; 2],
             attention,
@@ -195,7 +203,17 @@ impl Cpu {
             }
             CodeSize::Bits16 => return,
         };
-        self.t1.key = self.tlb_class | wide;
+        let vector = host_fp::available()
+            && self.cr0 & (cr0::EM | cr0::TS) == 0
+            && self.cr4 & cr4::OSFXSR != 0
+            // Bits that no MXCSR has would be #GP on the host.
+            && self.fpu.mxcsr & (MASKS | 0xffff_0000) == MASKS;
+        self.t1.key = self.tlb_class | wide | if vector { VECTOR } else { 0 };
+    }
+
+    /// MXCSR was loaded: its masks are part of the mode's key.
+    pub(super) fn mxcsr_changed(&mut self) {
+        self.translation_mode_changed();
     }
 
     /// Counts an execution of a trace. Its translation, if it has become hot enough for one.
@@ -392,6 +410,7 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u32 {
     let page = cpu.t1.page_base;
     let epoch = cpu.traces.epoch();
     cpu.rip = page.wrapping_add(u64::from(site.next)) & cpu.linear_mask;
+    let key = cpu.t1.key;
     let packed = cpu.t1.flags;
     if site.flags {
         unpack(packed, &mut cpu.flags);
@@ -415,7 +434,7 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u32 {
             // SAFETY: the block's record lives as long as the space.
             let fresh = unsafe { (*site.block).is_fresh() };
             // A handler that waited for other CPUs may come back to a request of theirs, which goes first.
-            if !site.leaves && fresh && cpu.traces.epoch() == epoch && cpu.shared.attention() == 0 {
+            if !site.leaves && fresh && cpu.t1.key == key && cpu.traces.epoch() == epoch && cpu.shared.attention() == 0 {
                 return 0;
             }
             cpu.retired -= u64::from(site.behind);
