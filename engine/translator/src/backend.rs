@@ -53,7 +53,7 @@ impl Default for TranslatorOptions {
 
 impl CpuBackend for Interpreter {
     fn name(&self) -> &'static str {
-        "interpreter"
+        if self.fabric.translations.is_on() { "translator" } else { "interpreter" }
     }
 
     fn create_vcpu(&self, index: u32, model: &CpuModel) -> Result<Box<dyn Vcpu>, CpuError> {
