@@ -202,15 +202,7 @@ impl Fabric {
         });
         me.enter_quiet();
         for (cpu, ticket) in waiting {
-            let mut spins = 0u32;
-            while cpu.flushes_done.load(Ordering::SeqCst) < ticket && !cpu.quiet.load(Ordering::SeqCst) {
-                spins += 1;
-                if spins < 200 {
-                    std::hint::spin_loop();
-                } else {
-                    std::thread::yield_now();
-                }
-            }
+            spin_until(|| cpu.flushes_done.load(Ordering::SeqCst) >= ticket || cpu.quiet.load(Ordering::SeqCst));
         }
         me.leave_quiet();
         self.stand_by(me);
@@ -232,15 +224,7 @@ impl Fabric {
             }
         });
         for cpu in others {
-            let mut spins = 0u32;
-            while !cpu.quiet.load(Ordering::SeqCst) {
-                spins += 1;
-                if spins < 200 {
-                    std::hint::spin_loop();
-                } else {
-                    std::thread::yield_now();
-                }
-            }
+            spin_until(|| cpu.quiet.load(Ordering::SeqCst));
         }
         let result = work();
         drop(turn);
@@ -254,6 +238,19 @@ impl Fabric {
             me.enter_quiet();
             drop(self.alone.lock().unwrap_or_else(|poison| poison.into_inner()));
             me.leave_quiet();
+        }
+    }
+}
+
+/// Waits for what another CPU's thread does soon, leaving the host's CPU to it if that takes longer.
+fn spin_until(done: impl Fn() -> bool) {
+    let mut spins = 0u32;
+    while !done() {
+        spins += 1;
+        if spins < 200 {
+            std::hint::spin_loop();
+        } else {
+            std::thread::yield_now();
         }
     }
 }
