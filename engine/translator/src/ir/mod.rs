@@ -5,6 +5,9 @@
 //! the optimising tier's.) `ops.rs` holds the one table of operations, from
 //! which printer, verifier and builder derive. Nothing here knows x86, nor any host.
 //!
+//! What follows is about blocks. [`region`] says how blocks become a region, the unit of the optimising tier, and what differs there: slots and flags
+//! are values, control flow is inside, state is put together only where the region is left. Operations said to be "in regions" are in no block.
+//!
 //! # Shape
 //! A block is a list of [`Inst`]s, executed in order; there is no control flow inside. An instruction defines at most one value, whose name
 //! [`Val`] is the instruction's place in the list, so every value is defined once and before its uses. Passes put [`Op::Nop`] where they
@@ -74,6 +77,7 @@ pub(crate) mod float;
 pub(crate) mod ops;
 pub(crate) mod pass;
 pub(crate) mod print;
+pub(crate) mod region;
 pub(crate) mod vector;
 pub(crate) mod verify;
 
@@ -126,6 +130,11 @@ pub(crate) struct Inst {
 pub(crate) const NO_SNAPSHOT: u16 = u16::MAX;
 
 impl Inst {
+    /// An instruction without arguments. Of tokens all flags are needed until somebody knows better.
+    pub fn new(op: Op, ty: Ty) -> Self {
+        let need = if ty == Ty::Flags { FlagSet::all() } else { FlagSet::empty() };
+        Self { op, ty, need, aux: 0, args: [Val::NONE; 3], imm: 0, snapshot: NO_SNAPSHOT }
+    }
     /// The type of the value it defines.
     pub fn result(&self) -> Option<Ty> {
         self.op.info().result.ty(self.ty)

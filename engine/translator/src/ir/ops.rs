@@ -202,6 +202,10 @@ pub(crate) enum Types {
     Any,
     Vector,
     Flags,
+    /// Whatever a slot or the flags may be.
+    Value,
+    /// I64 only.
+    Word,
 }
 
 /// A line of the table.
@@ -245,6 +249,8 @@ macro_rules! operations {
 operations! {
     /// Nothing: what a pass has removed.
     Nop: NoType [] -> Nothing, PURE, NO_FLAGS;
+    /// In regions: what a block is handed by those before it. `imm`: see [`super::region`].
+    Param: Value [] -> Same, PURE, NO_FLAGS;
 
     // ---- Constants and state ----
     /// `imm`.
@@ -340,6 +346,12 @@ operations! {
     ZeroExtend: Integer [Narrower] -> Same, PURE, NO_FLAGS;
     SignExtend: Integer [Narrower] -> Same, PURE, NO_FLAGS;
     Truncate: Integer [Wider] -> Same, PURE, NO_FLAGS;
+    /// In regions: bits 8 to 15.
+    HighByte: Integer [Wider] -> Same, PURE, NO_FLAGS;
+    /// In regions: a with the narrower b in its low bits.
+    InsertLow: Wide [Same, Narrower] -> Same, PURE, NO_FLAGS;
+    /// In regions: a with the byte b in bits 8 to 15.
+    InsertHigh: Wide [Same, Narrower] -> Same, PURE, NO_FLAGS;
     /// base + (index << `aux`) + `imm`, cut to the type: what addressing modes compute. `aux` ≤ 3. Never has flags. At least one of the two is there.
     Address: Wide [SameOrNone, SameOrNone] -> Same, PURE, NO_FLAGS;
     /// a if the first argument is true, else b.
@@ -394,7 +406,17 @@ operations! {
     /// All loads and stores before come before all behind.
     Fence: NoType [] -> Nothing, READ_MEMORY | WRITE_MEMORY, NO_FLAGS;
 
+    /// In regions: the addend that makes a host address of the argument, good for the [`super::region::Span`] in `imm` with the rights in `aux`
+    /// ([`super::region::PROBE_READ`], [`super::region::PROBE_WRITE`]).
+    Probe: Word [Address] -> Same, READ_STATE | MAY_BAIL, NO_FLAGS;
+    /// In regions: as `Load`, at a host address: the second argument is the addend, for which a probe has vouched.
+    LoadVia: Any [Address, Address] -> Same, READ_MEMORY, NO_FLAGS;
+    /// In regions: as `Store`, at a host address: the second argument is the addend, the third the value.
+    StoreVia: Any [Address, Address, Same] -> Nothing, WRITE_MEMORY, NO_FLAGS;
+
     // ---- Rare things ----
+    /// In regions: leaves with the snapshot's state if the vCPU is wanted.
+    Poll: NoType [] -> Nothing, READ_STATE | MAY_BAIL, NO_FLAGS;
     /// Bails if true.
     BailIf: NoType [Bool] -> Nothing, MAY_BAIL, NO_FLAGS;
     /// Bails unless a near transfer to the argument is allowed.

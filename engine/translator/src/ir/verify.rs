@@ -3,7 +3,7 @@
 use super::float::FloatOp;
 use super::ops::{Arg, Effects, Op, Ty, Types};
 use super::vector::VectorOp;
-use super::{Block, HIGH_BYTE, Inst, NO_SNAPSHOT, Val};
+use super::{Block, HIGH_BYTE, Inst, NO_SNAPSHOT, SlotInfo};
 
 /// Says what is wrong with a block.
 ///
@@ -18,6 +18,73 @@ pub(crate) fn verify(block: &Block) -> Result<(), String> {
     let last = block.insts.iter().rev().find(|inst| inst.op != Op::Nop);
     if exits != 1 || last.is_none_or(|last| !last.op.info().effects.contains(Effects::ENDS_BLOCK)) {
         return Err(format!("a block has one exit, at its end\n{block}"));
+    }
+    Ok(())
+}
+
+/// What can be said of an instruction alone: its type, which arguments it has, its immediate.
+pub(super) fn check_shape(inst: &Inst) -> Result<(), String> {
+    let info = inst.op.info();
+    let typed = match info.types {
+        Types::NoType => inst.ty == Ty::None,
+        Types::Integer => inst.ty.is_integer(),
+        Types::Wide => inst.ty.is_integer() && inst.ty != Ty::I8,
+        Types::Vector => inst.ty == Ty::V128,
+        Types::Any => inst.ty.is_integer() || inst.ty == Ty::V128,
+        Types::Flags => inst.ty == Ty::Flags,
+        Types::Value => inst.ty != Ty::None,
+        Types::Word => inst.ty == Ty::I64,
+    };
+    if !typed {
+        return Err(format!("cannot have type {}", inst.ty.name()));
+    }
+    for (number, arg) in inst.args.iter().enumerate() {
+        match info.args.get(number) {
+            Some(Arg::SameOrNone | Arg::FlagsOrNone) => {}
+            Some(_) if !arg.is_some() => return Err(format!("argument {number} is missing")),
+            None if arg.is_some() => return Err("has too many arguments".into()),
+            _ => {}
+        }
+    }
+    if inst.op == Op::Vector && VectorOp::from_number(inst.imm as u8).is_none() {
+        return Err("no such vector operation".into());
+    }
+    if inst.op == Op::VectorFloat && FloatOp::from_number(inst.imm as u8).is_none() {
+        return Err("no such floating-point operation".into());
+    }
+    Ok(())
+}
+
+/// Whether argument number `number` can be what `def` defines.
+pub(super) fn check_argument(inst: &Inst, number: usize, def: &Inst) -> Result<(), String> {
+    let Some(ty) = def.result() else { return Err(format!("argument {number} has no value")) };
+    let fits = match inst.op.info().args[number] {
+        Arg::Same | Arg::SameOrNone => ty == inst.ty,
+        Arg::Address => ty == Ty::I64,
+        Arg::Count => ty == Ty::I8,
+        Arg::Bool => ty == Ty::Bool,
+        Arg::Flags | Arg::FlagsOrNone => ty == Ty::Flags,
+        Arg::Integer => ty.is_integer(),
+        Arg::Vector => ty == Ty::V128,
+        Arg::I16 => ty == Ty::I16,
+        Arg::Narrower => ty == Ty::Bool || ty.is_integer() && ty < inst.ty,
+        Arg::Wider => ty.is_integer() && ty > inst.ty,
+        Arg::SetsFlags => !def.op.flags_written().is_empty(),
+    };
+    if fits { Ok(()) } else { Err(format!("argument {number} cannot be {}", ty.name())) }
+}
+
+/// Whether a slot is one, and has the instruction's type.
+pub(super) fn check_slot(inst: &Inst, slots: &[SlotInfo]) -> Result<(), String> {
+    if !matches!(inst.op, Op::GetSlot | Op::SetSlot) {
+        return Ok(());
+    }
+    let Some(slot) = slots.get(inst.imm as usize) else { return Err("no such slot".into()) };
+    if (slot.ty == Ty::V128) != (inst.ty == Ty::V128) {
+        return Err(format!("{} has another type", slot.name));
+    }
+    if inst.aux > HIGH_BYTE || inst.aux == HIGH_BYTE && inst.ty != Ty::I8 {
+        return Err("only bytes can be high".into());
     }
     Ok(())
 }
@@ -38,77 +105,17 @@ impl Rules<'_> {
             self.guest += 1;
             (self.committed, self.stored) = (false, false);
         }
-        let info = inst.op.info();
-        let typed = match info.types {
-            Types::NoType => inst.ty == Ty::None,
-            Types::Integer => inst.ty.is_integer(),
-            Types::Wide => inst.ty.is_integer() && inst.ty != Ty::I8,
-            Types::Vector => inst.ty == Ty::V128,
-            Types::Any => inst.ty.is_integer() || inst.ty == Ty::V128,
-            Types::Flags => inst.ty == Ty::Flags,
-        };
-        if !typed {
-            return Err(format!("cannot have type {}", inst.ty.name()));
-        }
-        for (number, arg) in inst.args.iter().enumerate() {
-            match info.args.get(number) {
-                Some(rule) => self.check_argument(at, inst, *rule, *arg).map_err(|why| format!("argument {number} {why}"))?,
-                None if arg.is_some() => return Err("has too many arguments".into()),
-                None => {}
+        check_shape(inst)?;
+        for (number, arg) in inst.args.iter().enumerate().filter(|(_, arg)| arg.is_some()) {
+            if arg.index() >= at {
+                return Err(format!("argument {number} is not defined yet"));
             }
+            check_argument(inst, number, self.block.def(*arg))?;
         }
-        if inst.op == Op::Vector && VectorOp::from_number(inst.imm as u8).is_none() {
-            return Err("no such vector operation".into());
-        }
-        if inst.op == Op::VectorFloat && FloatOp::from_number(inst.imm as u8).is_none() {
-            return Err("no such floating-point operation".into());
-        }
-        self.check_slot(inst)?;
+        check_slot(inst, self.block.slots)?;
         self.check_order(inst)?;
         if inst.op == Op::FlagsOf {
             self.check_flags_of(at, inst)?;
-        }
-        Ok(())
-    }
-
-    fn check_argument(&self, at: usize, inst: &Inst, rule: Arg, arg: Val) -> Result<(), String> {
-        if !arg.is_some() {
-            return match rule {
-                Arg::SameOrNone | Arg::FlagsOrNone => Ok(()),
-                _ => Err("is missing".into()),
-            };
-        }
-        if arg.index() >= at {
-            return Err("is not defined yet".into());
-        }
-        let def = self.block.def(arg);
-        let Some(ty) = def.result() else { return Err("has no value".into()) };
-        let fits = match rule {
-            Arg::Same | Arg::SameOrNone => ty == inst.ty,
-            Arg::Address => ty == Ty::I64,
-            Arg::Count => ty == Ty::I8,
-            Arg::Bool => ty == Ty::Bool,
-            Arg::Flags | Arg::FlagsOrNone => ty == Ty::Flags,
-            Arg::Integer => ty.is_integer(),
-            Arg::Vector => ty == Ty::V128,
-            Arg::I16 => ty == Ty::I16,
-            Arg::Narrower => ty == Ty::Bool || ty.is_integer() && ty < inst.ty,
-            Arg::Wider => ty.is_integer() && ty > inst.ty,
-            Arg::SetsFlags => !def.op.flags_written().is_empty(),
-        };
-        if fits { Ok(()) } else { Err(format!("cannot be {}", ty.name())) }
-    }
-
-    fn check_slot(&self, inst: &Inst) -> Result<(), String> {
-        if !matches!(inst.op, Op::GetSlot | Op::SetSlot) {
-            return Ok(());
-        }
-        let Some(slot) = self.block.slots.get(inst.imm as usize) else { return Err("no such slot".into()) };
-        if (slot.ty == Ty::V128) != (inst.ty == Ty::V128) {
-            return Err(format!("{} has another type", slot.name));
-        }
-        if inst.aux > HIGH_BYTE || inst.aux == HIGH_BYTE && inst.ty != Ty::I8 {
-            return Err("only bytes can be high".into());
         }
         Ok(())
     }
@@ -156,7 +163,7 @@ impl Rules<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::SlotInfo;
+    use super::super::Val;
     use super::super::build::Builder;
     use super::super::ops::MemoryAccess;
     use super::*;

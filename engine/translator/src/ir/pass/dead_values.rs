@@ -1,7 +1,7 @@
 //! Removes what nobody uses: pure instructions whose value no instruction and no snapshot mentions.
 
-use super::super::ops::{Effects, FlagSet, Op, Ty};
-use super::super::{Block, Inst, NO_SNAPSHOT, Val};
+use super::super::ops::{Effects, Op, Ty};
+use super::super::{Block, Inst};
 
 /// The pass.
 pub(super) fn run(block: &mut Block) {
@@ -28,7 +28,7 @@ pub(super) fn run(block: &mut Block) {
             _ => inst.result().is_some() && Effects::READ_STATE.contains(effects) && !used[at],
         };
         if removable {
-            block.insts[at] = NOTHING;
+            block.insts[at] = Inst::new(Op::Nop, Ty::None);
             continue;
         }
         for arg in inst.arguments() {
@@ -37,6 +37,3 @@ pub(super) fn run(block: &mut Block) {
     }
     block.room = room;
 }
-
-const NOTHING: Inst =
-    Inst { op: Op::Nop, ty: Ty::None, need: FlagSet::empty(), aux: 0, args: [Val::NONE; 3], imm: 0, snapshot: NO_SNAPSHOT };

@@ -1,0 +1,394 @@
+//! Regions: what the optimising tier compiles at once, a loop or a function body of several blocks.
+//!
+//! A [`Region`] is a graph of [`RegionBlock`]s over one list of instructions, `insts`; a [`Val`] is a place in it. A block's `body` says which of
+//! them it executes, in order; places that no body names are dead. Block 0 is the entry, nobody jumps to it, and every block stands behind one of its predecessors
+//! (but for loops: reverse postorder). A block ends with a [`Terminator`], whose [`Edge`]s lead to blocks or to [`Exit`]s.
+//!
+//! # Form
+//! A region is *formed* with `GetSlot`, `SetSlot`, `GetFlags` and `SetFlags` as in a block of `ir/mod.rs`. [`ssa`] takes them away: then
+//! slots and flags are values that blocks hand to each other by *parameters* ([`Op::Param`], `imm`: the slot it brings, [`FLAGS`] or [`NO_SLOT`]), and the entry's parameters are
+//! the guest's slots as the region is entered (those that anybody asks for; flags: as they are in the guest's state). All values are defined before their uses in
+//! every path ("dominate" them). A parameter's arguments stand in the edges, at the same place.
+//!
+//! # Guest state
+//! Inside a region nothing commits anything. A [`GuestState`] says what the guest's registers are at one point: where they are not what they were at the region's
+//! entry, by slot and value; flags by their token (one whose `need` is empty is to be *recovered* from its instruction's operands, which
+//! [`Region::recipe`] names and which therefore live as long); the pc; and how many guest instructions of the block are retired by then. Exits have one and so
+//! has whatever may bail (`Inst::snapshot` is its number in [`Region::snapshots`]): *a bail restores it and has the interpreter execute the instruction there*, as in a block.
+//! So the sinking of state comes by itself: values are moved where the guest has them only where the region is left.
+//!
+//! # Flags
+//! `need` is what the region's own code looks at on its way (`Cond`, `AddCarry`, `FlagsPack`, an edge's argument). Exits and snapshots do not count: whoever leaves recovers. [`Exit::need`] says which flags
+//! anybody looks at behind the exit. A `FlagsOf` stands directly behind its instruction in the body as long as its `need` is not empty; others may stand anywhere behind it.
+//!
+//! # Polls
+//! `Poll` stands on every way back in a loop. Where the vCPU is wanted the region is left with the state of its snapshot, and *no* instruction is interpreted.
+//!
+//! # Memory
+//! [`Op::Probe`] looks an address up and gives what makes a host address of it, its *addend*, for the bytes from `low` to `high` around it ([`Span`]) with rights to read or write;
+//! `LoadVia` and `StoreVia` access memory by it and cannot fail. A probe that cannot be satisfied bails. An addend holds until something with [`Effects::MMU`](super::Effects::MMU) or a taken poll.
+//! `Load` and `Store` do both at once; none are left behind the pass that splits them, except with [`MemoryAccess::aligned`](super::MemoryAccess::aligned).
+
+pub(crate) mod print;
+pub(crate) mod verify;
+
+use super::{FlagSet, Inst, Op, SlotInfo, Ty, Val};
+use std::ops::Range;
+
+/// `Param`'s `imm`: it brings the guest's flags.
+pub(crate) const FLAGS: u64 = 0xff;
+/// `Param`'s `imm`: what it brings is not a slot.
+pub(crate) const NO_SLOT: u64 = 0xfe;
+
+/// A place in [`Region::blocks`].
+pub(crate) type BlockId = u32;
+
+/// Where an edge leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To {
+    Block(BlockId),
+    /// A place in [`Region::exits`].
+    Exit(u32),
+}
+
+/// A way from a block's end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Edge {
+    pub to: To,
+    /// One for each parameter of the block; none for an exit.
+    pub args: Vec<Val>,
+}
+
+impl Edge {
+    /// To where no parameters are.
+    pub fn new(to: To) -> Self {
+        Self { to, args: Vec::new() }
+    }
+}
+
+/// How a block ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Terminator {
+    Jump(Edge),
+    Branch {
+        /// A `Bool`. When it is a `Cond` nothing but instructions without effect on the host's flags should come between.
+        condition: Val,
+        taken: Edge,
+        not_taken: Edge,
+    },
+}
+
+impl Terminator {
+    /// Its edges, the taken one first.
+    pub fn edges(&self) -> impl Iterator<Item = &Edge> {
+        let (first, second) = match self {
+            Self::Jump(edge) => (edge, None),
+            Self::Branch { taken, not_taken, .. } => (taken, Some(not_taken)),
+        };
+        std::iter::once(first).chain(second)
+    }
+    /// The same, to change them.
+    pub fn edges_mut(&mut self) -> impl Iterator<Item = &mut Edge> {
+        let (first, second) = match self {
+            Self::Jump(edge) => (edge, None),
+            Self::Branch { taken, not_taken, .. } => (taken, Some(not_taken)),
+        };
+        std::iter::once(first).chain(second)
+    }
+    /// The blocks it leads to.
+    pub fn successors(&self) -> impl Iterator<Item = BlockId> {
+        self.edges().filter_map(|edge| if let To::Block(block) = edge.to { Some(block) } else { None })
+    }
+}
+
+/// A straight run of instructions.
+#[derive(Debug, Clone)]
+pub(crate) struct RegionBlock {
+    /// `Param`s.
+    pub params: Vec<Val>,
+    pub body: Vec<Val>,
+    pub end: Terminator,
+    /// Its first guest instruction, from the region's start.
+    pub pc: u64,
+    /// Guest instructions that are retired when it has been run through.
+    pub retired: u16,
+    /// In how many loops it lies.
+    pub depth: u8,
+    /// How often it runs, as far as one can guess: 16 for each entry of the region.
+    pub weight: u32,
+}
+
+/// What the guest's state is at one point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GuestState {
+    /// From the region's start.
+    pub pc: u64,
+    /// Guest instructions of the block that are retired before it.
+    pub retired: u16,
+    /// The flags; [`Val::NONE`]: as they were at the region's entry, in the state.
+    pub flags: Val,
+    /// Which of [`Region::slot_values`]: slots that are not what they were at the region's entry.
+    pub slots: Range<u32>,
+}
+
+/// A slot and what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SlotValue {
+    pub slot: u8,
+    pub value: Val,
+}
+
+/// A way out of the region. All guest instructions of the block that leads to it are retired.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// `Jump` or `Call` (to `state.pc`), `JumpIndirect`, `CallIndirect` or `Ret` (to `target`).
+    pub op: Op,
+    pub target: Val,
+    /// Of calls: where they return to, from the region's start.
+    pub back: u64,
+    /// Flags that anybody behind it may look at.
+    pub need: FlagSet,
+    pub state: GuestState,
+}
+
+/// A run of guest bytes that the region was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Code {
+    /// From the region's start.
+    pub pc: u64,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// The bytes around an address for which a probe vouches: from `address + low` to, exclusively, `address + high`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Span {
+    pub low: i32,
+    pub high: i32,
+}
+
+impl Span {
+    /// As a probe's `imm`.
+    pub fn pack(self) -> u64 {
+        u64::from(self.low as u32) | u64::from(self.high as u32) << 32
+    }
+    /// From a probe's `imm`.
+    pub fn unpack(imm: u64) -> Self {
+        Self { low: imm as u32 as i32, high: (imm >> 32) as u32 as i32 }
+    }
+    /// Both.
+    pub fn union(self, other: Self) -> Self {
+        Self { low: self.low.min(other.low), high: self.high.max(other.high) }
+    }
+    /// Whether the other lies in this one.
+    pub fn contains(self, other: Self) -> bool {
+        self.low <= other.low && other.high <= self.high
+    }
+}
+
+/// A probe's `aux`: rights to read.
+pub(crate) const PROBE_READ: u8 = 1;
+/// A probe's `aux`: rights to write.
+pub(crate) const PROBE_WRITE: u8 = 2;
+
+/// What the optimising tier compiles at once.
+#[derive(Debug, Clone)]
+pub(crate) struct Region {
+    pub insts: Vec<Inst>,
+    pub blocks: Vec<RegionBlock>,
+    pub exits: Vec<Exit>,
+    pub snapshots: Vec<GuestState>,
+    pub slot_values: Vec<SlotValue>,
+    /// The guest's bytes.
+    pub code: Vec<Code>,
+    /// The pc of the first instruction.
+    pub pc: u64,
+    /// What a pc keeps: 64 or 32 bits.
+    pub pc_mask: u64,
+    /// Where in its page the first byte lies.
+    pub page_offset: u16,
+    /// The guest's registers.
+    pub slots: &'static [SlotInfo],
+    /// Whether slots and flags have become values.
+    pub is_ssa: bool,
+}
+
+impl Region {
+    /// An empty region at `pc`.
+    pub fn new(slots: &'static [SlotInfo], pc: u64, pc_mask: u64, page_offset: u16) -> Self {
+        Self {
+            insts: Vec::new(),
+            blocks: Vec::new(),
+            exits: Vec::new(),
+            snapshots: Vec::new(),
+            slot_values: Vec::new(),
+            code: Vec::new(),
+            pc,
+            pc_mask,
+            page_offset,
+            slots,
+            is_ssa: false,
+        }
+    }
+
+    /// The pc that lies `displacement` from the region's start.
+    pub fn target(&self, displacement: u64) -> u64 {
+        self.pc.wrapping_add(displacement) & self.pc_mask
+    }
+
+    /// The instruction that defines a value.
+    pub fn def(&self, value: Val) -> &Inst {
+        &self.insts[value.index()]
+    }
+
+    /// The number, if a value is a constant, cut to its width.
+    pub fn constant(&self, value: Val) -> Option<u64> {
+        let def = self.insts.get(value.index())?;
+        (def.op == Op::Const).then(|| def.imm & def.ty.mask())
+    }
+
+    /// A new instruction, in no block yet.
+    pub fn add(&mut self, inst: Inst) -> Val {
+        let at = Val(self.insts.len() as u32);
+        self.insts.push(inst);
+        at
+    }
+
+    /// A new parameter of a block; its arguments are up to the caller.
+    pub fn add_param(&mut self, block: BlockId, ty: Ty, slot: u64) -> Val {
+        let param = self.add(Inst { imm: slot, ..Inst::new(Op::Param, ty) });
+        self.blocks[block as usize].params.push(param);
+        param
+    }
+
+    /// A state's slots.
+    pub fn slots_of(&self, state: &GuestState) -> &[SlotValue] {
+        &self.slot_values[state.slots.start as usize..state.slots.end as usize]
+    }
+
+    /// The snapshot of what may bail.
+    pub fn snapshot(&self, inst: &Inst) -> Option<&GuestState> {
+        self.snapshots.get(usize::from(inst.snapshot))
+    }
+
+    /// For each block the blocks that lead to it, once for each edge.
+    pub fn predecessors(&self) -> Vec<Vec<BlockId>> {
+        let mut before = vec![Vec::new(); self.blocks.len()];
+        for (from, block) in self.blocks.iter().enumerate() {
+            for to in block.end.successors() {
+                before[to as usize].push(from as BlockId);
+            }
+        }
+        before
+    }
+
+    /// The values from which a token's flags can be computed when it was not done on the way: for `FlagsOf` its instruction's operands and result
+    /// and the old token's, for a token that is computed anyway the token itself.
+    pub fn recipe(&self, token: Val, use_value: &mut impl FnMut(Val)) {
+        if !token.is_some() {
+            return;
+        }
+        let def = self.def(token);
+        match def.op {
+            Op::FlagsOf => {
+                let source = self.def(def.args[0]);
+                use_value(def.args[0]);
+                for arg in source.arguments() {
+                    if self.def(arg).result() == Some(Ty::Flags) {
+                        self.recipe(arg, use_value);
+                    } else {
+                        use_value(arg);
+                    }
+                }
+                self.recipe(def.args[1], use_value);
+            }
+            Op::FlagsMerge => {
+                self.recipe(def.args[0], use_value);
+                self.recipe(def.args[1], use_value);
+            }
+            Op::FlagsUnpack => use_value(def.args[0]),
+            _ => use_value(token),
+        }
+    }
+}
+
+/// Each block's immediate dominator, the last of those that are on every way to it; the entry is its own. `BlockId::MAX`: cannot be reached.
+///
+/// See: Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm". It wants blocks in reverse postorder, or takes longer.
+pub(crate) fn dominators(region: &Region) -> Vec<BlockId> {
+    const UNKNOWN: BlockId = BlockId::MAX;
+    let before = region.predecessors();
+    let order = reverse_postorder(region);
+    let mut rank = vec![u32::MAX; region.blocks.len()];
+    for (at, block) in order.iter().enumerate() {
+        rank[*block as usize] = at as u32;
+    }
+    let mut found = vec![UNKNOWN; region.blocks.len()];
+    if let Some(entry) = found.first_mut() {
+        *entry = 0;
+    }
+    let mut changed = true;
+    while changed {
+        changed = false;
+        for &block in order.iter().skip(1) {
+            let known = before[block as usize].iter().copied().filter(|from| found[*from as usize] != UNKNOWN);
+            let meet = known.reduce(|mut a, mut b| {
+                while a != b {
+                    if rank[a as usize] > rank[b as usize] {
+                        a = found[a as usize];
+                    } else {
+                        b = found[b as usize];
+                    }
+                }
+                a
+            });
+            if let Some(meet) = meet
+                && found[block as usize] != meet
+            {
+                found[block as usize] = meet;
+                changed = true;
+            }
+        }
+    }
+    found
+}
+
+/// Whether `above` is on every way to `below`.
+pub(crate) fn dominates(dominators: &[BlockId], above: BlockId, mut below: BlockId) -> bool {
+    while below != above {
+        let up = dominators[below as usize];
+        if up == below || up == BlockId::MAX {
+            return false;
+        }
+        below = up;
+    }
+    true
+}
+
+/// The blocks that can be reached, each before those that it leads to, but for the ways back in loops. A branch's not taken side comes right behind it
+/// where it can.
+pub(crate) fn reverse_postorder(region: &Region) -> Vec<BlockId> {
+    let mut seen = vec![false; region.blocks.len()];
+    let mut order = Vec::with_capacity(region.blocks.len());
+    let mut open = Vec::new();
+    if region.blocks.is_empty() {
+        return order;
+    }
+    seen[0] = true;
+    open.push((0, region.blocks[0].end.successors().collect::<Vec<_>>()));
+    while let Some((block, left)) = open.last_mut() {
+        if left.is_empty() {
+            order.push(*block);
+            open.pop();
+            continue;
+        }
+        // The taken side first: what is finished last comes first.
+        let next = left.remove(0);
+        if !seen[next as usize] {
+            seen[next as usize] = true;
+            open.push((next, region.blocks[next as usize].end.successors().collect()));
+        }
+    }
+    order.reverse();
+    order
+}
