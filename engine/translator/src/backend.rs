@@ -115,6 +115,13 @@ impl Vcpu for InterpreterCpu {
         if state.rflags & 2 == 0 {
             return Err(CpuError::State("the flags register has an impossible value".to_owned()));
         }
+        // A state from another CPU model, or from a damaged file, must not reach code that relies on these.
+        if state.xcr0 & 1 == 0 || state.xcr0 & !self.cpu.cpuid.xcr0_allowed() != 0 {
+            return Err(CpuError::State("XCR0 names register sets that this CPU model does not have".to_owned()));
+        }
+        if state.fpu.mxcsr >> 16 != 0 {
+            return Err(CpuError::State("MXCSR has bits that do not exist".to_owned()));
+        }
         self.cpu.load(state);
         Ok(())
     }

@@ -420,6 +420,11 @@ impl Cpu {
     pub fn is_64_bit(&self) -> bool {
         self.code_size == CodeSize::Bits64
     }
+    /// Whether the system lets VEX instructions use YMM registers; if not they are #UD. (CR0.TS is another matter.)
+    #[inline]
+    pub fn avx_enabled(&self) -> bool {
+        self.cr4 & cr4::OSXSAVE != 0 && self.xcr0 & 0b110 == 0b110 && !self.uses_paragraphs()
+    }
     /// CR0.PG
     #[inline]
     pub fn is_paged(&self) -> bool {

@@ -8,8 +8,10 @@
 //! See: Intel SDM volume 2, "CPUID"; AMD APM volume 3, appendix E.
 
 mod features;
+mod instruction_sets;
 
 pub use features::{Feature, feature};
+pub use instruction_sets::InstructionSets;
 
 pub(crate) use crate::mmu::PHYSICAL_BITS;
 use engine_cpu::x86::{APIC_TIMER_HZ, PROCESSOR_SIGNATURE, TSC_HZ};
@@ -49,6 +51,7 @@ pub struct Asker {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CpuidPolicy {
     features: FeatureSet,
+    sets: InstructionSets,
     topology: Topology,
 }
 
@@ -72,18 +75,24 @@ impl CpuidPolicy {
             }
         };
         for row in TABLE {
-            features.set(row.feature, row.offer <= wanted);
+            features.set(row.feature, row.offer <= wanted && (row.host)());
         }
         for (name, on) in &model.features {
-            features.set(find_feature(name, *on)?.0, *on);
+            features.set(find_feature(name, *on)?, *on);
         }
         features.drop_what_lacks_its_base();
-        Ok(Self { features, topology: model.topology })
+        let sets = InstructionSets::new(|feature| features.has(feature));
+        Ok(Self { features, sets, topology: model.topology })
     }
 
     /// Whether the guest has `feature`.
     pub fn has(&self, feature: Feature) -> bool {
         self.features.has(feature)
+    }
+
+    /// Which instructions the decoder knows.
+    pub fn instruction_sets(&self) -> &InstructionSets {
+        &self.sets
     }
 
     /// The bits that MOV to CR4 accepts.
@@ -298,16 +307,20 @@ impl CpuidPolicy {
 }
 
 /// The feature of a `+flag` (`on`) or `-flag`.
-fn find_feature(name: &str, on: bool) -> Result<(Feature, &'static str), CpuError> {
+fn find_feature(name: &str, on: bool) -> Result<Feature, CpuError> {
     let plain = plain(name);
     if let Some(row) = TABLE.iter().find(|row| row.names.iter().any(|known| self::plain(known) == plain)) {
-        return Ok((row.feature, row.names[0]));
+        if on && !(row.host)() {
+            return Err(CpuError::Model(format!(
+                "The software CPU carries “{name}” out by the host's own instructions, and this host has none. Leave +{name} out."
+            )));
+        }
+        return Ok(row.feature);
     }
-    if let Some((names, feature)) =
-        features::NOT_YET.iter().find(|(known, _)| known.iter().any(|known| self::plain(known) == plain))
+    if let Some((_, feature)) = features::NOT_YET.iter().find(|(known, _)| known.iter().any(|known| self::plain(known) == plain))
     {
         if !on {
-            return Ok((*feature, names[0]));
+            return Ok(*feature);
         }
         return Err(CpuError::Model(format!("The software CPU does not have the feature “{name}” yet. Leave +{name} out.")));
     }

@@ -1,9 +1,10 @@
 //! From guest bytes to [`Op`]s: one instruction at a time, by iced-x86.
 //!
-//! Which instructions exist is decided by the tables of handlers, not here; the decoder only refuses what no encoding allows: LOCK
-//! where it may not be, invalid forms, VEX and its successors (no AVX is offered), more than 15 bytes.
+//! Which instructions exist is decided by the tables of handlers and by the CPU's model ([`InstructionSets`]), not here; the decoder only
+//! refuses what no encoding allows: LOCK where it may not be, invalid forms, the encodings that came after VEX, more than 15 bytes.
 
 use super::cpu::CodeSize;
+use super::cpuid::InstructionSets;
 use super::handlers;
 use super::op::{HIGH_BYTE, NO_REGISTER, Op, OpFlags};
 use iced_x86::{
@@ -13,9 +14,6 @@ use iced_x86::{
 
 /// The longest instruction.
 pub(crate) const MAX_BYTES: usize = 15;
-
-/// BSF and BSR are what CPUs without BMI1 and LZCNT make of F3 0F BC/BD.
-const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
 
 /// What decoding gave.
 pub(crate) enum Decoded {
@@ -34,9 +32,9 @@ fn bits(size: CodeSize) -> u32 {
 }
 
 /// The decoder's own terms for the instruction at the start of `bytes`, and what it says if that is none.
-fn decode_instruction(bytes: &[u8], size: CodeSize, rip: u64) -> (Instruction, DecoderError) {
+fn decode_instruction(bytes: &[u8], size: CodeSize, rip: u64, sets: &InstructionSets) -> (Instruction, DecoderError) {
     let bits = bits(size);
-    let mut decoder = Decoder::with_ip(bits, &bytes[..bytes.len().min(MAX_BYTES)], rip, OPTIONS);
+    let mut decoder = Decoder::with_ip(bits, &bytes[..bytes.len().min(MAX_BYTES)], rip, sets.decoder_options());
     let mut instruction = decoder.decode();
     if instruction.code() == Code::Pause
         && let Some(exchange) = exchange_with_high_register(&bytes[..instruction.len()], bits, rip)
@@ -48,13 +46,14 @@ fn decode_instruction(bytes: &[u8], size: CodeSize, rip: u64) -> (Instruction, D
 
 /// The same instruction as [`decode`] finds, in the decoder's own terms.
 #[allow(dead_code, reason = "hosts without a translator")]
-pub(crate) fn instruction(bytes: &[u8], size: CodeSize, rip: u64) -> Instruction {
-    decode_instruction(bytes, size, rip).0
+pub(crate) fn instruction(bytes: &[u8], size: CodeSize, rip: u64, sets: &InstructionSets) -> Instruction {
+    decode_instruction(bytes, size, rip, sets).0
 }
 
-/// Decodes the instruction at the start of `bytes` (at most 15 are looked at), which lies at offset `rip` of CS.
-pub(crate) fn decode(bytes: &[u8], size: CodeSize, rip: u64) -> Decoded {
-    let (instruction, error) = decode_instruction(bytes, size, rip);
+/// Decodes the instruction at the start of `bytes` (at most 15 are looked at), which lies at offset `rip` of CS, for a CPU with these
+/// instruction sets.
+pub(crate) fn decode(bytes: &[u8], size: CodeSize, rip: u64, sets: &InstructionSets) -> Decoded {
+    let (instruction, error) = decode_instruction(bytes, size, rip, sets);
     if instruction.is_invalid() {
         return match error {
             DecoderError::NoMoreBytes => Decoded::Incomplete,
@@ -63,7 +62,8 @@ pub(crate) fn decode(bytes: &[u8], size: CodeSize, rip: u64) -> Decoded {
             _ => Decoded::Op(undefined(&instruction)),
         };
     }
-    if instruction.op_code().encoding() != EncodingKind::Legacy {
+    let known = matches!(instruction.op_code().encoding(), EncodingKind::Legacy | EncodingKind::VEX);
+    if !known || !sets.have(instruction.code()) {
         return Decoded::Op(undefined(&instruction));
     }
     Decoded::Op(translate(&instruction, size))
@@ -74,7 +74,7 @@ fn exchange_with_high_register(pause: &[u8], bits: u32, rip: u64) -> Option<Inst
     let rex = pause.iter().rev().nth(1).filter(|byte| bits == 64 && **byte & 0xf1 == 0x41)?;
     let narrow = [0x66, *rex, 0x90];
     let from = if pause.contains(&0x66) { 0 } else { 1 };
-    let mut instruction = Decoder::with_ip(bits, &narrow[from..], rip, OPTIONS).decode();
+    let mut instruction = Decoder::with_ip(bits, &narrow[from..], rip, DecoderOptions::NONE).decode();
     instruction.set_len(pause.len());
     Some(instruction)
 }
@@ -94,6 +94,7 @@ fn undefined(instruction: &Instruction) -> Op {
         segment: 0,
         address_shift: 0,
         imm2: 0,
+        vvvv: 0,
         operand_bytes: 0,
         flags: OpFlags::LAST,
     }
@@ -126,6 +127,8 @@ fn translate(instruction: &Instruction, size: CodeSize) -> Op {
                 match info.op_kind(at) {
                     kind if is_reg_field(kind) => (op.reg, reg_taken) = (number, true),
                     kind if is_rm_field(kind) => (op.rm, rm_taken) = (number, true),
+                    kind if is_vex_field(kind) => op.vvvv = number,
+                    Kind::xmm_is4 | Kind::ymm_is4 => op.imm2 = number,
                     _ => {}
                 }
             }
@@ -160,7 +163,7 @@ fn translate(instruction: &Instruction, size: CodeSize) -> Op {
     // Implied registers take what the explicit ones have left.
     for at in 0..instruction.op_count() {
         let kind = info.op_kind(at);
-        if instruction.op_kind(at) == OpKind::Register && !is_reg_field(kind) && !is_rm_field(kind) {
+        if instruction.op_kind(at) == OpKind::Register && !is_reg_field(kind) && !is_rm_field(kind) && !is_vex(kind) {
             let number = register_number(instruction.op_register(at));
             if at == 0 && !rm_taken {
                 (op.rm, rm_taken) = (number, true);
@@ -185,6 +188,7 @@ pub(super) fn is_reg_field(kind: Kind) -> bool {
             | Kind::seg_reg
             | Kind::mm_reg
             | Kind::xmm_reg
+            | Kind::ymm_reg
             | Kind::cr_reg
             | Kind::dr_reg
             | Kind::tr_reg
@@ -201,6 +205,7 @@ fn is_rm_field(kind: Kind) -> bool {
             | Kind::r64_or_mem
             | Kind::mm_or_mem
             | Kind::xmm_or_mem
+            | Kind::ymm_or_mem
             | Kind::r8_opcode
             | Kind::r16_opcode
             | Kind::r32_opcode
@@ -210,8 +215,19 @@ fn is_rm_field(kind: Kind) -> bool {
             | Kind::r64_rm
             | Kind::mm_rm
             | Kind::xmm_rm
+            | Kind::ymm_rm
             | Kind::sti_opcode
     )
+}
+
+/// The register in the VEX prefix.
+fn is_vex_field(kind: Kind) -> bool {
+    matches!(kind, Kind::r32_vvvv | Kind::r64_vvvv | Kind::xmm_vvvv | Kind::ymm_vvvv)
+}
+
+/// A register that only VEX instructions name.
+fn is_vex(kind: Kind) -> bool {
+    is_vex_field(kind) || matches!(kind, Kind::xmm_is4 | Kind::ymm_is4)
 }
 
 fn register_number(register: Register) -> u8 {
@@ -248,7 +264,7 @@ fn take_memory(op: &mut Op, instruction: &Instruction, size: CodeSize) {
     op.flags.set(OpFlags::RIP_RELATIVE, matches!(base, Register::RIP | Register::EIP));
     op.segment = segment_number(instruction);
     let address_bytes = match (base, index) {
-        (Register::None, Register::None) => match (instruction.memory_displ_size(), size) {
+        (Register::None, index) if !index.is_gpr() => match (instruction.memory_displ_size(), size) {
             (2, _) => 2,
             (8, _) => 8,
             (4, CodeSize::Bits16 | CodeSize::Bits32) => 4,
@@ -283,7 +299,7 @@ mod tests {
     use super::*;
 
     fn op(bytes: &[u8], size: CodeSize) -> Op {
-        match decode(bytes, size, 0x1000) {
+        match decode(bytes, size, 0x1000, &InstructionSets::all()) {
             Decoded::Op(op) => op,
             Decoded::Incomplete => panic!("incomplete: {bytes:02x?}"),
         }
@@ -334,7 +350,7 @@ mod tests {
         assert_eq!(sign.imm, u64::MAX);
         let wrapped = op(&[0xeb, 0x80], CodeSize::Bits16);
         assert_eq!(wrapped.imm, 0xf82);
-        let wrapped = decode(&[0xeb, 0x80], CodeSize::Bits16, 0x10);
+        let wrapped = decode(&[0xeb, 0x80], CodeSize::Bits16, 0x10, &InstructionSets::all());
         assert!(matches!(wrapped, Decoded::Op(op) if op.imm == 0xff92), "16-bit targets wrap");
     }
 
@@ -351,13 +367,41 @@ mod tests {
     }
 
     #[test]
+    fn vex_operands_have_places_of_their_own() {
+        let shifted = op(&[0xc4, 0xe2, 0x79, 0xf7, 0xd3], CodeSize::Bits32); // shlx edx, ebx, eax
+        assert_eq!((shifted.reg, shifted.rm, shifted.vvvv), (2, 3, 0));
+        let lowest = op(&[0xc4, 0xe2, 0x70, 0xf3, 0xdb], CodeSize::Bits64); // blsi ecx, ebx
+        assert_eq!((lowest.vvvv, lowest.rm), (1, 3));
+        let blend = op(&[0xc4, 0xe3, 0x6d, 0x4b, 0xcb, 0x40], CodeSize::Bits64); // vblendvpd ymm1, ymm2, ymm3, ymm4
+        assert_eq!((blend.reg, blend.vvvv, blend.rm, blend.imm2), (1, 2, 3, 4));
+        let gather = op(&[0xc4, 0xe2, 0x6d, 0x92, 0x4c, 0xb8, 0x08], CodeSize::Bits64); // vgatherdps ymm1, [rax+ymm7*4+8], ymm2
+        assert_eq!((gather.reg, gather.vvvv, gather.base, gather.index, gather.scale, gather.disp), (1, 2, 0, 7, 2, 8));
+        let absolute = op(&[0x67, 0xc4, 0xe2, 0x6d, 0x92, 0x0c, 0x3d, 0, 0, 0, 0x80], CodeSize::Bits64); // the same without a base
+        assert_eq!((absolute.base, absolute.address_mask(), absolute.disp as u32), (NO_REGISTER, 0xffff_ffff, 0x8000_0000));
+    }
+
+    #[test]
     fn what_is_not_offered_is_undefined() {
         let is_undefined = |bytes: &[u8]| op(bytes, CodeSize::Bits64).code == Code::INVALID;
-        assert!(is_undefined(&[0xc5, 0xf8, 0x58, 0xc1]), "vaddps");
         assert!(is_undefined(&[0xf0, 0x90]), "lock nop");
         assert!(is_undefined(&[0xf0, 0x01, 0xc0]), "lock add eax, eax");
         assert!(!is_undefined(&[0xf0, 0x01, 0x00]), "lock add [rax], eax");
-        assert_eq!(op(&[0xf3, 0x0f, 0xbd, 0xc1], CodeSize::Bits64).code, Code::Bsr_r32_rm32, "no LZCNT");
-        assert!(matches!(decode(&[0x0f], CodeSize::Bits64, 0), Decoded::Incomplete));
+        assert!(is_undefined(&[0x66, 0xc5, 0xf8, 0x58, 0xc1]), "66 before VEX");
+        assert!(is_undefined(&[0x62, 0xf1, 0x74, 0x48, 0x58, 0xc2]), "vaddps zmm0, zmm1, zmm2");
+        let all = InstructionSets::all();
+        assert!(matches!(decode(&[0x0f], CodeSize::Bits64, 0, &all), Decoded::Incomplete));
+        let code = |bytes: &[u8], sets: &InstructionSets| match decode(bytes, CodeSize::Bits64, 0, sets) {
+            Decoded::Op(op) => op.code,
+            Decoded::Incomplete => panic!("incomplete: {bytes:02x?}"),
+        };
+        let none = InstructionSets::none();
+        for (bytes, with, without) in [
+            (&[0xc5, 0xf8, 0x58, 0xc1][..], Code::VEX_Vaddps_xmm_xmm_xmmm128, Code::INVALID),
+            (&[0xf3, 0x0f, 0xbd, 0xc1], Code::Lzcnt_r32_rm32, Code::Bsr_r32_rm32),
+            (&[0xf3, 0x0f, 0xbc, 0xc1], Code::Tzcnt_r32_rm32, Code::Bsf_r32_rm32),
+            (&[0x66, 0x0f, 0x38, 0xdc, 0xc1], Code::Aesenc_xmm_xmmm128, Code::INVALID),
+        ] {
+            assert_eq!((code(bytes, &all), code(bytes, &none)), (with, without), "{bytes:02x?}");
+        }
     }
 }

@@ -1,12 +1,12 @@
-//! The table of x87, MMX and SSE instructions: `x87_table.rs`, then `sse_table.rs`.
+//! The table of x87, MMX, SSE and AVX instructions: `x87_table.rs`, then `sse_table.rs`, then `vex_table.rs`.
 
 use super::op::Handler;
-use super::{sse_table, x87_table};
+use super::{sse_table, vex_table, x87_table};
 use iced_x86::{Code, Instruction};
 
 /// The handler of a floating-point or vector instruction.
 pub(super) fn handler(code: Code, instruction: &Instruction) -> Option<Handler> {
-    x87_table::handler(code).or_else(|| sse_table::handler(code, instruction))
+    x87_table::handler(code).or_else(|| sse_table::handler(code, instruction)).or_else(|| vex_table::handler(code, instruction))
 }
 
 #[cfg(test)]
@@ -89,7 +89,9 @@ mod tests {
     }
 
     fn execute(cpu: &mut Cpu, bytes: &[u8]) -> Exec {
-        let Decoded::Op(op) = decode(bytes, CodeSize::Bits16, cpu.rip) else { panic!("incomplete: {bytes:02x?}") };
+        let Decoded::Op(op) = decode(bytes, CodeSize::Bits16, cpu.rip, cpu.cpuid.instruction_sets()) else {
+            panic!("incomplete: {bytes:02x?}")
+        };
         cpu.rip += u64::from(op.len);
         (op.handler)(cpu, &op)
     }

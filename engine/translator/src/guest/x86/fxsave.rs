@@ -1,11 +1,11 @@
-//! The x87, MMX and SSE state as memory images: FXSAVE, FXRSTOR, the XSAVE family for its first two components, LDMXCSR and
-//! STMXCSR.
+//! The x87, MMX, SSE and AVX state as memory images: FXSAVE, FXRSTOR, the XSAVE family, LDMXCSR and STMXCSR.
 //!
 //! XINUSE is kept by looking: a component that holds its initial values is not in use. XSAVEOPT does without the "modified"
-//! optimisation, which software cannot tell. AVX and later components come with their instructions.
+//! optimisation, which software cannot tell.
 //! See: Intel SDM volume 1, 10.5 and chapter 13.
 
 use super::cpu::{Cpu, cr0, cr4, is_canonical, seg};
+use super::cpuid::feature;
 use super::fault::{Exec, Stop, vector};
 use super::op::{Handler, Op};
 use super::x87;
@@ -20,6 +20,10 @@ const AVX: u64 = 4;
 /// XCOMP_BV bit 63: the compacted format.
 const COMPACTED: u64 = 1 << 63;
 const HEADER: usize = 512;
+/// Where the upper halves of the YMM registers lie, behind the header, and how long they are.
+const AVX_AREA: usize = 576;
+const AVX_BYTES: usize = 256;
+const INITIAL_MXCSR: u32 = 0x1f80;
 
 /// The handlers of this file.
 pub(super) fn handler(code: Code) -> Option<Handler> {
@@ -36,8 +40,8 @@ pub(super) fn handler(code: Code) -> Option<Handler> {
         Code::Xsavec64_mem => xsave::<true, COMPACT>,
         Code::Xrstor_mem => xrstor::<false>,
         Code::Xrstor64_mem => xrstor::<true>,
-        Code::Ldmxcsr_m32 => ldmxcsr,
-        Code::Stmxcsr_m32 => stmxcsr,
+        Code::Ldmxcsr_m32 => ldmxcsr::<false>,
+        Code::Stmxcsr_m32 => stmxcsr::<false>,
         _ => return None,
     })
 }
@@ -213,7 +217,7 @@ fn requested(cpu: &Cpu) -> Result<u64, Stop> {
     Ok(cpu.xcr0 & mask)
 }
 
-/// XINUSE: the components that do not hold their initial values.
+/// XINUSE: the components that do not hold their initial values. MXCSR is not looked at.
 pub(super) fn in_use(cpu: &Cpu) -> u64 {
     let fpu = &cpu.fpu;
     let initial = fpu.control == 0x37f
@@ -223,19 +227,24 @@ pub(super) fn in_use(cpu: &Cpu) -> u64 {
         && fpu.instruction_pointer == 0
         && fpu.data_pointer == 0
         && fpu.registers.iter().all(|register| *register == 0);
-    let vectors = fpu.xmm.iter().any(|register| *register != 0);
-    (u64::from(!initial) * X87) | (u64::from(vectors) * SSE)
+    let holds = |registers: &[u128; 16]| registers.iter().any(|register| *register != 0);
+    (u64::from(!initial) * X87) | (u64::from(holds(&fpu.xmm)) * SSE) | (u64::from(holds(&fpu.ymm_high)) * AVX)
 }
 
 fn xsave<const WIDE: bool, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Exec {
     let requested = requested(cpu)?;
     let start = image_address(cpu, op, 64)?;
-    cpu.probe_write(op.segment, start, 576)?;
-    let used = in_use(cpu);
+    let mut used = in_use(cpu);
+    if FORM == COMPACT && cpu.fpu.mxcsr != INITIAL_MXCSR {
+        // XSAVEC counts MXCSR as part of the XMM registers.
+        used |= SSE;
+    }
     // A component in its initial state is written only by plain XSAVE.
     let written = if FORM == PLAIN { requested } else { requested & used };
-    let mut image = [0; 576];
-    read_image(cpu, op, start, &mut image)?;
+    let length = if written & AVX != 0 { AVX_AREA + AVX_BYTES } else { AVX_AREA };
+    cpu.probe_write(op.segment, start, length as u64)?;
+    let mut image = [0; AVX_AREA + AVX_BYTES];
+    read_image(cpu, op, start, &mut image[..length])?;
     if written & X87 != 0 {
         put_x87(cpu, &mut image, WIDE);
     }
@@ -247,6 +256,11 @@ fn xsave<const WIDE: bool, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Exec {
     if written & SSE != 0 {
         put_xmm(cpu, &mut image);
     }
+    if written & AVX != 0 {
+        for i in 0..xmm_count(cpu) {
+            put(&mut image, AVX_AREA + 16 * i, &cpu.fpu.ymm_high[i].to_le_bytes());
+        }
+    }
     let old = quad(&image, HEADER);
     if FORM == COMPACT {
         put(&mut image, HEADER, &(requested & used).to_le_bytes());
@@ -254,32 +268,41 @@ fn xsave<const WIDE: bool, const FORM: u8>(cpu: &mut Cpu, op: &Op) -> Exec {
     } else {
         put(&mut image, HEADER, &(old & !requested | requested & used).to_le_bytes());
     }
-    write_image(cpu, op, start, &image)
+    write_image(cpu, op, start, &image[..length])
 }
 
 fn xrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
     let requested = requested(cpu)?;
     let start = image_address(cpu, op, 64)?;
-    let mut image = [0; 576];
-    read_image(cpu, op, start, &mut image)?;
+    let mut image = [0; AVX_AREA + AVX_BYTES];
+    read_image(cpu, op, start, &mut image[..AVX_AREA])?;
     let (present, layout) = (quad(&image, HEADER), quad(&image, HEADER + 8));
     let compacted = layout & COMPACTED != 0;
     let allowed = if compacted { layout & !COMPACTED } else { cpu.xcr0 };
     let reserved = if compacted { 16..64 } else { 8..24 };
-    if allowed & !cpu.xcr0 != 0 || present & !allowed != 0 || reserved.clone().any(|byte| image[HEADER + byte] != 0) {
+    if compacted && !cpu.cpuid.has(feature::XSAVEC)
+        || allowed & !cpu.xcr0 != 0
+        || present & !allowed != 0
+        || reserved.clone().any(|byte| image[HEADER + byte] != 0)
+    {
         return Err(Stop::gp(0));
     }
     let mxcsr = if compacted {
         match requested & SSE {
             0 => None,
             _ if present & SSE != 0 => Some(mxcsr_of(&image)?),
-            _ => Some(0x1f80),
+            _ => Some(INITIAL_MXCSR),
         }
     } else if requested & (SSE | AVX) != 0 {
         Some(mxcsr_of(&image)?)
     } else {
         None
     };
+    if requested & present & AVX != 0 {
+        // In either format it lies right behind the header: no component comes before it.
+        let from = start.wrapping_add(AVX_AREA as u64) & op.address_mask();
+        read_image(cpu, op, from, &mut image[AVX_AREA..])?;
+    }
     if requested & X87 != 0 {
         if present & X87 != 0 {
             get_x87(cpu, &image, WIDE);
@@ -288,12 +311,19 @@ fn xrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
             cpu.fpu.registers = [0; 8];
         }
     }
+    let count = xmm_count(cpu);
     if requested & SSE != 0 {
         if present & SSE != 0 {
             get_xmm(cpu, &image);
         } else {
-            let count = xmm_count(cpu);
             cpu.fpu.xmm[..count].fill(0);
+        }
+    }
+    if requested & AVX != 0 {
+        // What is not present is zero in `image`.
+        for i in 0..count {
+            let offset = AVX_AREA + 16 * i;
+            cpu.fpu.ymm_high[i] = u128::from(quad(&image, offset)) | u128::from(quad(&image, offset + 8)) << 64;
         }
     }
     if let Some(mxcsr) = mxcsr {
@@ -305,8 +335,13 @@ fn xrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
 
 // ---- MXCSR -----------------------------------------------------------------------------------------------------
 
-fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Exec {
-    super::sse::sse_ready(cpu)?;
+fn mxcsr_ready<const VEX: bool>(cpu: &Cpu) -> Exec {
+    if VEX { super::vex::vex_ready(cpu) } else { super::sse::sse_ready(cpu) }
+}
+
+/// LDMXCSR, VLDMXCSR
+pub(super) fn ldmxcsr<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
+    mxcsr_ready::<VEX>(cpu)?;
     let offset = cpu.operand_address(op);
     let mxcsr: u32 = cpu.read(op.segment, offset)?;
     if mxcsr & !MXCSR_MASK != 0 {
@@ -317,8 +352,9 @@ fn ldmxcsr(cpu: &mut Cpu, op: &Op) -> Exec {
     Ok(())
 }
 
-fn stmxcsr(cpu: &mut Cpu, op: &Op) -> Exec {
-    super::sse::sse_ready(cpu)?;
+/// STMXCSR, VSTMXCSR
+pub(super) fn stmxcsr<const VEX: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
+    mxcsr_ready::<VEX>(cpu)?;
     let offset = cpu.operand_address(op);
     cpu.write(op.segment, offset, cpu.fpu.mxcsr)
 }

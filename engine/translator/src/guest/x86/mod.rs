@@ -36,6 +36,8 @@ pub(crate) mod t1;
 #[path = "t1/absent.rs"]
 pub(crate) mod t1;
 pub(crate) mod trace;
+mod vex;
+mod vex_table;
 mod x87;
 mod x87_environment;
 mod x87_table;

@@ -14,7 +14,8 @@
 //!   `!op.has_memory()`; an implied first operand (AL, AX, ST0 …) is `rm` 0 too, an implied second one `reg`. For MMX/XMM/ST/segment/
 //!   control/debug registers it is that register's number. 8-bit registers are numbered 0–15, plus [`HIGH_BYTE`] for AH, CH, DH, BH.
 //!   Immediates are sign- or zero-extended to 64 bits as the instruction wants them. Near branch targets are absolute in `op.imm` (masked to
-//!   the operand size). Far pointers: offset in `op.imm`, selector in `op.disp`. ENTER: size in `imm`, level in `imm2`.
+//!   the operand size). Far pointers: offset in `op.imm`, selector in `op.disp`. ENTER: size in `imm`, level in `imm2`. VEX: `op.vvvv` is
+//!   the register in the prefix, `op.imm2` the one in the immediate; the vector index of a gather is `op.index`.
 //! * **Which handler**: each area has one `handler(code, instruction) -> Option<Handler>`; see `handlers.rs`. Choose by `Code` at decode time and
 //!   monomorphise by operand form and size, instead of testing at run time.
 //! * **Memory**: `access.rs`: [`Cpu::read`]/[`Cpu::write`] take a segment and an offset and do all checks; [`Cpu::operand_address`] is
@@ -63,8 +64,10 @@ pub(crate) struct Op {
     pub segment: u8,
     /// 64 minus the address size in bits: 0, 32, 48.
     pub address_shift: u8,
-    /// Second immediate (ENTER's level, EXTRQ/INSERTQ).
+    /// Second immediate (ENTER's level, EXTRQ/INSERTQ), or the register in the upper half of a VEX instruction's immediate.
     pub imm2: u8,
+    /// The register in a VEX prefix (VEX.vvvv): most often the first source.
+    pub vvvv: u8,
     /// Operand size in bytes that prefixes and mode select: 2, 4, 8.
     pub operand_bytes: u8,
     /// See [`OpFlags`].

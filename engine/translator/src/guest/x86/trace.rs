@@ -452,7 +452,11 @@ impl Cpu {
     fn decode_ops(&mut self, bytes: &[u8], first: *mut Op, rip: u64) -> (usize, usize) {
         let (mut count, mut at) = (0, 0);
         while count < MAX_OPS && at < bytes.len() {
-            let Decoded::Op(op) = decode(&bytes[at..], self.code_size, rip.wrapping_add(at as u64)) else { break };
+            let Decoded::Op(op) =
+                decode(&bytes[at..], self.code_size, rip.wrapping_add(at as u64), self.cpuid.instruction_sets())
+            else {
+                break;
+            };
             // SAFETY: the arena has room for `MAX_OPS` more, by the check in `decode_trace`.
             unsafe { first.wrapping_add(count).write(op) };
             count += 1;
@@ -499,7 +503,9 @@ impl Cpu {
                 bytes
             };
             let bytes = read();
-            let Decoded::Op(op) = decode(&bytes[..by_limit], self.code_size, rip) else { return Err(Stop::gp(0)) };
+            let Decoded::Op(op) = decode(&bytes[..by_limit], self.code_size, rip, self.cpuid.instruction_sets()) else {
+                return Err(Stop::gp(0));
+            };
             let len = usize::from(op.len);
             self.mark_code(state, fetch.page, inside, in_page.min(len) as u64);
             if len > in_page {
@@ -546,7 +552,7 @@ impl Cpu {
             let fetch = self.fetch_page(at)?;
             bytes[have] = self.read_physical::<u8>(fetch.physical | at & !PAGE_MASK) as u8;
             have += 1;
-            if let Decoded::Op(op) = decode(&bytes[..have], self.code_size, rip) {
+            if let Decoded::Op(op) = decode(&bytes[..have], self.code_size, rip, self.cpuid.instruction_sets()) {
                 break op;
             }
         };

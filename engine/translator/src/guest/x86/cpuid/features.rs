@@ -38,6 +38,8 @@ pub struct Row {
     pub offer: Offer,
     /// What it builds on.
     pub needs: Option<Feature>,
+    /// Whether it can be had on this host.
+    pub host: fn() -> bool,
 }
 
 /// The features, by the manuals' names.
@@ -46,16 +48,21 @@ pub mod feature {
     use super::{Feature, Word::*};
 
     pub const SSE3: Feature = Feature(Leaf1Ecx, 0);
+    pub const PCLMULQDQ: Feature = Feature(Leaf1Ecx, 1);
     pub const SSSE3: Feature = Feature(Leaf1Ecx, 9);
+    pub const FMA: Feature = Feature(Leaf1Ecx, 12);
     pub const CX16: Feature = Feature(Leaf1Ecx, 13);
     pub const PCID: Feature = Feature(Leaf1Ecx, 17);
     pub const SSE4_1: Feature = Feature(Leaf1Ecx, 19);
     pub const SSE4_2: Feature = Feature(Leaf1Ecx, 20);
     pub const X2APIC: Feature = Feature(Leaf1Ecx, 21);
+    pub const MOVBE: Feature = Feature(Leaf1Ecx, 22);
     pub const POPCNT: Feature = Feature(Leaf1Ecx, 23);
     pub const TSC_DEADLINE: Feature = Feature(Leaf1Ecx, 24);
+    pub const AES: Feature = Feature(Leaf1Ecx, 25);
     pub const XSAVE: Feature = Feature(Leaf1Ecx, 26);
     pub const AVX: Feature = Feature(Leaf1Ecx, 28);
+    pub const F16C: Feature = Feature(Leaf1Ecx, 29);
     pub const RDRAND: Feature = Feature(Leaf1Ecx, 30);
     pub const HYPERVISOR: Feature = Feature(Leaf1Ecx, 31);
     pub const FPU: Feature = Feature(Leaf1Edx, 0);
@@ -84,14 +91,21 @@ pub mod feature {
     pub const ARAT: Feature = Feature(Leaf6Eax, 2);
     pub const FSGSBASE: Feature = Feature(Leaf7Ebx, 0);
     pub const TSC_ADJUST: Feature = Feature(Leaf7Ebx, 1);
+    pub const BMI1: Feature = Feature(Leaf7Ebx, 3);
+    pub const AVX2: Feature = Feature(Leaf7Ebx, 5);
     pub const FDP_EXCPTN_ONLY: Feature = Feature(Leaf7Ebx, 6);
     pub const SMEP: Feature = Feature(Leaf7Ebx, 7);
+    pub const BMI2: Feature = Feature(Leaf7Ebx, 8);
     pub const ERMS: Feature = Feature(Leaf7Ebx, 9);
-    pub const UMIP: Feature = Feature(Leaf7Ecx, 2);
     pub const INVPCID: Feature = Feature(Leaf7Ebx, 10);
     pub const ZERO_FCS_FDS: Feature = Feature(Leaf7Ebx, 13);
     pub const RDSEED: Feature = Feature(Leaf7Ebx, 18);
+    pub const ADX: Feature = Feature(Leaf7Ebx, 19);
     pub const SMAP: Feature = Feature(Leaf7Ebx, 20);
+    pub const SHA: Feature = Feature(Leaf7Ebx, 29);
+    pub const UMIP: Feature = Feature(Leaf7Ecx, 2);
+    pub const VAES: Feature = Feature(Leaf7Ecx, 9);
+    pub const VPCLMULQDQ: Feature = Feature(Leaf7Ecx, 10);
     pub const FSRM: Feature = Feature(Leaf7Edx, 4);
     pub const SPEC_CTRL: Feature = Feature(Leaf7Edx, 26);
     pub const STIBP: Feature = Feature(Leaf7Edx, 27);
@@ -103,6 +117,7 @@ pub mod feature {
     pub const XGETBV1: Feature = Feature(XsaveEax, 2);
     pub const XSAVES: Feature = Feature(XsaveEax, 3);
     pub const LAHF_LM: Feature = Feature(Extended1Ecx, 0);
+    pub const LZCNT: Feature = Feature(Extended1Ecx, 5);
     pub const PREFETCHW: Feature = Feature(Extended1Ecx, 8);
     pub const SYSCALL: Feature = Feature(Extended1Edx, 11);
     pub const NX: Feature = Feature(Extended1Edx, 20);
@@ -115,11 +130,15 @@ pub mod feature {
 use feature as f;
 
 const fn row(feature: Feature, names: &'static [&'static str]) -> Row {
-    Row { feature, names, offer: Offer::Always, needs: None }
+    Row { feature, names, offer: Offer::Always, needs: None, host: anywhere }
 }
 
 const fn on(feature: Feature, names: &'static [&'static str], needs: Feature) -> Row {
-    Row { feature, names, offer: Offer::Always, needs: Some(needs) }
+    Row { feature, names, offer: Offer::Always, needs: Some(needs), host: anywhere }
+}
+
+fn anywhere() -> bool {
+    true
 }
 
 /// All that can be offered. A row stands below what it needs.
@@ -166,7 +185,7 @@ pub const TABLE: &[Row] = &[
     row(f::FDP_EXCPTN_ONLY, &["fdp-excptn-only"]),
     row(f::ZERO_FCS_FDS, &["zero-fcs-fds"]),
     row(f::SMEP, &["smep"]),
-    Row { feature: f::SMAP, names: &["smap"], offer: Offer::Max, needs: None },
+    Row { feature: f::SMAP, names: &["smap"], offer: Offer::Max, needs: None, host: anywhere },
     row(f::UMIP, &["umip"]),
     row(f::ERMS, &["erms"]),
     row(f::FSRM, &["fsrm"]),
@@ -192,37 +211,39 @@ pub const TABLE: &[Row] = &[
 /// Features that exist and that this backend does not have: `-flag` is always true of them, `+flag` is refused.
 pub const NOT_YET: &[(&[&str], Feature)] = &[
     (&["vme"], f::VME),
-    (&["pclmulqdq", "pclmuldq"], Feature(Word::Leaf1Ecx, 1)),
+    (&["pclmulqdq", "pclmuldq"], f::PCLMULQDQ),
     (&["monitor"], Feature(Word::Leaf1Ecx, 3)),
     (&["vmx"], Feature(Word::Leaf1Ecx, 5)),
     (&["smx"], Feature(Word::Leaf1Ecx, 6)),
     (&["est"], Feature(Word::Leaf1Ecx, 7)),
-    (&["fma"], Feature(Word::Leaf1Ecx, 12)),
+    (&["fma"], f::FMA),
     (&["pdcm"], Feature(Word::Leaf1Ecx, 15)),
-    (&["movbe"], Feature(Word::Leaf1Ecx, 22)),
-    (&["aes"], Feature(Word::Leaf1Ecx, 25)),
+    (&["movbe"], f::MOVBE),
+    (&["aes", "aes-ni"], f::AES),
     (&["avx"], f::AVX),
-    (&["f16c"], Feature(Word::Leaf1Ecx, 29)),
+    (&["f16c"], f::F16C),
     (&["ds"], Feature(Word::Leaf1Edx, 21)),
     (&["acpi"], Feature(Word::Leaf1Edx, 22)),
-    (&["bmi1"], Feature(Word::Leaf7Ebx, 3)),
+    (&["bmi1"], f::BMI1),
     (&["hle"], Feature(Word::Leaf7Ebx, 4)),
-    (&["avx2"], Feature(Word::Leaf7Ebx, 5)),
-    (&["bmi2"], Feature(Word::Leaf7Ebx, 8)),
+    (&["avx2"], f::AVX2),
+    (&["bmi2"], f::BMI2),
     (&["rtm"], Feature(Word::Leaf7Ebx, 11)),
     (&["mpx"], Feature(Word::Leaf7Ebx, 14)),
     (&["avx512f"], Feature(Word::Leaf7Ebx, 16)),
-    (&["adx"], Feature(Word::Leaf7Ebx, 19)),
+    (&["adx"], f::ADX),
     (&["clflushopt"], Feature(Word::Leaf7Ebx, 23)),
     (&["clwb"], Feature(Word::Leaf7Ebx, 24)),
-    (&["sha-ni"], Feature(Word::Leaf7Ebx, 29)),
+    (&["sha-ni"], f::SHA),
+    (&["vaes"], f::VAES),
+    (&["vpclmulqdq"], f::VPCLMULQDQ),
     (&["pku"], Feature(Word::Leaf7Ecx, 3)),
     (&["la57"], Feature(Word::Leaf7Ecx, 16)),
     (&["rdpid"], Feature(Word::Leaf7Ecx, 22)),
     (&["md-clear"], Feature(Word::Leaf7Edx, 10)),
     (&["xsaves"], f::XSAVES),
     (&["svm"], Feature(Word::Extended1Ecx, 2)),
-    (&["abm", "lzcnt"], Feature(Word::Extended1Ecx, 5)),
+    (&["abm", "lzcnt"], f::LZCNT),
     (&["sse4a"], Feature(Word::Extended1Ecx, 6)),
     (&["xop"], Feature(Word::Extended1Ecx, 11)),
     (&["fma4"], Feature(Word::Extended1Ecx, 16)),

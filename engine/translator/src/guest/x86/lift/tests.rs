@@ -2,6 +2,7 @@
 //! read the difference before you commit it.
 
 use super::super::cpu::{CodeSize, seg};
+use super::super::cpuid::InstructionSets;
 use super::super::decode::{Decoded, decode};
 use super::super::op::Op;
 use super::{LiftMode, lift, lift_again};
@@ -27,7 +28,9 @@ fn mode(bits: u32) -> LiftMode {
 fn ops(bytes: &[u8], size: CodeSize, pc: u64) -> Vec<Op> {
     let (mut ops, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
-        let Decoded::Op(op) = decode(&bytes[at..], size, pc + at as u64) else { panic!("the sample ends in the middle") };
+        let Decoded::Op(op) = decode(&bytes[at..], size, pc + at as u64, &InstructionSets::all()) else {
+            panic!("the sample ends in the middle")
+        };
         at += usize::from(op.len);
         ops.push(op);
     }

@@ -4,6 +4,7 @@ use super::super::cpu::{Cpu, cr0, cr4, efer, is_canonical, seg};
 use super::super::cpuid::{Asker, PHYSICAL_BITS, feature};
 use super::super::fault::{Exec, Stop};
 use super::super::flags::bit;
+use super::super::fxsave::in_use;
 use super::super::lapic::ApicMode;
 use super::super::op::{Handler, Op};
 use super::segments::{Selector, kind};
@@ -237,8 +238,7 @@ fn read_extended_control(cpu: &mut Cpu, _: &Op) -> Exec {
     }
     let value = match cpu.reg32(1) {
         0 => cpu.xcr0,
-        // Which components are in use: saying "all enabled ones" is always right.
-        1 if cpu.cpuid.has(feature::XGETBV1) => cpu.xcr0,
+        1 if cpu.cpuid.has(feature::XGETBV1) => cpu.xcr0 & in_use(cpu),
         _ => return Err(Stop::gp(0)),
     };
     cpu.set_reg32(0, value as u32);

@@ -287,7 +287,7 @@ impl Cpu {
         let mut left = &code.bytes[..];
         for op in code.ops {
             let rip = page_base.wrapping_add(u64::from(place)) & mask;
-            let instruction = decode::instruction(left, self.code_size, rip);
+            let instruction = decode::instruction(left, self.code_size, rip, self.cpuid.instruction_sets());
             if instruction.len() != usize::from(op.len) {
                 return None;
             }
