@@ -30,9 +30,9 @@ pub fn available() -> bool {
     }
 }
 
-/// What MXCSR must be while Rust code runs.
+/// What MXCSR must be while Rust code runs, but for the flags in its low six bits.
 #[cfg(target_arch = "x86_64")]
-static HOST_MXCSR: u32 = 0x1f80;
+pub static HOST_MXCSR: u32 = 0x1f80;
 
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]

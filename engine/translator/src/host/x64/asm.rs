@@ -24,6 +24,10 @@ pub(crate) enum R {
     R15,
 }
 
+/// A vector register, by its number in the encoding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct X(pub u8);
+
 /// An operand's width.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum W {
@@ -81,12 +85,20 @@ pub(crate) enum Rm {
     Reg(R),
     /// Bits 8 to 15 of RAX, RCX, RDX or RBX: byte operations only, with a register operand among the first four.
     High(R),
+    /// An XMM register.
+    Vector(X),
     Mem(Mem),
 }
 
 impl From<R> for Rm {
     fn from(reg: R) -> Self {
         Self::Reg(reg)
+    }
+}
+
+impl From<X> for Rm {
+    fn from(reg: X) -> Self {
+        Self::Vector(reg)
     }
 }
 
@@ -207,6 +219,7 @@ impl Asm {
                 needs |= byte.1 && (4..8).contains(&(rm as u8));
             }
             Rm::High(_) => debug_assert!(rex == 0 && !needs, "no REX with high byte registers"),
+            Rm::Vector(rm) => rex |= rm.0 >> 3,
             Rm::Mem(mem) => {
                 rex |= mem.base as u8 >> 3;
                 rex |= mem.index.map_or(0, |(index, _)| index as u8 >> 3 << 1);
@@ -220,6 +233,7 @@ impl Asm {
         match rm {
             Rm::Reg(rm) => self.byte(0xc0 | reg | rm as u8 & 7),
             Rm::High(rm) => self.byte(0xc0 | reg | (rm as u8 + 4)),
+            Rm::Vector(rm) => self.byte(0xc0 | reg | rm.0 & 7),
             Rm::Mem(mem) => self.memory(reg, mem),
         }
     }
@@ -484,38 +498,20 @@ impl Asm {
         self.byte(opcode);
     }
 
-    // ---- Vectors: registers by the number of a general one -----------------------------------------------------
+    // ---- Vectors -----------------------------------------------------------------------------------------------
 
-    /// An instruction on XMM registers: mandatory prefix, REX.W, opcode with its escapes, operands, immediate.
+    /// An instruction on XMM registers: mandatory prefix, REX.W, opcode with its escapes, ModRM.reg, operand, immediate.
     pub fn vector(&mut self, prefix: Option<u8>, wide: bool, opcode: &[u8], reg: u8, rm: Rm, immediate: Option<u8>) {
         self.encode(prefix, wide, (false, false), opcode, reg, rm);
         self.code.extend(immediate);
     }
     /// `movaps xmm, m128`
-    pub fn movaps(&mut self, reg: R, mem: Mem) {
-        self.vector(None, false, &[0x0f, 0x28], reg as u8, mem.into(), None);
+    pub fn movaps(&mut self, reg: X, mem: Mem) {
+        self.vector(None, false, &[0x0f, 0x28], reg.0, mem.into(), None);
     }
     /// `movaps m128, xmm`
-    pub fn store_movaps(&mut self, mem: Mem, reg: R) {
-        self.vector(None, false, &[0x0f, 0x29], reg as u8, mem.into(), None);
-    }
-    /// `movups xmm, m128`
-    pub fn movups(&mut self, reg: R, mem: Mem) {
-        self.vector(None, false, &[0x0f, 0x10], reg as u8, mem.into(), None);
-    }
-    /// `movups m128, xmm`
-    pub fn store_movups(&mut self, mem: Mem, reg: R) {
-        self.vector(None, false, &[0x0f, 0x11], reg as u8, mem.into(), None);
-    }
-    /// `movss` (4 bytes) or `movsd` (8 bytes) to a register.
-    pub fn load_scalar(&mut self, bytes: u8, reg: R, rm: impl Into<Rm>) {
-        let prefix = if bytes == 4 { 0xf3 } else { 0xf2 };
-        self.vector(Some(prefix), false, &[0x0f, 0x10], reg as u8, rm.into(), None);
-    }
-    /// `movss` (4 bytes) or `movsd` (8 bytes) to memory.
-    pub fn store_scalar(&mut self, bytes: u8, mem: Mem, reg: R) {
-        let prefix = if bytes == 4 { 0xf3 } else { 0xf2 };
-        self.vector(Some(prefix), false, &[0x0f, 0x11], reg as u8, mem.into(), None);
+    pub fn store_movaps(&mut self, mem: Mem, reg: X) {
+        self.vector(None, false, &[0x0f, 0x29], reg.0, mem.into(), None);
     }
     /// `ldmxcsr m32`
     pub fn ldmxcsr(&mut self, mem: Mem) {
@@ -695,19 +691,11 @@ mod tests {
         assert_eq!(text(|asm| asm.call_rm(R::Ax)), ["call rax"]);
         assert_eq!(text(|asm| (asm.push(R::R12), asm.pop(R::Bx)).0), ["push r12", "pop rbx"]);
         assert_eq!(
-            text(|asm| (asm.movaps(R::Ax, m), asm.store_movaps(m, R::Cx)).0),
-            ["movaps xmm0,[rbp+100h]", "movaps [rbp+100h],xmm1"]
+            text(|asm| (asm.movaps(X(10), m), asm.store_movaps(m, X(1))).0),
+            ["movaps xmm10,[rbp+100h]", "movaps [rbp+100h],xmm1"]
         );
-        assert_eq!(
-            text(|asm| (asm.movups(R::Cx, m), asm.store_movups(m, R::Ax)).0),
-            ["movups xmm1,[rbp+100h]", "movups [rbp+100h],xmm0"]
-        );
-        assert_eq!(
-            text(|asm| (asm.load_scalar(4, R::Ax, R::Cx), asm.store_scalar(8, m, R::Ax)).0),
-            ["movss xmm0,xmm1", "movsd [rbp+100h],xmm0"]
-        );
-        assert_eq!(text(|asm| (asm.ldmxcsr(m), asm.stmxcsr(m)).0), ["ldmxcsr [rbp+100h]", "stmxcsr [rbp+100h]"]);
         assert_eq!(text(|asm| asm.vector(Some(0x66), true, &[0x0f, 0x3a, 0x22], 0, R::R9.into(), Some(1))), ["pinsrq xmm0,r9,1"]);
+        assert_eq!(text(|asm| asm.vector(None, false, &[0x0f, 0x58], 9, X(12).into(), None)), ["addps xmm9,xmm12"]);
         assert_eq!(text(|asm| (asm.sign_into_dx(W::B8), asm.sign_into_dx(W::B4)).0), ["cqo", "cdq"]);
     }
 

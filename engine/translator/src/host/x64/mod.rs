@@ -2,3 +2,4 @@
 
 pub(crate) mod asm;
 pub(crate) mod stubs;
+pub(crate) mod vectors;

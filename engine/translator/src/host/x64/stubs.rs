@@ -3,10 +3,11 @@
 //! Inside translated code RBP is the CPU, RAX, RCX and RDX are scratch, and the other eleven registers hold guest registers 0–10
 //! ([`PINNED`]); guest registers 11–15 stay in memory. RSP is the host's own stack, 16-byte aligned between blocks. Rust is called
 //! through a stub that writes the pinned registers to the CPU before and reads them after, so Rust sees and may change all of
-//! them. XMM0 and XMM1 are scratch. MXCSR is the host's wherever Rust is called or returned to. The x87 unit and the direction flag are never
-//! touched by translated code.
+//! them. Vector registers and MXCSR are the guest's while they are resident (see [`super::vectors`]), and no scratch otherwise; they are in the CPU, and the
+//! host's MXCSR is back, wherever Rust is called or returned to. The x87 unit and the direction flag are never touched by translated code.
 
 use super::asm::{Asm, Mem, R, W};
+use super::vectors::VectorLayout;
 
 /// Where guest registers 0–10 are held.
 pub(crate) const PINNED: [R; 11] = [R::Bx, R::Si, R::Di, R::R8, R::R9, R::R10, R::R11, R::R12, R::R13, R::R14, R::R15];
@@ -24,6 +25,8 @@ pub(crate) struct Stubs {
     /// Called with a pointer in RAX: calls the Rust function with the CPU and that pointer. Zero: goes on; all else is the reason
     /// with which translated code is left.
     pub call: u64,
+    /// Called where vector registers are wanted and not resident: makes them so. Keeps flags and general registers.
+    pub fill_vectors: u64,
 }
 
 /// Distances from the start of the CPU, and the function that `call` calls.
@@ -32,12 +35,24 @@ pub(crate) struct Layout {
     pub registers: i32,
     /// `extern "sysv64" fn(cpu, pointer) -> u32`
     pub callee: u64,
+    pub vectors: VectorLayout,
 }
 
 /// Writes the stubs.
 pub(crate) fn write(asm: &mut Asm, layout: &Layout) -> Stubs {
     let slot = |number: usize| Mem::at(R::Bp, layout.registers + 8 * number as i32);
-    let (leave_label, stored) = (asm.label(), asm.label());
+    let stored = asm.label();
+
+    let fill_vectors = asm.here();
+    layout.vectors.fill(asm);
+    asm.ret();
+
+    asm.align(16, 0);
+    let spill_vectors = asm.here();
+    layout.vectors.spill(asm);
+    asm.ret();
+
+    asm.align(16, 0);
 
     let enter = asm.here();
     for reg in SAVED {
@@ -54,22 +69,29 @@ pub(crate) fn write(asm: &mut Asm, layout: &Layout) -> Stubs {
 
     asm.align(16, 0);
     let leave = asm.here();
-    asm.bind(leave_label);
     for (number, reg) in PINNED.into_iter().enumerate() {
         asm.mov(W::B8, slot(number), reg);
     }
+    let resident = asm.label();
+    layout.vectors.jump_if_resident(asm, resident);
     asm.bind(stored);
     asm.pop(R::Cx);
     for reg in SAVED.into_iter().rev() {
         asm.pop(reg);
     }
     asm.ret();
+    asm.bind(resident);
+    asm.call_to(spill_vectors);
+    asm.jmp(stored);
 
     asm.align(16, 0);
     let call = asm.here();
     for (number, reg) in PINNED.into_iter().enumerate() {
         asm.mov(W::B8, slot(number), reg);
     }
+    let (resident, in_cpu) = (asm.label(), asm.label());
+    layout.vectors.jump_if_resident(asm, resident);
+    asm.bind(in_cpu);
     asm.mov(W::B8, R::Di, R::Bp);
     asm.mov(W::B8, R::Si, R::Ax);
     asm.push(R::Ax);
@@ -87,57 +109,147 @@ pub(crate) fn write(asm: &mut Asm, layout: &Layout) -> Stubs {
         asm.load(W::B8, reg, slot(number));
     }
     asm.ret();
-    Stubs { enter, leave, call }
+    asm.bind(resident);
+    asm.call_to(spill_vectors);
+    asm.jmp(in_cpu);
+    Stubs { enter, leave, call, fill_vectors }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::x64::asm::Alu;
+    use crate::host::x64::asm::{Alu, X};
+    use crate::host::x64::vectors::mxcsr;
     use crate::run::code_memory::CodeMemory;
+    use std::arch::asm;
+    use std::mem::offset_of;
 
-    /// A CPU of nothing but registers; the callee adds to register 3 what it is given.
-    extern "sysv64" fn callee(cpu: *mut [u64; 16], pointer: *const u64) -> u32 {
-        // SAFETY: the test passes its own array and a pointer to a number.
+    /// A CPU of nothing but registers.
+    #[repr(C, align(16))]
+    struct Registers {
+        general: [u64; 16],
+        xmm: [u128; 16],
+        mxcsr: u32,
+        host_mxcsr: u32,
+        resident: u8,
+        /// What MXCSR was in the callee.
+        seen: u32,
+    }
+
+    const HOST_MXCSR: u32 = 0x1f80;
+    /// Rounding upwards.
+    const GUEST_MXCSR: u32 = 0x5f80;
+
+    /// Adds to general register 3 and XMM15 what it is given, and spoils every vector register of the host.
+    extern "sysv64" fn callee(cpu: *mut Registers, pointer: *const u64) -> u32 {
+        // SAFETY: the test passes its own registers and a pointer to a number; the vector registers are declared as spoilt.
         unsafe {
             let add = *pointer;
-            (*cpu)[3] += add;
+            assert_eq!((*cpu).resident, 0);
+            (*cpu).seen = mxcsr();
+            (*cpu).general[3] += add;
+            (*cpu).xmm[15] += u128::from(add) << 64;
+            asm!("pcmpeqb xmm0, xmm0", "pcmpeqb xmm9, xmm9", "pcmpeqb xmm15, xmm15",
+                out("xmm0") _, out("xmm9") _, out("xmm15") _, options(nomem, nostack, preserves_flags));
             u32::from(add > 100)
+        }
+    }
+
+    struct Bench {
+        stubs: Stubs,
+        block: u64,
+        _memory: CodeMemory,
+    }
+
+    /// The stubs, and what `write` writes behind them.
+    fn bench(write_block: impl FnOnce(&mut Asm, &Stubs)) -> Bench {
+        let memory = CodeMemory::new(1 << 16).unwrap();
+        let mut asm = Asm::new(memory.address(0));
+        let vectors = VectorLayout {
+            resident: offset_of!(Registers, resident) as i32,
+            xmm: offset_of!(Registers, xmm) as i32,
+            mxcsr: offset_of!(Registers, mxcsr) as i32,
+            host_mxcsr: offset_of!(Registers, host_mxcsr) as i32,
+        };
+        let layout = Layout { registers: 0, callee: callee as *const () as u64, vectors };
+        let stubs = write(&mut asm, &layout);
+        asm.align(16, 0);
+        let block = asm.here();
+        write_block(&mut asm, &stubs);
+        memory.write_at(0, &asm.finish());
+        Bench { stubs, block, _memory: memory }
+    }
+
+    impl Bench {
+        fn run(&self, registers: &mut Registers) -> u32 {
+            // SAFETY: the stub lies there, and the code of the tests keeps its rules.
+            let enter = unsafe { std::mem::transmute::<u64, extern "sysv64" fn(*mut Registers, u64) -> u32>(self.stubs.enter) };
+            enter(registers, self.block)
+        }
+    }
+
+    fn registers() -> Registers {
+        Registers {
+            general: std::array::from_fn(|number| 100 * number as u64),
+            xmm: std::array::from_fn(|number| 1000 * number as u128),
+            mxcsr: GUEST_MXCSR,
+            host_mxcsr: HOST_MXCSR,
+            resident: 0,
+            seen: 0,
         }
     }
 
     #[test]
     fn registers_go_in_and_out_and_through_calls() {
-        let memory = CodeMemory::new(1 << 16).unwrap();
-        let mut asm = Asm::new(memory.address(0));
-        let stubs = write(&mut asm, &Layout { registers: 0, callee: callee as *const () as u64 });
         let (small, big) = (5u64, 1000u64);
-        asm.align(16, 0);
-        let block = asm.here();
-        for (number, reg) in PINNED.into_iter().enumerate() {
-            asm.alu_imm(Alu::Add, W::B8, reg, number as i32);
-        }
-        asm.set_wide(R::Ax, &raw const small as u64);
-        asm.call_to(stubs.call);
-        asm.alu_imm(Alu::Add, W::B8, PINNED[3], 1);
-        asm.set_wide(R::Ax, &raw const big as u64);
-        asm.call_to(stubs.call);
-        asm.alu_imm(Alu::Add, W::B8, PINNED[3], 10_000);
-        asm.set(R::Ax, 9);
-        asm.jmp_to(stubs.leave);
-        let second = asm.here();
-        asm.set(R::Ax, 9);
-        asm.jmp_to(stubs.leave);
-        memory.write_at(0, &asm.finish());
-        let mut registers: [u64; 16] = std::array::from_fn(|number| 100 * number as u64);
-        // SAFETY: the stub lies there, and the code above keeps its rules.
-        let enter = unsafe { std::mem::transmute::<u64, extern "sysv64" fn(*mut [u64; 16], u64) -> u32>(stubs.enter) };
-        assert_eq!(enter(&mut registers, block), 1, "the second call says: leave");
+        let bench = bench(|asm, stubs| {
+            for (number, reg) in PINNED.into_iter().enumerate() {
+                asm.alu_imm(Alu::Add, W::B8, reg, number as i32);
+            }
+            asm.set_wide(R::Ax, &raw const small as u64);
+            asm.call_to(stubs.call);
+            asm.alu_imm(Alu::Add, W::B8, PINNED[3], 1);
+            asm.set_wide(R::Ax, &raw const big as u64);
+            asm.call_to(stubs.call);
+            asm.alu_imm(Alu::Add, W::B8, PINNED[3], 10_000);
+            asm.set(R::Ax, 9);
+            asm.jmp_to(stubs.leave);
+        });
+        let mut found = registers();
+        assert_eq!(bench.run(&mut found), 1, "the second call says: leave");
         let mut want: [u64; 16] =
             std::array::from_fn(|number| if number < 11 { 101 * number as u64 } else { 100 * number as u64 });
         want[3] += 5 + 1 + 1000;
-        assert_eq!(registers, want);
-        assert_eq!(enter(&mut registers, second), 9);
-        assert_eq!(registers, want);
+        assert_eq!(found.general, want);
+    }
+
+    /// `paddd xmm15, xmm15; addss xmm1, xmm2`
+    fn compute(asm: &mut Asm) {
+        asm.vector(Some(0x66), false, &[0x0f, 0xfe], 15, X(15).into(), None);
+        asm.vector(Some(0xf3), false, &[0x0f, 0x58], 1, X(2).into(), None);
+    }
+
+    #[test]
+    fn resident_vectors_are_the_guests_and_go_back_before_rust_looks() {
+        let add = 7u64;
+        let bench = bench(|asm, stubs| {
+            asm.call_to(stubs.fill_vectors);
+            compute(asm);
+            asm.set_wide(R::Ax, &raw const add as u64);
+            asm.call_to(stubs.call);
+            asm.call_to(stubs.fill_vectors);
+            compute(asm);
+            asm.set(R::Ax, 9);
+            asm.jmp_to(stubs.leave);
+        });
+        let mut found = registers();
+        found.xmm[1] = u128::from(1f32.to_bits());
+        found.xmm[2] = u128::from(f32::MIN_POSITIVE.to_bits());
+        assert_eq!(bench.run(&mut found), 9);
+        assert_eq!(found.xmm[15], 15_000 * 4 + (7 << 65), "seen and changed by the callee");
+        assert_eq!(found.xmm[1], u128::from(1f32.next_up().next_up().to_bits()), "rounded upwards twice");
+        assert_eq!(found.xmm[9], 9000);
+        assert_eq!((found.mxcsr, found.resident), (GUEST_MXCSR | 1 << 5, 0), "inexact");
+        assert_eq!((found.seen, mxcsr()), (HOST_MXCSR, HOST_MXCSR));
     }
 }

@@ -19,6 +19,7 @@ use crate::backend::TranslatorOptions;
 use crate::guest::x86::op::{Op, OpFlags};
 use crate::host::x64::asm::{Alu, Asm, Cond, Mem, R, W};
 use crate::host::x64::stubs::{self, Stubs};
+use crate::host::x64::vectors::VectorLayout;
 use crate::run::code_memory::CodeMemory;
 use engine_memory::{Block, PageState};
 use iced_x86::{Mnemonic, OpKind};
@@ -262,7 +263,13 @@ impl Space {
     fn new(bytes: usize, number: u32) -> io::Result<Self> {
         let memory = CodeMemory::new(bytes)?;
         let mut asm = Asm::new(memory.address(0));
-        let layout = stubs::Layout { registers: field!(gpr), callee: super::interpret_one as *const () as u64 };
+        let vectors = VectorLayout {
+            resident: field!(t1.vectors_resident),
+            xmm: field!(fpu.xmm),
+            mxcsr: field!(fpu.mxcsr),
+            host_mxcsr: field!(t1.host_mxcsr),
+        };
+        let layout = stubs::Layout { registers: field!(gpr), callee: super::interpret_one as *const () as u64, vectors };
         let stubs = stubs::write(&mut asm, &layout);
         let code = asm.finish();
         memory.write_at(0, &code);
@@ -402,22 +409,21 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
     let stale = emitter.asm.label();
     emitter.asm.jcc(Cond::NE, stale);
     emitter.asm.alu_imm(Alu::Add, W::B8, state(field!(retired)), count as i32);
+    emitter.want_vectors();
     for at in 0..count {
         emitter.at = at;
         let last = emitter.source().op.flags.contains(OpFlags::LAST);
         let done = if last {
-            emitter.restore_mxcsr();
             // A transfer does not come back; its cold paths do not either.
             emitter.transfer()
         } else {
-            emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.sse())
+            emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.vector())
         };
         if done.is_none() {
             emitter.interpret();
         }
         emitter.end_instruction();
         if at + 1 == count && !last {
-            emitter.restore_mxcsr();
             emitter.fall_through();
         }
     }
@@ -451,6 +457,10 @@ pub(super) fn find_live_flags(sources: &mut [Source]) {
 fn may_stop(source: &Source) -> bool {
     use Mnemonic::*;
     let instruction = &source.instruction;
+    if source.vector {
+        // All SIMD exceptions are masked.
+        return source.op.has_memory();
+    }
     let mnemonic = instruction.mnemonic();
     if matches!(mnemonic, Lea | Nop | Endbr32 | Endbr64) {
         return false;

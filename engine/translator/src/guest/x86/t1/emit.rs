@@ -52,6 +52,8 @@ pub(super) struct Source {
     pub start: u32,
     /// The byte behind it; 4096 at the page's end.
     pub next: u32,
+    /// It is a vector instruction that runs natively: see `vector.rs`.
+    pub vector: bool,
     /// Flags that somebody wants behind it.
     pub live_after: u32,
     /// Flags that somebody wants before it.
@@ -86,8 +88,8 @@ struct Cold {
     site: *const Site,
     /// The hot path has the flags in the host's.
     load_flags: bool,
-    /// Whether the guest's MXCSR is in the host where the hot path leaves for here, and where it is come back to.
-    mxcsr: [bool; 2],
+    /// Vector registers are to be resident behind the instruction.
+    fill_vectors: bool,
     /// The site always leaves the block.
     leaves: bool,
 }
@@ -98,8 +100,6 @@ pub(super) struct Emitter<'a> {
     stubs: Stubs,
     /// 64-bit code.
     pub wide: bool,
-    /// SSE instructions are translated.
-    pub vectors: bool,
     class: u8,
     key: u8,
     /// The offset in CS of the page's first byte, where the block was decoded.
@@ -108,8 +108,10 @@ pub(super) struct Emitter<'a> {
     /// Which of them is being translated.
     pub at: usize,
     pub flags: FlagsAt,
-    /// The guest's MXCSR is in the host.
-    mxcsr: bool,
+    /// How many instructions there are up to the last that uses vector registers: until then they are resident.
+    vectors_until: usize,
+    /// Where that is done at the block's start if it is to be done, and what comes behind.
+    fill: Option<(Label, Label)>,
     info: *const BlockInfo,
     cold: Vec<Cold>,
     /// Index in `cold` at which those of the current instruction start.
@@ -134,14 +136,14 @@ impl<'a> Emitter<'a> {
             asm: Asm::new(base),
             stubs,
             wide: key & super::WIDE != 0,
-            vectors: key & super::VECTOR != 0,
             class: key & super::CLASS,
             key,
             page,
             sources,
             at: 0,
             flags: FlagsAt::State,
-            mxcsr: false,
+            vectors_until: sources.iter().rposition(|source| source.vector).map_or(0, |at| at + 1),
+            fill: None,
             info,
             cold: Vec::new(),
             cold_start: 0,
@@ -216,22 +218,22 @@ impl<'a> Emitter<'a> {
         self.flags = FlagsAt::Host { saved: false };
     }
 
-    // ---- MXCSR -------------------------------------------------------------------------------------------------
+    // ---- Vectors -----------------------------------------------------------------------------------------------
 
-    /// The guest's MXCSR is in the host. Keeps flags.
-    pub fn load_mxcsr(&mut self) {
-        if !self.mxcsr {
-            self.asm.ldmxcsr(state(field!(fpu.mxcsr)));
-            self.mxcsr = true;
+    /// At the block's start: vector registers become resident if the block uses any. The guest's flags are in the state.
+    pub fn want_vectors(&mut self) {
+        if self.vectors_until != 0 {
+            let (fill, resume) = (self.asm.label(), self.asm.label());
+            self.asm.alu_imm(Alu::Cmp, W::B1, state(field!(t1.vectors_resident)), 0);
+            self.asm.jcc(Cond::E, fill);
+            self.asm.bind(resume);
+            self.fill = Some((fill, resume));
         }
     }
 
-    /// The host's MXCSR is back, and the guest's in the state. Keeps flags.
-    pub fn restore_mxcsr(&mut self) {
-        if self.mxcsr {
-            emit_restore_mxcsr(&mut self.asm);
-            self.mxcsr = false;
-        }
+    /// Whether an instruction behind the current one uses vector registers.
+    fn wants_vectors_behind(&self) -> bool {
+        self.at + 1 < self.vectors_until
     }
 
     // ---- Registers and operands --------------------------------------------------------------------------------
@@ -244,11 +246,6 @@ impl<'a> Emitter<'a> {
     /// Where a guest register is kept in the state.
     pub fn slot(&self, number: u8) -> Mem {
         state(field!(gpr) + 8 * i32::from(number))
-    }
-
-    /// Where an XMM register is kept in the state.
-    pub fn vector_slot(&self, number: u8) -> Mem {
-        state(field!(fpu.xmm) + 16 * i32::from(number))
     }
 
     /// Operand `at` of the current instruction.
@@ -532,17 +529,20 @@ impl<'a> Emitter<'a> {
         debug_assert_eq!(self.flags, FlagsAt::State);
         let (site, leaves) = (self.site(), self.leaves());
         let (label, resume) = (self.asm.label(), self.asm.label());
-        self.cold.push(Cold { label, resume, site, load_flags: false, mxcsr: [self.mxcsr; 2], leaves });
+        let fill_vectors = self.wants_vectors_behind();
+        self.cold.push(Cold { label, resume, site, load_flags: false, fill_vectors, leaves });
         label
     }
 
     /// Has the interpreter execute the current instruction, here.
     pub fn interpret(&mut self) {
-        self.restore_mxcsr();
         self.save_flags();
         let site = self.site();
         self.asm.set_wide(R::Ax, site as u64);
         self.asm.call_to(self.stubs.call);
+        if self.wants_vectors_behind() {
+            self.asm.call_to(self.stubs.fill_vectors);
+        }
         self.flags = FlagsAt::State;
     }
 
@@ -551,7 +551,6 @@ impl<'a> Emitter<'a> {
         let in_host = self.flags != FlagsAt::State && self.source().live_after != 0;
         for cold in &mut self.cold[self.cold_start..] {
             cold.load_flags = in_host;
-            cold.mxcsr[1] = self.mxcsr;
             self.asm.bind(cold.resume);
         }
         self.cold_start = self.cold.len();
@@ -559,18 +558,20 @@ impl<'a> Emitter<'a> {
 
     /// Writes all cold paths behind the block.
     pub fn write_cold_paths(&mut self) {
+        if let Some((fill, resume)) = self.fill.take() {
+            self.asm.bind(fill);
+            self.asm.call_to(self.stubs.fill_vectors);
+            self.asm.jmp(resume);
+        }
         for cold in std::mem::take(&mut self.cold) {
             self.asm.bind(cold.label);
-            if cold.mxcsr[0] {
-                emit_restore_mxcsr(&mut self.asm);
-            }
             self.asm.set_wide(R::Ax, cold.site as u64);
             self.asm.call_to(self.stubs.call);
             if cold.leaves {
                 continue;
             }
-            if cold.mxcsr[1] {
-                self.asm.ldmxcsr(state(field!(fpu.mxcsr)));
+            if cold.fill_vectors {
+                self.asm.call_to(self.stubs.fill_vectors);
             }
             if cold.load_flags {
                 emit_load_flags(&mut self.asm);
@@ -649,12 +650,6 @@ impl<'a> Emitter<'a> {
         self.asm.load(W::B8, reg, state(field!(t1.page_base)));
         self.asm.lea(w, reg, Mem::at(reg, distance));
     }
-}
-
-/// The guest's MXCSR goes to the state, the host's own comes back. Keeps flags.
-fn emit_restore_mxcsr(asm: &mut Asm) {
-    asm.stmxcsr(state(field!(fpu.mxcsr)));
-    asm.ldmxcsr(state(field!(t1.host_mxcsr)));
 }
 
 /// The host's flags become what is packed in the state. Spoils RAX.

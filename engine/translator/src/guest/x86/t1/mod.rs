@@ -4,7 +4,7 @@
 //!
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
-//! * `integer.rs`, `sse.rs`, `flow.rs`: the instructions.
+//! * `integer.rs`, `vector.rs`, `flow.rs`: the instructions.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
 //! # What is translated
@@ -19,7 +19,7 @@ mod block;
 mod emit;
 mod flow;
 mod integer;
-mod sse;
+mod vector;
 
 pub(crate) use block::Translations;
 
@@ -30,6 +30,7 @@ use super::flags::Flags;
 use super::host_fp;
 use super::sse_unmasked::MASKS;
 use super::trace::TraceRef;
+use crate::host::x64::vectors;
 use crate::mmu::{PAGE_MASK, class};
 use block::{Relative, Request, Site, Space, leave};
 use emit::Source;
@@ -77,6 +78,8 @@ pub(crate) struct Translator {
     enabled: bool,
     /// Executions after which a trace is translated.
     hot: u32,
+    /// Not zero: the guest's vector registers and MXCSR are in the host's; see [`crate::host::x64::vectors`].
+    vectors_resident: u8,
     /// What MXCSR must be while Rust code runs.
     host_mxcsr: u32,
     /// The offset in CS of the page that is executed.
@@ -118,7 +121,8 @@ impl Translator {
             key: NO_KEY,
             enabled,
             hot: translations.hot,
-            host_mxcsr: 0x1f80,
+            vectors_resident: 0,
+            host_mxcsr: host_fp::HOST_MXCSR,
             page_base: 0,
             scratch: [0; 2],
             attention,
@@ -292,7 +296,8 @@ impl Cpu {
                 return None;
             }
             let next = place + u32::from(op.len);
-            sources.push(Source { op: *op, instruction, start: place, next, live_after: 0, live_before: 0 });
+            let vector = key & VECTOR != 0 && vector::is_native(&instruction);
+            sources.push(Source { op: *op, instruction, start: place, next, vector, live_after: 0, live_before: 0 });
             place = next;
             left = left.get(usize::from(op.len)..)?;
         }
@@ -395,6 +400,7 @@ impl Cpu {
 extern "sysv64" fn interpret_one(cpu: *mut Cpu, site: *const Site) -> u32 {
     // SAFETY: translated code passes the CPU that runs it, of which nobody else holds a reference now, and a site of the space that it lies in.
     let (cpu, site) = unsafe { (&mut *cpu, &*site) };
+    debug_assert_eq!((cpu.t1.vectors_resident, vectors::mxcsr() & !0x3f), (0, cpu.t1.host_mxcsr), "Rust under the guest's MXCSR");
     let shielded = std::panic::AssertUnwindSafe(|| interpret(&mut *cpu, site));
     match std::panic::catch_unwind(shielded) {
         Ok(reason) => reason,
