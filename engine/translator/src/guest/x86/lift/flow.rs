@@ -32,11 +32,11 @@ impl Lift {
                 self.push_value(ty, back)?;
                 self.b.exit(ir::Op::Call, Val::NONE, displacement);
             }
-            Mnemonic::Jmp => {
+            Mnemonic::Jmp if op.code.is_jmp_near_indirect() => {
                 let target = self.indirect_target(op, ty)?;
                 self.b.exit(ir::Op::JumpIndirect, target, 0);
             }
-            Mnemonic::Call => {
+            Mnemonic::Call if op.code.is_call_near_indirect() => {
                 let target = self.indirect_target(op, ty)?;
                 let back = self.b.pc(ty, self.next);
                 self.push_value(ty, back)?;

@@ -24,15 +24,17 @@ impl Emitter<'_> {
                 self.end_flags();
                 self.go(target);
             }
-            Mnemonic::Jmp => {
+            // Far ones have the same mnemonics.
+            Mnemonic::Jmp if self.source().instruction.is_jmp_near_indirect() => {
                 self.indirect_target()?;
                 let miss = self.cold_path();
                 self.look_up(miss);
                 self.take_jump();
             }
             Mnemonic::Call if self.is_direct() => self.call()?,
-            Mnemonic::Call => self.call_indirect()?,
+            Mnemonic::Call if self.source().instruction.is_call_near_indirect() => self.call_indirect()?,
             Mnemonic::Ret => self.ret()?,
+            Mnemonic::Jmp | Mnemonic::Call => return None,
             _ => self.branch(condition(mnemonic)?)?,
         }
         Some(())
