@@ -272,12 +272,6 @@ impl Cpu {
         Ok(old)
     }
 
-    /// How many elements lie between `segment:offset` and the end of their page.
-    pub(super) fn elements_in_page<T: Word>(&self, segment: u8, offset: u64) -> u64 {
-        let linear = self.spans[usize::from(segment & 7)].base.wrapping_add(offset);
-        (0x1000 - (linear & 0xfff)) / T::BYTES
-    }
-
     /// Where a run of bytes within one page can be read, if nothing about it needs the slow path.
     pub(super) fn run_read_pointer(&self, segment: u8, offset: u64, bytes: u64) -> Option<*const u8> {
         let span = &self.spans[usize::from(segment & 7)];

@@ -4,6 +4,7 @@
 //! their turn. RCX, RSI and RDI are committed element by element: a fault leaves them at the element that failed. MOVS and STOS move
 //! whole runs within a page when both pages are in the TLB.
 
+use super::access::Word;
 use super::cpu::{Cpu, reg, seg};
 use super::fault::{Exec, Stop};
 use super::flags::bit;
@@ -13,8 +14,10 @@ use super::op::{Handler, Op, OpFlags};
 use super::system;
 use iced_x86::{Code, Instruction};
 
-/// Most elements between two polls.
+/// Most elements between two polls, one by one.
 const BUDGET: u64 = 4096;
+/// So many bytes of a run count as one element.
+const RUN_BYTES: u64 = 256;
 /// Most port accesses between two polls.
 const PORT_BUDGET: u64 = 512;
 
@@ -73,14 +76,29 @@ trait Operation: 'static {
     }
     /// One element at the given offsets; moves no pointers.
     fn element<T: Int>(cpu: &mut Cpu, op: &Op, source: u64, destination: u64) -> Exec;
-    /// Up to `count` elements upwards at once; gives how many were done: 0 when it has to go element by element.
-    fn run<T: Int>(_cpu: &mut Cpu, _op: &Op, _source: u64, _destination: u64, _count: u64) -> u64 {
+    /// Up to `count` elements at once, beginning with those at the given offsets; gives how many were done: 0 when it has to go element by element.
+    fn run<T: Int>(_cpu: &mut Cpu, _op: &Op, _source: u64, _destination: u64, _count: u64, _way: Way) -> u64 {
         0
     }
 }
 
-fn step<T: Int>(cpu: &Cpu) -> u64 {
-    if cpu.flags.has(bit::DF) { T::BYTES.wrapping_neg() } else { T::BYTES }
+/// Which way a string instruction goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Up,
+    Down,
+}
+
+impl Way {
+    fn of(cpu: &Cpu) -> Self {
+        if cpu.flags.has(bit::DF) { Self::Down } else { Self::Up }
+    }
+
+    /// Where the element `count` elements on lies.
+    fn step<T: Int>(self, count: u64) -> u64 {
+        let bytes = count * T::BYTES;
+        if self == Self::Up { bytes } else { bytes.wrapping_neg() }
+    }
 }
 
 /// Adds to an address register in the address size.
@@ -98,7 +116,7 @@ fn one<O: Operation, T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     let mask = op.address_mask();
     let (source, destination) = (cpu.gpr[usize::from(reg::SI)] & mask, cpu.gpr[usize::from(reg::DI)] & mask);
     O::element::<T>(cpu, op, source, destination)?;
-    let step = step::<T>(cpu);
+    let step = Way::of(cpu).step::<T>(1);
     if O::USES_SOURCE {
         advance(cpu, op, reg::SI, step);
     }
@@ -120,24 +138,25 @@ fn repeat<O: Operation, T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
     }
     // Under single step and breakpoints each element is an instruction.
     let mut budget = if cpu.is_watched() { 1 } else { O::BUDGET };
+    let way = Way::of(cpu);
     while budget > 0 {
         let (source, destination) = (cpu.gpr[usize::from(reg::SI)] & mask, cpu.gpr[usize::from(reg::DI)] & mask);
-        let done =
-            if budget > 1 && !cpu.flags.has(bit::DF) { O::run::<T>(cpu, op, source, destination, left.min(budget)) } else { 0 };
+        let mut done = if budget > 1 { O::run::<T>(cpu, op, source, destination, left, way) } else { 0 };
         if done > 0 {
+            let step = way.step::<T>(done);
             if O::USES_SOURCE {
-                advance(cpu, op, reg::SI, done * T::BYTES);
+                advance(cpu, op, reg::SI, step);
             }
             if O::USES_DESTINATION {
-                advance(cpu, op, reg::DI, done * T::BYTES);
+                advance(cpu, op, reg::DI, step);
             }
         } else {
             one::<O, T>(cpu, op)?;
+            done = 1;
         }
-        let done = done.max(1);
         advance(cpu, op, reg::CX, done.wrapping_neg());
         left -= done;
-        budget -= done.min(budget);
+        budget -= (1 + done * T::BYTES / RUN_BYTES).min(budget);
         if O::TESTS && cpu.flags.zf() == op.flags.contains(OpFlags::REPNE) {
             return Ok(());
         }
@@ -158,23 +177,16 @@ impl Operation for Move {
         cpu.write(seg::ES, destination, value)
     }
 
-    fn run<T: Int>(cpu: &mut Cpu, op: &Op, source: u64, destination: u64, count: u64) -> u64 {
-        let count = count.min(cpu.elements_in_page::<T>(op.segment, source)).min(cpu.elements_in_page::<T>(seg::ES, destination));
-        let bytes = count * T::BYTES;
-        if count < 2 || !fits(op, source, bytes) || !fits(op, destination, bytes) {
-            return 0;
-        }
-        let (Some(from), Some(to)) =
-            (cpu.run_read_pointer(op.segment, source, bytes), cpu.run_write_pointer(seg::ES, destination, bytes))
-        else {
-            return 0;
-        };
-        // A destination just above the source repeats what it overtakes, element by element.
-        if (to as u64).wrapping_sub(from as u64) < bytes && to.cast_const() != from {
-            return 0;
-        }
+    fn run<T: Int>(cpu: &mut Cpu, op: &Op, source: u64, destination: u64, count: u64, way: Way) -> u64 {
+        let count = count.min(cpu.elements_in_page::<T>(op.segment, source, way)).min(cpu.elements_in_page::<T>(
+            seg::ES,
+            destination,
+            way,
+        ));
+        let Some(from) = readable::<T>(cpu, op, op.segment, source, count, way) else { return 0 };
+        let Some(to) = writable::<T>(cpu, op, destination, count, way) else { return 0 };
         // SAFETY: both runs are inside pages that the TLB holds.
-        unsafe { copy_upwards(from, to, bytes) };
+        unsafe { copy::<T>(from, to, count, way) };
         count
     }
 }
@@ -189,16 +201,12 @@ impl Operation for Store {
         cpu.write(seg::ES, destination, value)
     }
 
-    fn run<T: Int>(cpu: &mut Cpu, op: &Op, _: u64, destination: u64, count: u64) -> u64 {
-        let count = count.min(cpu.elements_in_page::<T>(seg::ES, destination));
-        let bytes = count * T::BYTES;
-        if count < 2 || !fits(op, destination, bytes) {
-            return 0;
-        }
-        let Some(to) = cpu.run_write_pointer(seg::ES, destination, bytes) else { return 0 };
+    fn run<T: Int>(cpu: &mut Cpu, op: &Op, _: u64, destination: u64, count: u64, way: Way) -> u64 {
+        let count = count.min(cpu.elements_in_page::<T>(seg::ES, destination, way));
+        let Some(to) = writable::<T>(cpu, op, destination, count, way) else { return 0 };
         let value = T::get(cpu, reg::AX);
         // SAFETY: the run is inside a page that the TLB holds.
-        unsafe { fill_upwards(to, value, count) };
+        unsafe { fill::<T>(to, value, count) };
         count
     }
 }
@@ -226,6 +234,28 @@ impl Operation for Scan {
         Cmp::run(&mut cpu.flags, accumulator, value);
         Ok(())
     }
+
+    fn run<T: Int>(cpu: &mut Cpu, op: &Op, _: u64, destination: u64, count: u64, way: Way) -> u64 {
+        if way == Way::Down {
+            return 0;
+        }
+        let count = count.min(cpu.elements_in_page::<T>(seg::ES, destination, way));
+        let Some(run) = readable::<T>(cpu, op, seg::ES, destination, count, way) else { return 0 };
+        let accumulator = T::get(cpu, reg::AX);
+        // SAFETY: the run is inside a page that the TLB holds, and so are its elements.
+        let (done, last) = unsafe {
+            let everywhere = accumulator.zx().wrapping_mul(u64::MAX / T::MASK);
+            let done = elements_until::<T>(
+                op,
+                count,
+                |at| everywhere ^ u64::load(run.wrapping_add(at)),
+                |at| accumulator.zx() ^ T::load(run.wrapping_add(at)).zx(),
+            );
+            (done, T::load(run.wrapping_add(((done - 1) * T::BYTES) as usize)))
+        };
+        Cmp::run(&mut cpu.flags, accumulator, last);
+        done
+    }
 }
 
 struct Compare;
@@ -240,6 +270,32 @@ impl Operation for Compare {
         let a = cpu.read::<T>(op.segment, source)?;
         Cmp::run(&mut cpu.flags, a, b);
         Ok(())
+    }
+
+    fn run<T: Int>(cpu: &mut Cpu, op: &Op, source: u64, destination: u64, count: u64, way: Way) -> u64 {
+        if way == Way::Down {
+            return 0;
+        }
+        let count = count.min(cpu.elements_in_page::<T>(op.segment, source, way)).min(cpu.elements_in_page::<T>(
+            seg::ES,
+            destination,
+            way,
+        ));
+        let Some(a) = readable::<T>(cpu, op, op.segment, source, count, way) else { return 0 };
+        let Some(b) = readable::<T>(cpu, op, seg::ES, destination, count, way) else { return 0 };
+        // SAFETY: the runs are inside pages that the TLB holds, and so are their elements.
+        let (done, last) = unsafe {
+            let done = elements_until::<T>(
+                op,
+                count,
+                |at| u64::load(a.wrapping_add(at)) ^ u64::load(b.wrapping_add(at)),
+                |at| T::load(a.wrapping_add(at)).zx() ^ T::load(b.wrapping_add(at)).zx(),
+            );
+            let at = ((done - 1) * T::BYTES) as usize;
+            (done, (T::load(a.wrapping_add(at)), T::load(b.wrapping_add(at))))
+        };
+        Cmp::run(&mut cpu.flags, last.0, last.1);
+        done
     }
 }
 
@@ -288,16 +344,77 @@ impl Operation for Output {
     }
 }
 
-/// Whether a run does not wrap around the address size.
-fn fits(op: &Op, start: u64, bytes: u64) -> bool {
-    start.checked_add(bytes - 1).is_some_and(|last| last <= op.address_mask())
+impl Cpu {
+    /// How many elements, the one at `segment:offset` included, lie whole in its page.
+    fn elements_in_page<T: Int>(&self, segment: u8, offset: u64, way: Way) -> u64 {
+        let inside = self.spans[usize::from(segment & 7)].base.wrapping_add(offset) & 0xfff;
+        match way {
+            Way::Up => (0x1000 - inside) / T::BYTES,
+            Way::Down if inside + T::BYTES > 0x1000 => 0,
+            Way::Down => inside / T::BYTES + 1,
+        }
+    }
 }
 
-/// Fills upwards as STOS does.
+/// The lowest offset of a run whose first element is at `offset`, and its bytes. Nothing where it wraps around the address size or is not worth it.
+fn extent<T: Int>(op: &Op, offset: u64, count: u64, way: Way) -> Option<(u64, u64)> {
+    if count < 2 {
+        return None;
+    }
+    let bytes = count * T::BYTES;
+    let low = match way {
+        Way::Up => offset,
+        Way::Down => offset.checked_sub(bytes - T::BYTES)?,
+    };
+    (low.checked_add(bytes - 1)? <= op.address_mask()).then_some((low, bytes))
+}
+
+/// The lowest byte of a run within a page that can be read without more ado.
+fn readable<T: Int>(cpu: &Cpu, op: &Op, segment: u8, offset: u64, count: u64, way: Way) -> Option<*const u8> {
+    let (low, bytes) = extent::<T>(op, offset, count, way)?;
+    cpu.run_read_pointer(segment, low, bytes)
+}
+
+/// The same of one that can be written, in ES.
+fn writable<T: Int>(cpu: &Cpu, op: &Op, offset: u64, count: u64, way: Way) -> Option<*mut u8> {
+    let (low, bytes) = extent::<T>(op, offset, count, way)?;
+    cpu.run_write_pointer(seg::ES, low, bytes)
+}
+
+/// How many of `count` elements REPE or REPNE goes through: all, or as many as it takes to find what ends it. `word` and `element` give the difference
+/// to what is looked for, of eight bytes or of one element at a distance in bytes.
+#[inline(always)]
+fn elements_until<T: Int>(op: &Op, count: u64, word: impl Fn(usize) -> u64, element: impl Fn(usize) -> u64) -> u64 {
+    let equal_ends = op.flags.contains(OpFlags::REPNE);
+    // The lowest and the highest bit of each element of a word.
+    let lowest = u64::MAX / T::MASK;
+    let highest = lowest << (T::BITS - 1);
+    let per_word = 8 / T::BYTES;
+    let mut done = 0;
+    while done + per_word <= count {
+        let difference = word((done * T::BYTES) as usize);
+        // Elements that are zero borrow; so may those above them, but the first is right.
+        let found = if equal_ends { difference.wrapping_sub(lowest) & !difference & highest } else { difference };
+        if found != 0 {
+            return done + u64::from(found.trailing_zeros() / T::BITS) + 1;
+        }
+        done += per_word;
+    }
+    while done < count {
+        let equal = element((done * T::BYTES) as usize) == 0;
+        done += 1;
+        if equal == equal_ends {
+            break;
+        }
+    }
+    done
+}
+
+/// Fills a run as STOS does.
 ///
 /// # Safety
 /// The run of `count` elements is inside a block of guest memory that is kept alive.
-unsafe fn fill_upwards<T: Int>(to: *mut u8, value: T, count: u64) {
+unsafe fn fill<T: Int>(to: *mut u8, value: T, count: u64) {
     #[cfg(target_arch = "x86_64")]
     {
         // All bytes alike: what hosts are fastest at, and nearly all fills are of zeros.
@@ -322,10 +439,60 @@ unsafe fn fill_upwards<T: Int>(to: *mut u8, value: T, count: u64) {
     }
 }
 
-/// Copies upwards as MOVS does.
+/// Copies a run as MOVS does, from its lowest byte on or from its highest.
 ///
 /// # Safety
-/// Both runs are inside blocks of guest memory that are kept alive.
+/// Both runs of `count` elements are inside blocks of guest memory that are kept alive.
+unsafe fn copy<T: Int>(from: *const u8, to: *mut u8, count: u64, way: Way) {
+    let bytes = count * T::BYTES;
+    let (above, below) = ((to as u64).wrapping_sub(from as u64), (from as u64).wrapping_sub(to as u64));
+    let overtakes = match way {
+        Way::Up => above != 0 && above < bytes,
+        Way::Down => below != 0 && below < bytes,
+    };
+    let apart = above >= bytes && below >= bytes;
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        if overtakes {
+            // What has been stored is loaded again: element by element, in the right order.
+            for number in 0..count {
+                let at = (T::BYTES * if way == Way::Up { number } else { count - 1 - number }) as usize;
+                T::load(from.wrapping_add(at)).store(to.wrapping_add(at));
+            }
+        } else if way == Way::Up || apart {
+            copy_upwards(from, to, bytes);
+        } else {
+            copy_downwards(from, to, bytes as usize);
+        }
+    }
+}
+
+/// Copies to where it does not matter, or must be, that the last bytes go first.
+///
+/// # Safety
+/// As for [`copy`].
+unsafe fn copy_downwards(from: *const u8, to: *mut u8, bytes: usize) {
+    let mut left = bytes;
+    while left >= 32 {
+        left -= 32;
+        // SAFETY: the caller vouches for the memory.
+        unsafe {
+            let (low, high) = (u128::load(from.wrapping_add(left)), u128::load(from.wrapping_add(left + 16)));
+            low.store(to.wrapping_add(left));
+            high.store(to.wrapping_add(left + 16));
+        }
+    }
+    while left > 0 {
+        left -= 1;
+        // SAFETY: as above.
+        unsafe { u8::load(from.wrapping_add(left)).store(to.wrapping_add(left)) };
+    }
+}
+
+/// Copies to where it does not matter, or must be, that the first bytes go first.
+///
+/// # Safety
+/// As for [`copy`].
 unsafe fn copy_upwards(from: *const u8, to: *mut u8, bytes: u64) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the caller vouches for the memory; DF is clear in Rust code.
