@@ -11,9 +11,7 @@
 
 mod backend;
 mod io;
-mod statistics;
 pub mod x86;
 
 pub use backend::{CpuBackend, CpuError, CpuModel, CpuState, Exit, Kicker, Topology, Vcpu};
 pub use io::{ApicMessage, CpuIo, DeliveryMode};
-pub use statistics::{Figure, Section, print};

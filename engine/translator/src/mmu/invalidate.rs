@@ -5,7 +5,6 @@
 
 use crate::guest::x86::cpu::{Cpu, cr4};
 use crate::shared::attention;
-use crate::watch::tally::Happening;
 use std::sync::atomic::Ordering;
 
 impl Cpu {
@@ -34,7 +33,6 @@ impl Cpu {
         if !keep {
             self.second_level.forget(pcid);
         }
-        self.shared.tally.count(Happening::SwitchedSpace);
         self.second_level.enter(pcid);
         self.tlb.flush_local();
         self.traces.enter(self.second_level.context());
@@ -44,9 +42,7 @@ impl Cpu {
     pub(crate) fn flush_page(&mut self, linear: u64) {
         // Both must be done.
         let large = self.tlb.flush_page(linear) | self.second_level.forget_page(linear);
-        if large || self.traces.has_fetched(linear) {
-            self.traces.forget_links();
-        }
+        self.traces.forget_page(linear, large);
     }
 
     /// Forgets the page of `linear` in the address space of `pcid`.
@@ -55,9 +51,7 @@ impl Cpu {
             return self.flush_page(linear);
         }
         let large = self.second_level.forget_page_of(pcid, linear);
-        if large || self.traces.has_fetched(linear) {
-            self.traces.forget_links();
-        }
+        self.traces.forget_page_elsewhere(linear, large);
     }
 
     /// Forgets the address space of `pcid`, but for global pages.
@@ -91,7 +85,6 @@ impl Cpu {
 
     /// Somebody else asks for a flush: they have made code of a page (write entries must go), changed the layout of memory, or the A20 gate.
     pub(crate) fn flush_as_asked(&mut self) {
-        self.shared.tally.count(Happening::FlushedForOthers);
         let generation = self.fabric.memory.generation();
         if self.a20_seen != self.fabric.a20_mask.load(Ordering::SeqCst) {
             self.flush_tlb();

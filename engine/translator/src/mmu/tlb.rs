@@ -21,7 +21,6 @@ use super::PAGE_MASK;
 use crate::guest::x86::access::last_page;
 use crate::guest::x86::cpu::Cpu;
 use std::mem::offset_of;
-use std::ops::Range;
 
 /// Entries of a table.
 pub(crate) const ENTRIES: usize = 1024;
@@ -29,7 +28,10 @@ pub(crate) const ENTRIES: usize = 1024;
 const NO_PAGE: u64 = 1;
 /// Beyond this many fills a flush clears everything.
 const LOG_LIMIT: usize = 1024;
-const NOWHERE: Range<u64> = 0..0;
+/// Sizes of pages larger than 4 KiB, as log2.
+const LARGE_SHIFTS: [u8; 3] = [21, 22, 30];
+/// Words of a set of large pages.
+const LARGE_WORDS: usize = 16;
 
 /// Classes of accesses: each sees the same page tables with other rights.
 pub(crate) mod class {
@@ -80,8 +82,8 @@ pub(crate) struct Tlb {
     local: Log,
     /// Slots filled with global pages since the last full flush.
     global: Log,
-    /// Where pages lie that are larger than 4 KiB and of which a part may be entered: in the lower and the upper half of the address space.
-    large: [Range<u64>; 2],
+    /// Pages of 2 MiB, 4 MiB and 1 GiB of which a part may be entered, hashed by their number.
+    large: [[u64; LARGE_WORDS]; LARGE_SHIFTS.len()],
 }
 
 /// Slots: class in the upper bits, index in the lower ten.
@@ -125,7 +127,7 @@ impl Tlb {
             classes: [const { Class { read: [EMPTY; ENTRIES], write: [EMPTY; ENTRIES] } }; class::COUNT],
             local: Log::new(),
             global: Log::new(),
-            large: [NOWHERE, NOWHERE],
+            large: [[0; LARGE_WORDS]; LARGE_SHIFTS.len()],
         }
     }
 
@@ -157,12 +159,9 @@ impl Tlb {
 
     fn log(&mut self, class: u8, linear: u64, extent: Extent) {
         if extent.global { &mut self.global } else { &mut self.local }.add(class, linear);
-        if extent.shift > 12 {
-            let size = 1u64 << extent.shift;
-            let start = linear & !(size - 1);
-            let span = &mut self.large[half(linear)];
-            let page = start..start.saturating_add(size);
-            *span = if span.is_empty() { page } else { span.start.min(page.start)..span.end.max(page.end) };
+        if let Some(size) = LARGE_SHIFTS.iter().position(|shift| *shift == extent.shift) {
+            let (word, bit) = large_bit(linear, extent.shift);
+            self.large[size][word] |= bit;
         }
     }
 
@@ -175,7 +174,7 @@ impl Tlb {
             undo(&mut self.classes, &self.global);
         }
         self.global.slots.clear();
-        self.large = [NOWHERE, NOWHERE];
+        self.large = [[0; LARGE_WORDS]; LARGE_SHIFTS.len()];
     }
 
     /// Forgets everything but global pages.
@@ -194,20 +193,39 @@ impl Tlb {
             class.write.fill(EMPTY);
         }
         self.global.slots.clear();
-        self.large = [NOWHERE, NOWHERE];
+        self.large = [[0; LARGE_WORDS]; LARGE_SHIFTS.len()];
     }
 
     /// Forgets the page of `linear` (INVLPG): all parts of it, should it be a large one. Says whether it may have been.
     pub fn flush_page(&mut self, linear: u64) -> bool {
-        if self.large[half(linear)].contains(&linear) {
-            self.flush();
-            return true;
-        }
         for class in &mut self.classes {
             class.read[slot(linear)] = EMPTY;
             class.write[slot(linear)] = EMPTY;
         }
-        false
+        let mut large = false;
+        for (size, shift) in LARGE_SHIFTS.into_iter().enumerate() {
+            let (word, bit) = large_bit(linear, shift);
+            if self.large[size][word] & bit != 0 {
+                self.forget_parts(linear, shift);
+                large = true;
+            }
+        }
+        large
+    }
+
+    /// Forgets all entries in the page of `1 << shift` bytes around `linear`.
+    fn forget_parts(&mut self, linear: u64, shift: u8) {
+        let first = linear >> shift << shift;
+        for number in 0..ENTRIES.min(1 << (shift - 12)) as u64 {
+            let slot = slot(first + (number << 12));
+            for class in &mut self.classes {
+                for entry in [&mut class.read[slot], &mut class.write[slot]] {
+                    if (entry.tag ^ linear) >> shift == 0 {
+                        *entry = EMPTY;
+                    }
+                }
+            }
+        }
     }
 
     /// Forgets all write entries that lead to the host page at `page`: it has become code.
@@ -231,8 +249,11 @@ fn undo(classes: &mut [Class; class::COUNT], log: &Log) {
     }
 }
 
-fn half(linear: u64) -> usize {
-    (linear >> 63) as usize
+/// Where the sets of large pages have the one of `linear`.
+fn large_bit(linear: u64, shift: u8) -> (usize, u64) {
+    let number = linear >> shift;
+    let hash = (number ^ number >> 10) as usize % (64 * LARGE_WORDS);
+    (hash / 64, 1 << (hash % 64))
 }
 
 #[inline(always)]
@@ -307,8 +328,17 @@ mod tests {
         tlb.fill_read(USER, 0x80_0000, HOST, LOCAL);
         assert!(!tlb.flush_page(0x80_0000));
         assert!(tlb.read_pointer(USER, 0x20_3000, 1).is_some());
+        tlb.fill_read(USER, 0x40_4000, HOST, LOCAL);
         assert!(tlb.flush_page(0x3f_f000));
         assert!(tlb.read_pointer(USER, 0x20_3000, 1).is_none());
+        assert!(tlb.read_pointer(USER, 0x40_4000, 1).is_some(), "its neighbour stays");
+        for shift in [22, 30] {
+            let (start, end) =
+                (0x40_4040_0000u64 >> shift << shift, (0x40_4040_0000u64 >> shift << shift) + (1 << shift) - 0x1000);
+            tlb.fill_write(SUPERVISOR, start + 0x5000, HOST, Extent { global: true, shift });
+            assert!(tlb.flush_page(end), "pages of 1 << {shift}");
+            assert!(tlb.write_pointer(SUPERVISOR, start + 0x5000, 1).is_none(), "pages of 1 << {shift}");
+        }
     }
 
     #[test]

@@ -26,11 +26,20 @@ const TABLE: usize = 1 << 16;
 const FETCHES: usize = 512;
 /// How many address spaces' epochs are remembered.
 const CONTEXTS: usize = 64;
-/// Bits of the set of pages from which something has been fetched.
-const FETCHED: usize = 4096;
+/// Bits of a set of pages from which something has been fetched.
+const FETCHED: usize = 1 << 15;
 /// Slots of the cache of jump targets.
 const JUMPS: usize = 4096;
 const NONE: u32 = u32::MAX;
+
+/// The epochs that hold now, as numbers that never come back for anything else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Epochs {
+    /// That of the address space, for what is not global.
+    pub local: u64,
+    /// That of global pages.
+    pub global: u64,
+}
 
 /// A trace by number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +103,48 @@ pub(super) struct Fetch {
     physical: u64,
 }
 
+/// A set of pages, hashed.
+struct Fetched {
+    bits: Box<[u64]>,
+    /// Nothing has been added.
+    empty: bool,
+    /// Some of them are parts of large pages.
+    large: bool,
+}
+
+impl Default for Fetched {
+    fn default() -> Self {
+        Self { bits: vec![0; FETCHED / 64].into(), empty: true, large: false }
+    }
+}
+
+impl Fetched {
+    fn bit(linear: u64) -> (usize, u64) {
+        let bit = (linear >> 12 ^ linear >> 27) as usize % FETCHED;
+        (bit / 64, 1 << (bit % 64))
+    }
+
+    fn add(&mut self, linear: u64, large: bool) {
+        let (word, bit) = Self::bit(linear);
+        self.bits[word] |= bit;
+        self.large |= large;
+        self.empty = false;
+    }
+
+    /// Whether the page of `linear` may be in it; `large`: or any part of a large page.
+    fn has(&self, linear: u64, large: bool) -> bool {
+        let (word, bit) = Self::bit(linear);
+        self.bits[word] & bit != 0 || large && self.large
+    }
+
+    fn clear(&mut self) {
+        if !self.empty {
+            self.bits.fill(0);
+            (self.empty, self.large) = (true, false);
+        }
+    }
+}
+
 /// All traces of one vCPU.
 pub(crate) struct Traces {
     table: Vec<u32>,
@@ -105,10 +156,14 @@ pub(crate) struct Traces {
     epoch: u32,
     global_epoch: u32,
     last_epoch: u32,
+    /// How often all numbers have been used.
+    rounds: u32,
     /// The epochs of address spaces, by the second-level TLB's number for them.
     contexts: [(u32, u32); CONTEXTS],
-    /// Pages (by their address, hashed) from which something has been fetched since all links were forgotten.
-    fetched: Box<[u64; FETCHED / 64]>,
+    /// The second-level TLB's number for the current one.
+    context: u32,
+    /// Pages from which something has been fetched since links to them were forgotten: those that are not global, and the others.
+    fetched: [Fetched; 2],
     fetches: Vec<Fetch>,
     jumps: Vec<Link>,
     /// The op of code that lies in no memory (device space): executed once and not kept.
@@ -160,8 +215,10 @@ impl Traces {
             epoch: 1,
             global_epoch: 2,
             last_epoch: 2,
+            rounds: 0,
             contexts: [(0, 0); CONTEXTS],
-            fetched: Box::new([0; FETCHED / 64]),
+            context: 0,
+            fetched: [Fetched::default(), Fetched::default()],
             fetches: vec![nowhere; FETCHES],
             jumps: vec![NO_LINK; JUMPS],
             loose: None,
@@ -177,7 +234,7 @@ impl Traces {
     /// No link may be followed any more: mappings have changed.
     pub fn forget_links(&mut self) {
         self.contexts = [(0, 0); CONTEXTS];
-        self.fetched.fill(0);
+        self.fetched.iter_mut().for_each(Fetched::clear);
         self.global_epoch = self.new_epoch();
         self.epoch = self.new_epoch();
     }
@@ -188,18 +245,34 @@ impl Traces {
         if self.contexts[slot].0 != context {
             self.contexts[slot] = (context, self.new_epoch());
         }
+        self.context = context;
         self.epoch = self.contexts[slot].1;
     }
 
-    /// Whether something may have been fetched from the page of `linear`, in any address space.
-    pub fn has_fetched(&self, linear: u64) -> bool {
-        let bit = fetched_bit(linear);
-        self.fetched[bit / 64] >> (bit % 64) & 1 != 0
+    /// The mapping of the page of `linear` has changed, in the current address space or for all; `large`: perhaps that of a large page.
+    pub fn forget_page(&mut self, linear: u64, large: bool) {
+        if self.fetched[1].has(linear, large) {
+            self.forget_links();
+        } else if self.fetched[0].has(linear, large) {
+            // The current address space alone: others still have what they had.
+            self.epoch = self.new_epoch();
+            if let Some(context) = self.contexts.get_mut(self.context as usize % CONTEXTS) {
+                *context = (self.context, self.epoch);
+            }
+        }
+    }
+
+    /// The same in an address space that is not the current one.
+    pub fn forget_page_elsewhere(&mut self, linear: u64, large: bool) {
+        if self.fetched.iter().any(|fetched| fetched.has(linear, large)) {
+            self.forget_links();
+        }
     }
 
     fn new_epoch(&mut self) -> u32 {
         if self.last_epoch == u32::MAX {
             self.last_epoch = 0;
+            self.rounds = self.rounds.wrapping_add(1);
             self.drop_traces();
             self.contexts = [(0, 0); CONTEXTS];
             // Neither may match what was made under the numbers before.
@@ -290,6 +363,12 @@ impl Traces {
         self.epoch
     }
 
+    /// The epochs that hold now.
+    pub fn epochs(&self) -> Epochs {
+        let number = |epoch: u32| u64::from(self.rounds) << 32 | u64::from(epoch);
+        Epochs { local: number(self.epoch), global: number(self.global_epoch) }
+    }
+
     /// Remembers `to` as a successor of `from`.
     pub fn link(&mut self, from: TraceRef, to: TraceRef) {
         let Some(target) = self.traces.get(to.0 as usize) else { return };
@@ -321,10 +400,6 @@ impl Trace {
 #[inline(always)]
 fn jump_slot(rip: u64) -> usize {
     (rip ^ rip >> 12) as usize % JUMPS
-}
-
-fn fetched_bit(linear: u64) -> usize {
-    (linear >> 12 ^ linear >> 24) as usize % FETCHED
 }
 
 fn table_slot(host: u64, rip: u64) -> usize {
@@ -388,8 +463,7 @@ impl Cpu {
         let epoch = if found.extent.global { self.traces.global_epoch } else { self.traces.epoch };
         let fetch = Fetch { tag, epoch, user, page: read, state: read_state, physical };
         self.traces.fetches[slot] = fetch;
-        let bit = fetched_bit(linear);
-        self.traces.fetched[bit / 64] |= 1 << (bit % 64);
+        self.traces.fetched[usize::from(found.extent.global)].add(linear, found.extent.shift > 12);
         Ok(fetch)
     }
 

@@ -6,7 +6,7 @@
 //! them. Vector registers and MXCSR are the guest's while they are resident (see [`super::vectors`]), and no scratch otherwise; they are in the CPU, and the
 //! host's MXCSR is back, wherever Rust is called or returned to. The x87 unit and the direction flag are never touched by translated code.
 
-use super::asm::{Asm, Mem, R, W};
+use super::asm::{Asm, Cond, Mem, R, W};
 use super::vectors::VectorLayout;
 
 /// Where guest registers 0–10 are held.
@@ -22,8 +22,8 @@ pub(crate) struct Stubs {
     pub enter: u64,
     /// Jumped to with the reason in EAX: back to the caller of `enter`.
     pub leave: u64,
-    /// Called with a pointer in RAX: calls the Rust function with the CPU and that pointer. Zero: goes on; all else is the reason
-    /// with which translated code is left.
+    /// Called with a pointer in RAX: calls the Rust function with the CPU and that pointer. Zero: goes on; what fits in 32 bits is the reason
+    /// with which translated code is left; all else is the address of the code to go on with instead.
     pub call: u64,
     /// Called where vector registers are wanted and not resident: makes them so. Keeps flags and general registers.
     pub fill_vectors: u64,
@@ -33,7 +33,7 @@ pub(crate) struct Stubs {
 pub(crate) struct Layout {
     /// The array of guest registers, 8 bytes each.
     pub registers: i32,
-    /// `extern "sysv64" fn(cpu, pointer) -> u32`
+    /// `extern "sysv64" fn(cpu, pointer) -> u64`
     pub callee: u64,
     pub vectors: VectorLayout,
 }
@@ -98,17 +98,23 @@ pub(crate) fn write(asm: &mut Asm, layout: &Layout) -> Stubs {
     asm.set(R::Ax, layout.callee);
     asm.call_rm(R::Ax);
     asm.pop(R::Cx);
-    let go_on = asm.label();
-    asm.test(W::B4, R::Ax, R::Ax);
-    asm.jcc(super::asm::Cond::E, go_on);
-    // Leaves: the return address of this call is dropped, and the registers are where they belong already.
-    asm.pop(R::Cx);
-    asm.jmp(stored);
-    asm.bind(go_on);
+    let elsewhere = asm.label();
+    asm.test(W::B8, R::Ax, R::Ax);
+    asm.jcc(Cond::NE, elsewhere);
     for (number, reg) in PINNED.into_iter().enumerate() {
         asm.load(W::B8, reg, slot(number));
     }
     asm.ret();
+    // The return address of this call is dropped. When translated code is left, the registers are where they belong already.
+    asm.bind(elsewhere);
+    asm.pop(R::Cx);
+    asm.mov(W::B8, R::Cx, R::Ax);
+    asm.shift_imm(5, W::B8, R::Cx, 32);
+    asm.jcc(Cond::E, stored);
+    for (number, reg) in PINNED.into_iter().enumerate() {
+        asm.load(W::B8, reg, slot(number));
+    }
+    asm.jmp_rm(R::Ax);
     asm.bind(resident);
     asm.call_to(spill_vectors);
     asm.jmp(in_cpu);
@@ -141,7 +147,7 @@ mod tests {
     const GUEST_MXCSR: u32 = 0x5f80;
 
     /// Adds to general register 3 and XMM15 what it is given, and spoils every vector register of the host.
-    extern "sysv64" fn callee(cpu: *mut Registers, pointer: *const u64) -> u32 {
+    extern "sysv64" fn callee(cpu: *mut Registers, pointer: *const u64) -> u64 {
         // SAFETY: the test passes its own registers and a pointer to a number; the vector registers are declared as spoilt.
         unsafe {
             let add = *pointer;
@@ -151,7 +157,8 @@ mod tests {
             (*cpu).xmm[15] += u128::from(add) << 64;
             asm!("pcmpeqb xmm0, xmm0", "pcmpeqb xmm9, xmm9", "pcmpeqb xmm15, xmm15",
                 out("xmm0") _, out("xmm9") _, out("xmm15") _, options(nomem, nostack, preserves_flags));
-            u32::from(add > 100)
+            // A number that cannot be a reason is an address.
+            if add >> 32 != 0 { add } else { u64::from(add > 100) }
         }
     }
 
@@ -251,5 +258,23 @@ mod tests {
         assert_eq!(found.xmm[9], 9000);
         assert_eq!((found.mxcsr, found.resident), (GUEST_MXCSR | 1 << 5, 0), "inexact");
         assert_eq!((found.seen, mxcsr()), (HOST_MXCSR, HOST_MXCSR));
+    }
+
+    #[test]
+    fn a_callee_can_send_translated_code_elsewhere() {
+        let target = std::cell::Cell::new(0u64);
+        let bench = bench(|asm, stubs| {
+            asm.set_wide(R::Ax, target.as_ptr() as u64);
+            asm.call_to(stubs.call);
+            asm.set(R::Ax, 8);
+            asm.jmp_to(stubs.leave);
+            target.set(asm.here());
+            asm.alu_imm(Alu::Add, W::B8, PINNED[5], 1);
+            asm.set(R::Ax, 9);
+            asm.jmp_to(stubs.leave);
+        });
+        let mut found = registers();
+        assert_eq!(bench.run(&mut found), 9);
+        assert_eq!((found.general[3], found.general[5]), (300 + target.get(), 501));
     }
 }

@@ -13,7 +13,6 @@ use crate::guest::x86::op::{NO_REGISTER, Op, OpFlags};
 use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, Rm, W};
 use crate::host::x64::stubs::{PINNED, Stubs};
 use crate::mmu::{read_table, write_table};
-use crate::watch::tally::Cause;
 use iced_x86::{Instruction, OpKind, Register, RflagsBits};
 use std::mem::offset_of;
 
@@ -496,7 +495,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// The record with which the interpreter executes the current instruction.
-    fn site(&mut self, cause: Cause) -> *const Site {
+    fn site(&mut self) -> *const Site {
         let source = self.source();
         let instruction = &source.instruction;
         let relative = if instruction.is_ip_rel_memory_operand() {
@@ -519,7 +518,6 @@ impl<'a> Emitter<'a> {
             // Interrupts and system calls save the flags, which the tables do not call reading.
             flags: self.leaves() || (instruction.rflags_read() | instruction.rflags_modified()) & ALL_FLAGS != 0,
             leaves: self.leaves(),
-            cause,
         });
         let at: *const Site = &*site;
         self.sites.push(site);
@@ -529,7 +527,7 @@ impl<'a> Emitter<'a> {
     /// A cold path for the current instruction: the label to jump to, with flags in the state and no register changed.
     pub fn cold_path(&mut self) -> Label {
         debug_assert_eq!(self.flags, FlagsAt::State);
-        let (site, leaves) = (self.site(Cause::RareCase), self.leaves());
+        let (site, leaves) = (self.site(), self.leaves());
         let (label, resume) = (self.asm.label(), self.asm.label());
         let fill_vectors = self.wants_vectors_behind();
         self.cold.push(Cold { label, resume, site, load_flags: false, fill_vectors, leaves });
@@ -539,7 +537,7 @@ impl<'a> Emitter<'a> {
     /// Has the interpreter execute the current instruction, here.
     pub fn interpret(&mut self) {
         self.save_flags();
-        let site = self.site(Cause::NotTranslated);
+        let site = self.site();
         self.asm.set_wide(R::Ax, site as u64);
         self.asm.call_to(self.stubs.call);
         if self.wants_vectors_behind() {
@@ -618,7 +616,7 @@ impl<'a> Emitter<'a> {
         asm.mov(W::B4, R::Cx, R::Ax);
         asm.shift_imm(5, W::B4, R::Cx, 12);
         asm.alu(Alu::Xor, W::B4, R::Cx, R::Ax);
-        asm.alu_imm(Alu::And, W::B4, R::Cx, super::JUMPS as i32 - 1);
+        asm.alu_imm(Alu::And, W::B4, R::Cx, super::jumps::JUMPS as i32 - 1);
         asm.shift_imm(4, W::B4, R::Cx, 4);
         asm.alu_load(Alu::Add, W::B8, R::Cx, state(field!(t1.tables) + 8 * i32::from(self.key)));
         asm.alu_load(Alu::Cmp, W::B8, R::Ax, Mem::at(R::Cx, 0));

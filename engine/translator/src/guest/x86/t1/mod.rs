@@ -5,6 +5,7 @@
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
 //! * `integer.rs`, `vector.rs`, `flow.rs`: the instructions.
+//! * `jumps.rs`: where indirect transfers find their targets' code.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
 //! # What is translated
@@ -19,6 +20,7 @@ mod block;
 mod emit;
 mod flow;
 mod integer;
+mod jumps;
 mod vector;
 
 pub(crate) use block::Translations;
@@ -26,21 +28,20 @@ pub(crate) use block::Translations;
 use super::cpu::{CodeSize, Cpu, cr0, cr4, seg};
 use super::decode;
 use super::fault::Stop;
-use super::flags::Flags;
+use super::flags::{Flags, bit};
 use super::host_fp;
 use super::sse_unmasked::MASKS;
+use super::system;
 use super::trace::TraceRef;
 use crate::host::x64::vectors;
 use crate::mmu::{PAGE_MASK, class};
-use crate::watch::sampler::Place;
-use crate::watch::tally::Happening;
 use block::{Relative, Request, Site, Space, leave};
 use emit::Source;
+use engine_cpu::x86::Activity;
+use jumps::{Jump, JumpCaches};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Entries of a jump cache.
-const JUMPS: usize = 4096;
 /// Parts of a mode's key: the class of memory accesses, 64-bit code, and SSE instructions that raise nothing by themselves: CR0 and CR4 let them
 /// run, and MXCSR masks all exceptions.
 const CLASS: u8 = 3;
@@ -50,24 +51,6 @@ const VECTOR: u8 = 8;
 const KEYS: usize = 16;
 /// No translation in this mode.
 const NO_KEY: u8 = u8::MAX;
-
-/// An entry of a jump cache: an offset in CS, and the code of the block there. Entries that hold nothing have an offset that belongs elsewhere.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Jump {
-    rip: u64,
-    code: u64,
-}
-
-/// The slot of an offset; translated code computes the same ([`emit::Emitter::look_up`]).
-fn jump_slot(rip: u64) -> usize {
-    (rip as u32 ^ rip as u32 >> 12) as usize % JUMPS
-}
-
-/// An entry that matches nothing: offset 0 belongs to slot 0, offset 1 to slot 1.
-fn empty(slot: usize) -> Jump {
-    Jump { rip: u64::from(slot == 0), code: 0 }
-}
 
 /// A vCPU's part of the translator.
 #[repr(C)]
@@ -96,28 +79,20 @@ pub(crate) struct Translator {
     /// What the interpreter stopped with, and where the instruction starts.
     stop: Option<(u64, Stop)>,
     /// Where `tables` points into.
-    jumps: Vec<Jump>,
-    /// Until when each slot holds.
-    epochs: Vec<u32>,
-    /// Filled slots of `jumps`.
-    filled: Vec<u32>,
-    /// The epoch of mappings for which `jumps` holds (see `trace.rs`).
-    epoch: u32,
+    jumps: JumpCaches,
     space: Option<Arc<Space>>,
+    /// The number of the space whose code runs.
+    running: u32,
 }
 
-// SAFETY: the pointers lead into `jumps` and to the attention word of the CPU's shared part, which the CPU holds.
+// SAFETY: the pointers lead into `jumps`, which never moves its tables, and to the attention word of the CPU's shared part, which the CPU holds.
 unsafe impl Send for Translator {}
 
 impl Translator {
     /// Nothing translated yet.
     pub fn new(attention: *const AtomicU32, translations: &Translations) -> Self {
         let enabled = translations.is_on();
-        let mut jumps = Vec::new();
-        if enabled {
-            jumps.extend((0..KEYS * JUMPS).map(|at| empty(at % JUMPS)));
-        }
-        let start = jumps.as_mut_ptr();
+        let mut jumps = JumpCaches::new(if enabled { KEYS } else { 0 });
         Self {
             flags: 0,
             key: NO_KEY,
@@ -128,35 +103,13 @@ impl Translator {
             page_base: 0,
             scratch: [0; 2],
             attention,
-            tables: std::array::from_fn(|key| start.wrapping_add(key * JUMPS)),
+            tables: jumps.tables(),
             panic: None,
             stop: None,
             jumps,
-            epochs: if enabled { vec![0; KEYS * JUMPS] } else { Vec::new() },
-            filled: Vec::new(),
-            epoch: 0,
             space: None,
+            running: 0,
         }
-    }
-
-    /// Forgets all entries of the jump caches but those found under an epoch that `holds`.
-    fn forget_jumps(&mut self, holds: impl Fn(u32) -> bool) {
-        self.filled.retain(|&at| {
-            let kept = holds(self.epochs[at as usize]);
-            if !kept {
-                self.jumps[at as usize] = empty(at as usize % JUMPS);
-            }
-            kept
-        });
-    }
-
-    fn remember_jump(&mut self, rip: u64, code: u64, epoch: u32) {
-        let at = usize::from(self.key) * JUMPS + jump_slot(rip);
-        if self.jumps[at].code == 0 {
-            self.filled.push(at as u32);
-        }
-        self.jumps[at] = Jump { rip, code };
-        self.epochs[at] = epoch;
     }
 }
 
@@ -169,6 +122,15 @@ fn pack(flags: &Flags) -> u16 {
 /// The reverse.
 fn unpack(packed: u16, flags: &mut Flags) {
     flags.set_arithmetic(u64::from(packed >> 8 & 0xd5 | (packed & 1) << 11));
+}
+
+/// What is known of a translation that is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    /// Nothing against it.
+    Fresh,
+    /// It has just been left because it is stale.
+    Stale,
 }
 
 /// How translated code was left.
@@ -227,15 +189,15 @@ impl Cpu {
         if self.traces.heat(at) <= self.t1.hot {
             return None;
         }
-        let entry = self.translated(self.rip).or_else(|| self.translate_trace(at));
+        let entry = self.translated(self.rip, Found::Fresh).or_else(|| self.translate_trace(at));
         if entry.is_none() {
             self.traces.cool(at);
         }
         entry
     }
 
-    /// The translation at an offset in CS, if there is one.
-    fn translated(&mut self, rip: u64) -> Option<u64> {
+    /// The translation at an offset in CS, if there is one. `found`: what the one that is known turned out to be.
+    fn translated(&mut self, rip: u64, found: Found) -> Option<u64> {
         if self.t1.key == NO_KEY {
             return None;
         }
@@ -249,13 +211,26 @@ impl Cpu {
             return None;
         }
         let host = fetch.page as u64 + (rip & !PAGE_MASK);
-        let (space, fabric) = (self.t1.space.clone()?, self.fabric.clone());
-        let counters = &fabric.translations.counters;
-        let entry = space.find(host, self.t1.key, counters, |state, page, first, bytes| {
-            // SAFETY: the space holds the page's block of memory.
-            self.mark_code(unsafe { &*state }, page, first, bytes);
-        })?;
-        self.t1.remember_jump(rip, entry, fetch.epoch);
+        let place = block::block_key(host, self.t1.key);
+        if found == Found::Stale {
+            self.t1.jumps.remember_place(place, 0);
+        }
+        let known = self.t1.jumps.find_place(place).filter(|code| *code != 0);
+        let entry = match known {
+            Some(entry) => entry,
+            None => {
+                let (space, fabric) = (self.t1.space.clone()?, self.fabric.clone());
+                let counters = &fabric.translations.counters;
+                let entry = space.find(host, self.t1.key, counters, |state, page, first, bytes| {
+                    // SAFETY: the space holds the page's block of memory.
+                    self.mark_code(unsafe { &*state }, page, first, bytes);
+                })?;
+                self.t1.jumps.remember_place(place, entry);
+                entry
+            }
+        };
+        let global = fetch.epoch != self.traces.epoch();
+        self.t1.jumps.remember(self.t1.key, rip, entry, global);
         Some(entry)
     }
 
@@ -263,12 +238,9 @@ impl Cpu {
     fn enter_space(&mut self) -> Option<()> {
         let number = self.fabric.translations.number();
         if self.t1.space.as_ref().is_none_or(|space| space.number != number) {
-            self.t1.forget_jumps(|_| false);
+            self.t1.jumps.forget_all();
             match self.fabric.translations.space() {
-                Ok(space) => {
-                    self.shared.sampler.set_code(Place::Tier1, space.range(), space.number);
-                    self.t1.space = Some(space);
-                }
+                Ok(space) => self.t1.space = Some(space),
                 Err(error) => {
                     tracing::warn!("the translator is off: no memory for code: {error}");
                     (self.t1.enabled, self.t1.key) = (false, NO_KEY);
@@ -276,23 +248,14 @@ impl Cpu {
                 }
             }
         }
-        if self.t1.epoch != self.traces.epoch() {
-            let traces = &self.traces;
-            self.t1.forget_jumps(|epoch| traces.holds(epoch));
-            self.t1.epoch = self.traces.epoch();
+        if self.t1.jumps.enter(self.traces.epochs()) {
+            self.t1.tables = self.t1.jumps.tables();
         }
         Some(())
     }
 
     /// Translates a trace. `None`: it cannot be, or not now.
     fn translate_trace(&mut self, at: TraceRef) -> Option<u64> {
-        let before = self.shared.sampler.begin(Place::Translating);
-        let entry = self.translate_now(at);
-        self.shared.sampler.end(before);
-        entry
-    }
-
-    fn translate_now(&mut self, at: TraceRef) -> Option<u64> {
         let began = std::time::Instant::now();
         let (key, wide) = (self.t1.key, self.code_size == CodeSize::Bits64);
         let code = self.traces.code(at)?;
@@ -324,7 +287,7 @@ impl Cpu {
             bytes: code.bytes.into_boxed_slice(),
         };
         let fabric = self.fabric.clone();
-        let translations = &fabric.translations;
+        let counters = &fabric.translations.counters;
         let mut space = self.t1.space.clone()?;
         let page = request.page;
         let hold = |held_blocks: &Vec<engine_memory::Block>, held: &mut Vec<engine_memory::Block>| {
@@ -334,16 +297,16 @@ impl Cpu {
                 held.push(block.clone());
             }
         };
-        let mut entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
+        let mut entry = space.translate(&request, |held| hold(&self.held_blocks, held), counters);
         if entry.is_none() {
-            translations.replace(space.number).ok()?;
+            fabric.translations.replace(space.number).ok()?;
             // The others are to leave the old space soon.
             fabric.for_each(|cpu| cpu.raise(crate::shared::attention::SELF));
             self.enter_space()?;
             space = self.t1.space.clone()?;
-            entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
+            entry = space.translate(&request, |held| hold(&self.held_blocks, held), counters);
         }
-        translations.counters.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        counters.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         entry
     }
 
@@ -359,6 +322,7 @@ impl Cpu {
             }
             self.t1.page_base = self.rip & PAGE_MASK;
             self.t1.flags = pack(&self.flags);
+            self.t1.running = space.number;
             let this: *mut Self = self;
             // SAFETY: the stub lies there; `entry` is a block of this space, which `space` keeps alive; translated code keeps the ABI and touches
             // the CPU only through `this`.
@@ -366,14 +330,15 @@ impl Cpu {
                 let enter = std::mem::transmute::<u64, extern "sysv64" fn(*mut Self, u64) -> u32>(space.enter());
                 enter(this, entry)
             };
-            self.shared.tally.count(happening(reason));
             let mut flags = self.flags;
             unpack(self.t1.flags, &mut flags);
             self.flags = flags;
             let place = |this: &Self, place: u32| this.t1.page_base.wrapping_add(u64::from(place)) & this.linear_mask;
             let argument = reason >> leave::SHIFT;
+            let mut found = Found::Fresh;
             match reason & leave::MASK {
                 leave::LOOK_UP => {}
+                leave::ATTEND => return Left::Poll,
                 leave::LINK => {
                     self.rip = place(self, space.link_target(argument));
                     link = Some(argument);
@@ -382,7 +347,10 @@ impl Cpu {
                     self.rip = place(self, argument);
                     return Left::Poll;
                 }
-                leave::STALE => self.rip = place(self, argument),
+                leave::STALE => {
+                    self.rip = place(self, argument);
+                    found = Found::Stale;
+                }
                 leave::PANIC => match self.t1.panic.take() {
                     Some(panic) => std::panic::resume_unwind(panic),
                     None => return Left::At,
@@ -396,7 +364,7 @@ impl Cpu {
                 return Left::Poll;
             }
             let before = space.number;
-            match self.translated(self.rip) {
+            match self.translated(self.rip, found) {
                 Some(next) => entry = next,
                 None => return Left::At,
             }
@@ -407,45 +375,43 @@ impl Cpu {
     }
 }
 
-/// What it means that translated code was left for a reason.
-fn happening(reason: u32) -> Happening {
-    match reason & leave::MASK {
-        leave::LOOK_UP | leave::LINK => Happening::JumpMissed,
-        leave::POLL => Happening::Polled,
-        leave::STALE => Happening::WasStale,
-        _ => Happening::Stopped,
-    }
-}
-
-/// Called by translated code: the interpreter executes one instruction. Zero: the block goes on behind it; all else is why it does not.
+/// Called by translated code: the interpreter executes one instruction. Zero: the block goes on behind it. What fits in 32 bits is why translated code
+/// is left; all else is the address of the code to go on with.
 ///
 /// A panic does not unwind through translated code: it waits in the CPU until that has been left.
-extern "sysv64" fn interpret_one(cpu: *mut Cpu, site: *const Site) -> u32 {
+extern "sysv64" fn interpret_one(cpu: *mut Cpu, site: *const Site) -> u64 {
     // SAFETY: translated code passes the CPU that runs it, of which nobody else holds a reference now, and a site of the space that it lies in.
     let (cpu, site) = unsafe { (&mut *cpu, &*site) };
     debug_assert_eq!((cpu.t1.vectors_resident, vectors::mxcsr() & !0x3f), (0, cpu.t1.host_mxcsr), "Rust under the guest's MXCSR");
     let shielded = std::panic::AssertUnwindSafe(|| interpret(&mut *cpu, site));
     match std::panic::catch_unwind(shielded) {
-        Ok(reason) => reason,
+        Ok(answer) => answer,
         Err(panic) => {
             cpu.t1.panic = Some(panic);
-            leave::PANIC
+            leave::PANIC.into()
         }
     }
 }
 
 #[inline(always)]
-fn interpret(cpu: &mut Cpu, site: &Site) -> u32 {
+fn interpret(cpu: &mut Cpu, site: &Site) -> u64 {
     let page = cpu.t1.page_base;
     let epoch = cpu.traces.epoch();
-    cpu.rip = page.wrapping_add(u64::from(site.next)) & cpu.linear_mask;
+    let next = page.wrapping_add(u64::from(site.next)) & cpu.linear_mask;
+    cpu.rip = next;
     let key = cpu.t1.key;
     let packed = cpu.t1.flags;
     if site.flags {
         unpack(packed, &mut cpu.flags);
     }
     let result = if page == site.page || site.relative == Relative::Nothing {
-        (site.op.handler)(cpu, &site.op)
+        let mut result = (site.op.handler)(cpu, &site.op);
+        // A repeated instruction goes on as long as nobody waits for its end.
+        while result == Err(Stop::Again) && is_fresh(site) && cpu.t1.key == key && cpu.is_undisturbed() {
+            cpu.retired += 1;
+            result = (site.op.handler)(cpu, &site.op);
+        }
+        result
     } else {
         let mut op = site.op;
         let moved = page.wrapping_sub(site.page);
@@ -458,23 +424,77 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u32 {
     if site.flags {
         cpu.t1.flags = pack(&cpu.flags);
     }
-    cpu.shared.tally.count_call(site.cause, site.op.code);
+    let behind = u64::from(site.behind);
     match result {
         Ok(()) => {
-            // SAFETY: the block's record lives as long as the space.
-            let fresh = unsafe { (*site.block).is_fresh() };
             // A handler that waited for other CPUs may come back to a request of theirs, which goes first.
-            if !site.leaves && fresh && cpu.t1.key == key && cpu.traces.epoch() == epoch && cpu.shared.attention() == 0 {
+            let quiet = cpu.shared.attention() == 0;
+            if !site.leaves && quiet && is_fresh(site) && cpu.t1.key == key && cpu.traces.epoch() == epoch {
                 return 0;
             }
-            cpu.retired -= u64::from(site.behind);
-            cpu.shared.tally.count(Happening::ChangedCourse);
-            leave::LOOK_UP
+            cpu.retired -= behind;
+            if quiet { cpu.go_on() } else { leave::ATTEND.into() }
+        }
+        Err(Stop::EndTrace) => {
+            cpu.retired -= behind;
+            if cpu.is_undisturbed() { cpu.go_on() } else { leave::ATTEND.into() }
+        }
+        Err(Stop::Exception(exception)) => {
+            cpu.retired -= behind + 1;
+            cpu.rip = page.wrapping_add(u64::from(site.start)) & cpu.linear_mask;
+            unpack(cpu.t1.flags, &mut cpu.flags);
+            let delivered = system::deliver(cpu, exception);
+            cpu.t1.flags = pack(&cpu.flags);
+            match delivered {
+                Ok(()) if cpu.is_undisturbed() => cpu.go_on(),
+                Ok(()) | Err(Stop::EndTrace) => leave::ATTEND.into(),
+                Err(stop) => {
+                    cpu.t1.stop = Some((cpu.rip, stop));
+                    leave::STOP.into()
+                }
+            }
         }
         Err(stop) => {
-            cpu.retired -= u64::from(site.behind) + 1;
+            cpu.retired -= behind + 1;
             cpu.t1.stop = Some((page.wrapping_add(u64::from(site.start)) & cpu.linear_mask, stop));
-            leave::STOP
+            leave::STOP.into()
+        }
+    }
+}
+
+fn is_fresh(site: &Site) -> bool {
+    // SAFETY: the block's record lives as long as the space, and its code calls with this site.
+    unsafe { (*site.block).is_fresh() }
+}
+
+impl Cpu {
+    /// Whether a poll would find nothing to do, and nothing watches the next instruction.
+    fn is_undisturbed(&self) -> bool {
+        // Interrupts that RFLAGS.IF holds back wait for its return, which asks for a poll.
+        let waits = self.events_waiting && (self.nmi_pending || self.flags.has(bit::IF));
+        self.shared.attention() == 0
+            && !waits
+            && self.pending_debug == 0
+            && self.activity == Activity::Running
+            && !self.is_watched()
+            && self.fabric.memory.generation() == self.memory_generation
+    }
+
+    /// The code at RIP, or the reason to leave translated code with.
+    fn go_on(&mut self) -> u64 {
+        let number = self.t1.running;
+        self.rip &= self.linear_mask;
+        if self.t1.key == NO_KEY || self.fabric.translations.number() != number || self.enter_space().is_none() {
+            return leave::LOOK_UP.into();
+        }
+        let entry = self.t1.jumps.find(self.t1.key, self.rip).or_else(|| self.translated(self.rip, Found::Fresh));
+        match entry {
+            // What runs must not be freed under it: only the dispatcher goes from space to space.
+            Some(entry) if self.t1.space.as_ref().is_some_and(|space| space.number == number) => {
+                self.t1.page_base = self.rip & PAGE_MASK;
+                entry
+            }
+            _ => leave::LOOK_UP.into(),
         }
     }
 }
