@@ -1,6 +1,6 @@
 //! A CPU backend and its vCPUs.
 
-use crate::{ApicMessage, CpuIo, x86::X86State};
+use crate::{ApicMessage, CpuIo, Section, x86::X86State};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -23,6 +23,10 @@ pub trait CpuBackend: Send + Sync {
     fn set_a20(&self, open: bool);
     /// CPU `cpu`'s own timer ([`CpuIo::set_cpu_timer`]) has passed.
     fn timer_due(&self, cpu: u32);
+    /// What it has done so far, for people. Nothing where a backend counts nothing.
+    fn statistics(&self) -> Vec<Section>;
+    /// The hottest guest code so far, as text. `None` when no profile is being taken.
+    fn profile(&self) -> Option<String>;
 }
 
 /// One vCPU. It belongs to the thread that runs it.

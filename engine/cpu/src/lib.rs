@@ -11,7 +11,9 @@
 
 mod backend;
 mod io;
+mod statistics;
 pub mod x86;
 
 pub use backend::{CpuBackend, CpuError, CpuModel, CpuState, Exit, Kicker, Topology, Vcpu};
 pub use io::{ApicMessage, CpuIo, DeliveryMode};
+pub use statistics::{Figure, Section, print};

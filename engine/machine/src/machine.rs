@@ -12,13 +12,14 @@ use crate::spec::{DriveKind, DriveSlot, ImageSource, Spec};
 use crate::{MemoryRegionInfo, PciFunctionInfo};
 use engine_base::{Clock, ClockMode, PanicReport, VmTime, spawn_guarded};
 use engine_bus::{Backplane, BuildError, DeviceCell, Drive, DriveError, Medium, MessageSender, Power, PowerRequest, ResetKind};
-use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuState, Exit, Kicker, Vcpu};
+use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuState, Exit, Kicker, Section, Vcpu};
 use engine_display::Screen;
 use engine_firmware::FirmwareError;
 use engine_input::{InputEvent, KeyboardLeds};
 use engine_memory::{Contents, GuestMemory, MemoryError};
-use engine_translator::{Interpreter, TranslatorOptions};
+use engine_translator::{Interpreter, TranslatorOptions, WatchOptions};
 use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -221,6 +222,8 @@ struct Core {
     vcpus: Vec<VcpuSeat>,
     drives: Vec<(DriveSlot, DriveKind, Drive)>,
     gate: Gate,
+    /// Where a profile goes at the end.
+    profile: Option<PathBuf>,
     run: Mutex<RunState>,
     control: Mutex<Sender<Control>>,
     ending: AtomicBool,
@@ -276,7 +279,8 @@ impl Machine {
 
         let cpus = spec.cpu.topology.cpus();
         let backend: Arc<dyn CpuBackend> = Arc::new(if spec.translator {
-            Interpreter::translating(memory, TranslatorOptions::default())
+            let watch = WatchOptions { profile: spec.profile.is_some(), perf_map: spec.perf_map };
+            Interpreter::translating(memory, TranslatorOptions { watch, ..TranslatorOptions::default() })
         } else {
             Interpreter::new(memory)
         });
@@ -304,6 +308,7 @@ impl Machine {
             board,
             backend,
             gate: Gate::new(vcpus.len()),
+            profile: spec.profile.clone(),
             vcpus,
             drives,
             run: Mutex::new(RunState::Prelaunch),
@@ -355,6 +360,16 @@ impl Machine {
     /// Which backend runs the CPUs.
     pub fn backend_name(&self) -> &'static str {
         self.core.backend.name()
+    }
+
+    /// What the CPUs' backend has done so far, for people.
+    pub fn statistics(&self) -> Vec<Section> {
+        self.core.backend.statistics()
+    }
+
+    /// The hottest guest code so far, as text. `None`: no profile is being taken ([`Spec::profile`]).
+    pub fn profile(&self) -> Option<String> {
+        self.core.backend.profile()
     }
 
     /// How many CPUs it has.
@@ -579,6 +594,11 @@ impl Machine {
         let me = std::thread::current().id();
         for thread in lock(&self.threads).drain(..).filter(|thread| thread.thread().id() != me) {
             thread.join().ok(); // A panic was reported when it happened.
+        }
+        if let (Some(path), Some(profile)) = (&self.core.profile, self.profile())
+            && let Err(error) = std::fs::write(path, profile)
+        {
+            tracing::error!(%error, path = %path.display(), "the profile could not be written");
         }
     }
 }

@@ -39,6 +39,10 @@ pub struct Spec {
     pub clock: ClockMode,
     /// Whether hot guest code is translated to host code, or all of it interpreted. (A clock that counts instructions needs the interpreter.)
     pub translator: bool,
+    /// Where a profile of the hottest guest code is written at the end. Taking it costs memory and a little time.
+    pub profile: Option<PathBuf>,
+    /// Whether `perf` is told which host code is which guest code, by `/tmp/perf-PID.map`.
+    pub perf_map: bool,
     /// Sentences for the person that came up on the way here; the machine reports them first of all.
     pub notices: Vec<String>,
 }
@@ -151,6 +155,8 @@ impl Default for Spec {
             char_ports: BTreeMap::new(),
             clock: ClockMode::Real,
             translator: true,
+            profile: None,
+            perf_map: false,
             notices: Vec::new(),
         }
     }

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use engine_base::reply;
-use engine_cpu::CpuState;
 use engine_cpu::x86::{Segment, X86State};
+use engine_cpu::{CpuState, print as print_statistics};
 use engine_input::{Button, InputEvent, KeyCode};
 use engine_session::{
     AddressSpace, BoardDescription, Command, DriveInfo, Force, MOST_MEMORY_READ, MachineDriveKind as DriveKind, MemoryRegionInfo,
@@ -85,6 +85,12 @@ const COMMANDS: &[CommandRow] = &[
         help: "eject a removable medium (use -f to force it)",
         run: Commands::eject,
     },
+    CommandRow {
+        names: &["profile"],
+        arguments: "[filename]",
+        help: "show the hottest guest code so far, or write it to 'filename' (needs -accel tcg,profile=FILE)",
+        run: Commands::profile,
+    },
     CommandRow { names: &["cpu"], arguments: "index", help: "set the default CPU", run: Commands::choose_cpu },
     CommandRow {
         names: &["x"],
@@ -103,6 +109,7 @@ const COMMANDS: &[CommandRow] = &[
 const INFO: &[(&str, &str, fn(&mut Commands) -> Result<String, String>)] = &[
     ("block", "show info of the block devices", |c| Ok(block(&c.board()?.drives))),
     ("cpus", "show infos for each CPU", Commands::cpus),
+    ("jit", "show what the translator has done", |c| Ok(print_statistics(&c.ask(|reply| Command::ReadStatistics { reply })?))),
     ("kvm", "show KVM information", |c| Ok(format!("kvm support: disabled (the {} runs the guest)\n", c.session.backend()))),
     ("mtree", "show memory tree", |c| Ok(tree(&c.board()?))),
     ("pci", "show PCI info", |c| Ok(pci(&c.board()?))),
@@ -261,6 +268,16 @@ impl Commands {
         let file = file.ok_or("screendump: filename expected")?;
         let picture = self.ask(|reply| Command::TakePicture { reply })?;
         screendump::write(&picture, file.as_ref(), png)?;
+        Ok(String::new())
+    }
+
+    fn profile(&mut self, arguments: &str) -> Result<String, String> {
+        let profile = self.ask(|reply| Command::TakeProfile { reply })?;
+        let profile = profile.ok_or("No profile is being taken. Start the machine with -accel tcg,profile=FILE.")?;
+        if arguments.is_empty() {
+            return Ok(profile);
+        }
+        std::fs::write(arguments, profile).map_err(|error| format!("The profile could not be written ({error}): {arguments}"))?;
         Ok(String::new())
     }
 

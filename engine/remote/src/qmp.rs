@@ -63,6 +63,10 @@ const COMMANDS: &[(&str, fn(&mut QmpServer, &Value) -> Answer)] = &[
     ("quit", |server, _| server.after_reply(Command::Quit)),
     ("eject", QmpServer::eject),
     ("blockdev-change-medium", QmpServer::change_medium),
+    ("x-query-jit", |server, _| {
+        let text = server.commands.run("info jit");
+        Ok(json!({ "human-readable-text": text }))
+    }),
     // Ours: the lamps of the guest's keyboard, which QEMU tells VNC clients only.
     ("x-bellglass-query-keyboard-leds", |server, _| Ok(lamps(server.session.keyboard_leds()))),
     // Ours: text as keystrokes of a US keyboard. The prefix is the protocol's for what is not QEMU's.

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use engine_base::Reply;
-use engine_cpu::CpuState;
+use engine_cpu::{CpuState, Section};
 use engine_display::Picture;
 use engine_input::{InputEvent, KeyboardLeds};
 use engine_machine::{DriveInfo, MemoryRegionInfo, PciFunctionInfo, ResetBy};
@@ -83,6 +83,16 @@ pub enum Command {
     Settle {
         /// The answer.
         reply: Reply<()>,
+    },
+    /// What the CPUs' backend has done so far: `info jit`.
+    ReadStatistics {
+        /// Headings with figures under them.
+        reply: Reply<Vec<Section>>,
+    },
+    /// The hottest guest code so far.
+    TakeProfile {
+        /// The profile as text; nothing when none is being taken.
+        reply: Reply<Option<String>>,
     },
     /// What answers where.
     DescribeBoard {

@@ -296,6 +296,8 @@ impl Worker {
                 reply.send(state.map(Box::new).map_err(|error| error.to_string()));
             }
             Command::ReadMemory { space, address, len, reply } => reply.send(self.read_memory(space, address, len)),
+            Command::ReadStatistics { reply } => reply.send(self.machine.statistics()),
+            Command::TakeProfile { reply } => reply.send(self.machine.profile()),
             Command::DescribeBoard { reply } => reply.send(self.describe()),
         }
     }

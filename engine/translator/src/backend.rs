@@ -5,8 +5,10 @@ use crate::guest::x86::cpuid::CpuidPolicy;
 use crate::guest::x86::evaluate::Evaluation;
 use crate::guest::x86::t1::Translations;
 use crate::shared::{CpuShared, Fabric, attention};
+use crate::watch::code_log::WatchOptions;
+use crate::watch::{profile, report};
 use engine_cpu::x86::X86State;
-use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuModel, CpuState, Exit, Kicker, Vcpu};
+use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuModel, CpuState, Exit, Kicker, Section, Vcpu};
 use engine_memory::GuestMemory;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -42,12 +44,14 @@ pub struct TranslatorOptions {
     pub code_bytes: usize,
     /// Executions after which a trace is translated. Tests translate everything at once.
     pub hot: u32,
+    /// What somebody wants to know of it.
+    pub watch: WatchOptions,
 }
 
 impl Default for TranslatorOptions {
     /// 128 MiB; 16 executions, after which the interpreter has cost as much as the translation will.
     fn default() -> Self {
-        Self { code_bytes: 128 << 20, hot: 16 }
+        Self { code_bytes: 128 << 20, hot: 16, watch: WatchOptions::default() }
     }
 }
 
@@ -58,7 +62,7 @@ impl CpuBackend for Interpreter {
 
     fn create_vcpu(&self, index: u32, model: &CpuModel) -> Result<Box<dyn Vcpu>, CpuError> {
         let cpuid = CpuidPolicy::new(model)?;
-        let shared = CpuShared::new(index, X86State::after_reset(index).apic);
+        let shared = CpuShared::new(index, X86State::after_reset(index).apic, self.fabric.translations.watch);
         self.fabric.add(shared.clone());
         let mut cpu = Cpu::new(index, cpuid, shared, self.fabric.clone());
         cpu.evaluation = self.evaluation;
@@ -88,6 +92,14 @@ impl CpuBackend for Interpreter {
         if let Some(apic) = self.fabric.apics.of_cpu(cpu) {
             apic.timer_due();
         }
+    }
+
+    fn statistics(&self) -> Vec<Section> {
+        report::sections(&self.fabric)
+    }
+
+    fn profile(&self) -> Option<String> {
+        profile::text(&self.fabric)
     }
 }
 

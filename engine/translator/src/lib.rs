@@ -9,6 +9,8 @@
 //!
 //! Threads: none of its own. Each vCPU belongs to the thread that runs it; what others may touch is in `shared.rs`
 //! (attention bits, the local APIC behind its lock) and nothing else.
+//! `watch/` is what a person can see of all that: figures, samples, a profile.
+//!
 //! `guest/x86/t1/` translates, with the assembler and stubs of `host/x64/`, into the memory of `run/`. It goes from decoded instructions straight
 //! to the host's: guest and host are of one kind.
 //!
@@ -27,6 +29,8 @@ mod mmu;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod run;
 mod shared;
+mod watch;
 
 pub use backend::{Interpreter, TranslatorOptions};
 pub use guest::x86::evaluate::Evaluation;
+pub use watch::code_log::WatchOptions;

@@ -7,6 +7,9 @@
 
 use crate::guest::x86::lapic::{ApicBus, LocalApic};
 use crate::guest::x86::t1::Translations;
+use crate::watch::code_log::WatchOptions;
+use crate::watch::sampler::Sampler;
+use crate::watch::tally::Tally;
 use engine_cpu::x86::ApicState;
 use engine_memory::GuestMemory;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
@@ -41,13 +44,17 @@ pub(crate) struct CpuShared {
     quiet: AtomicBool,
     /// The local APIC: it has its own lock and raises [`attention::APIC`] when its events need a look.
     pub apic: Arc<LocalApic>,
+    /// What it counts.
+    pub tally: Tally,
+    /// Where its time goes.
+    pub sampler: Sampler,
     sleep: Mutex<()>,
     wake: Condvar,
 }
 
 impl CpuShared {
     /// CPU `index`, whose local APIC is in this state.
-    pub fn new(index: u32, apic: ApicState) -> Arc<Self> {
+    pub fn new(index: u32, apic: ApicState, watch: WatchOptions) -> Arc<Self> {
         Arc::new_cyclic(|me: &Weak<Self>| {
             let me = me.clone();
             let wake = move || {
@@ -62,6 +69,8 @@ impl CpuShared {
                 flushes_done: AtomicU64::new(0),
                 quiet: AtomicBool::new(true),
                 apic: LocalApic::new(index, apic, wake),
+                tally: Tally::new(),
+                sampler: Sampler::new(watch),
                 sleep: Mutex::new(()),
                 wake: Condvar::new(),
             }

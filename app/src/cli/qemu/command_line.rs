@@ -102,6 +102,7 @@ const WITHOUT_ARGUMENT: &[&str] = &[
     "-snapshot",
     "-usb",
     "-enable-kvm",
+    "-perfmap",
     "-h",
     "-help",
     "-version",
@@ -243,8 +244,10 @@ impl Builder {
                 if let Some(on) = values.take_switch("translator")? {
                     self.spec.translator = on;
                 }
+                self.spec.profile = values.take("profile").map(PathBuf::from).or(self.spec.profile.take());
                 // QEMU's own properties of -accel (thread, tb-size …) are about its translator.
             }
+            "-perfmap" => self.spec.perf_map = true,
             "-enable-kvm" => self.accelerators.push("kvm".to_owned()),
             "-icount" => {
                 let mut values = KeyValues::parse(name, value, "shift")?;
@@ -608,7 +611,7 @@ fn version() -> String {
 fn help() -> String {
     let list = |names: &[&str]| names.join(" ");
     format!(
-        "usage: bellglass qemu-system-x86_64 [options] [disk image]\n\nOptions with an argument, as in QEMU:\n  {}\n\nOptions without:\n  {}\n\n-cpu help, -machine help and -device help list what there is.\n",
+        "usage: bellglass qemu-system-x86_64 [options] [disk image]\n\nOptions with an argument, as in QEMU:\n  {}\n\nOptions without:\n  {}\n\n-cpu help, -machine help and -device help list what there is.\n\n-accel tcg,translator=off interprets all guest code. -accel tcg,profile=FILE writes the hottest guest code to FILE at the end.\n-perfmap lets “perf” name translated code, by /tmp/perf-PID.map. “info jit” in the monitor shows what the translator does.\n",
         list(WITH_ARGUMENT),
         list(WITHOUT_ARGUMENT)
     )
@@ -756,6 +759,8 @@ mod tests {
     fn the_translator_is_a_property_of_the_accelerator() {
         assert!(plan("-accel tcg,thread=multi,translator=on").spec.translator);
         assert!(!plan("-accel tcg,translator=off").spec.translator);
+        let watched = plan("-accel tcg,profile=hot.txt -perfmap").spec;
+        assert_eq!((watched.profile, watched.perf_map), (Some("hot.txt".into()), true));
     }
 
     #[test]

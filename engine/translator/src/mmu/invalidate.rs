@@ -5,6 +5,7 @@
 
 use crate::guest::x86::cpu::{Cpu, cr4};
 use crate::shared::attention;
+use crate::watch::tally::Happening;
 use std::sync::atomic::Ordering;
 
 impl Cpu {
@@ -33,6 +34,7 @@ impl Cpu {
         if !keep {
             self.second_level.forget(pcid);
         }
+        self.shared.tally.count(Happening::SwitchedSpace);
         self.second_level.enter(pcid);
         self.tlb.flush_local();
         self.traces.enter(self.second_level.context());
@@ -85,6 +87,7 @@ impl Cpu {
 
     /// Somebody else asks for a flush: they have made code of a page (write entries must go), changed the layout of memory, or the A20 gate.
     pub(crate) fn flush_as_asked(&mut self) {
+        self.shared.tally.count(Happening::FlushedForOthers);
         let generation = self.fabric.memory.generation();
         if self.a20_seen != self.fabric.a20_mask.load(Ordering::SeqCst) {
             self.flush_tlb();

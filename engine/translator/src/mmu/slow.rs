@@ -5,6 +5,7 @@ use super::{Access, PAGE_MASK, class};
 use crate::guest::x86::access::{Word, last_page};
 use crate::guest::x86::cpu::{Cpu, is_canonical, seg};
 use crate::guest::x86::fault::{Exec, Stop, vector};
+use crate::watch::tally::Happening;
 use engine_memory::{Block, PAGE_BYTES, PageFlags, PageState};
 use std::sync::atomic::{Ordering, fence};
 
@@ -203,6 +204,7 @@ impl Cpu {
 
     /// Translates and enters the page into the TLB where that is allowed.
     fn enter(&mut self, class: u8, linear: u64, access: Access) -> Result<u64, Stop> {
+        self.shared.tally.count(Happening::TlbMissed);
         let found = self.translate(class, linear, access)?;
         if class == class::USER_ALIGNED || self.has_breakpoint_in_page(linear) {
             return Ok(found.physical);
@@ -239,8 +241,7 @@ impl Cpu {
             return unsafe { T::load(page.read.wrapping_add((physical & !PAGE_MASK) as usize)) }.wide();
         }
         self.sync_clock();
-        let io = self.io();
-        let value = self.by_pieces(physical, T::BYTES, |_, at, bytes| io.mmio_read(at, bytes));
+        let value = self.by_pieces(physical, T::BYTES, |cpu, at, bytes| cpu.in_device(|io| io.mmio_read(at, bytes)));
         self.after_io();
         value
     }
@@ -267,10 +268,10 @@ impl Cpu {
             self.note_physical_write(&page, inside, T::BYTES);
         } else if page.read.is_null() {
             self.sync_clock();
-            let io = self.io();
-            self.pieces(physical, T::BYTES, |_, at, bytes, shift| {
+            self.pieces(physical, T::BYTES, |cpu, at, bytes, shift| {
                 let value = (value.wide() >> shift) as u64;
-                io.mmio_write(at, bytes, if bytes == 8 { value } else { value & ((1 << (8 * bytes)) - 1) });
+                let value = if bytes == 8 { value } else { value & ((1 << (8 * bytes)) - 1) };
+                cpu.in_device(|io| io.mmio_write(at, bytes, value));
             });
             self.after_io();
         }
@@ -281,6 +282,7 @@ impl Cpu {
         // SAFETY: callers have written through `page.write`, so it is not null and its state is in a held block.
         let state = unsafe { &*page.write_state };
         if state.note_write(first, bytes) {
+            self.shared.tally.count(Happening::WroteCode);
             self.code_went_stale();
         }
     }

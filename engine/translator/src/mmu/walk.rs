@@ -6,6 +6,7 @@ use super::{Access, Extent, PAGE_MASK, class};
 use crate::guest::x86::access::Word;
 use crate::guest::x86::cpu::{Cpu, cr0, cr4, efer};
 use crate::guest::x86::fault::{Stop, vector};
+use crate::watch::tally::Happening;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Physical address bits (CPUID leaf 8000_0008h).
@@ -84,6 +85,7 @@ impl Cpu {
         {
             return Ok(self.translation(class, linear, &leaf));
         }
+        self.shared.tally.count(Happening::Walked);
         let leaf = match self.walk(class, linear, access) {
             Ok(leaf) => leaf,
             Err(stop) => {

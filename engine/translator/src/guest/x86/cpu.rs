@@ -12,6 +12,7 @@ use super::t1::Translator;
 use super::trace::{Running, Traces};
 use crate::mmu::{PhysicalPages, SecondLevel, Tlb};
 use crate::shared::{CpuShared, Fabric};
+use crate::watch::sampler::Place;
 use engine_cpu::CpuIo;
 use engine_cpu::x86::{Activity, FpuState, MsrState, Segment, TableRegister, X86State};
 use engine_memory::Block;
@@ -580,6 +581,14 @@ impl Cpu {
         let Board(pointer) = self.board.expect("a CPU executes only inside run");
         // SAFETY: `run` sets the pointer from a reference that outlives it and clears it on return; handlers run only within.
         unsafe { &*pointer }
+    }
+
+    /// Does something with the board that may take its time: a device answers.
+    pub fn in_device<T>(&mut self, work: impl FnOnce(&dyn CpuIo) -> T) -> T {
+        let before = self.shared.sampler.begin(Place::Device);
+        let result = work(self.io());
+        self.shared.sampler.end(before);
+        result
     }
 
     /// Guest time in nanoseconds: what RDTSC and the APIC timer are made from.

@@ -18,6 +18,7 @@ mod tests {
     use crate::guest::x86::decode::{Decoded, decode};
     use crate::guest::x86::fault::{Exception, Exec, Stop, vector};
     use crate::shared::{CpuShared, Fabric};
+    use crate::watch::code_log::WatchOptions;
     use engine_base::{Clock, ClockMode, VmTime};
     use engine_cpu::x86::X86State;
     use engine_cpu::{CpuIo, CpuModel, Topology};
@@ -75,7 +76,7 @@ mod tests {
         let topology = Topology { sockets: 1, cores: 1, threads: 1 };
         let model = CpuModel { name: "max".into(), features: Vec::new(), topology };
         let cpuid = CpuidPolicy::new(&model).expect("the model is known");
-        let shared = CpuShared::new(0, X86State::after_reset(0).apic);
+        let shared = CpuShared::new(0, X86State::after_reset(0).apic, WatchOptions::default());
         let mut cpu = Cpu::new(0, cpuid, shared, Arc::new(Fabric::new(memory, crate::guest::x86::t1::Translations::off())));
         let mut state = X86State::after_reset(0);
         state.cr0 = cr0::ET | cr0::NE | cr0::MP;

@@ -12,6 +12,10 @@ use super::system;
 use super::t1::Left;
 use super::trace::{Trace, TraceRef};
 use crate::shared::attention;
+use crate::watch::sampler::Place;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use crate::watch::sampler::Watched;
+use crate::watch::tally::Happening;
 use engine_base::{ClockMode, VmTime};
 use engine_cpu::x86::Activity;
 use engine_cpu::{CpuIo, Exit};
@@ -38,6 +42,10 @@ impl Cpu {
         // Between runs others may have taken page flags that write entries had set, or loaded memory.
         self.flush_tlb();
         self.events_waiting = true;
+        let shared = self.shared.clone();
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        // SAFETY: the CPU and what it shares outlive this call, at whose end the sampling ends.
+        let _sampling = unsafe { shared.sampler.sample(Watched { rip: &raw const self.rip, mode: &raw const self.mode }) };
         let exit = self.run_loop();
         self.sync_clock();
         self.shared.enter_quiet();
@@ -48,6 +56,7 @@ impl Cpu {
     fn run_loop(&mut self) -> Exit {
         loop {
             self.running.count = 0;
+            self.shared.tally.set(Happening::Retired, self.retired);
             if let Some(exit) = self.poll() {
                 return exit;
             }
@@ -172,7 +181,7 @@ impl Cpu {
             if self.translates()
                 && let Some(entry) = self.hot_translation(at)
             {
-                match self.run_translated(entry) {
+                match self.run_watched(entry) {
                     Left::At => {}
                     Left::Poll => return None,
                     Left::Stopped(start, stop) => return self.stopped(0, start, stop),
@@ -220,6 +229,18 @@ impl Cpu {
                 }
             };
         }
+    }
+
+    /// Runs translated code from `entry`, and counts.
+    fn run_watched(&mut self, entry: u64) -> Left {
+        let before = (self.shared.sampler.begin(Place::CalledByCode), self.retired);
+        let left = self.run_translated(entry);
+        let tally = &self.shared.tally;
+        tally.count(Happening::Entered);
+        tally.count_many(Happening::Translated, self.retired.wrapping_sub(before.1));
+        tally.set(Happening::Retired, self.retired);
+        self.shared.sampler.end(before.0);
+        left
     }
 
     /// Executes `count` ops.

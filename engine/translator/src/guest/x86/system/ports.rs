@@ -28,7 +28,7 @@ fn input<const BYTES: u8, const IMMEDIATE: bool>(cpu: &mut Cpu, op: &Op) -> Exec
     cpu.check_io(port, BYTES)?;
     cpu.note_io_breakpoints(port, BYTES);
     cpu.sync_clock();
-    let value = cpu.io().port_read(port, BYTES);
+    let value = cpu.in_device(|io| io.port_read(port, BYTES));
     cpu.set_reg(reg::AX, BYTES, u64::from(value));
     finish(cpu)
 }
@@ -39,7 +39,7 @@ fn output<const BYTES: u8, const IMMEDIATE: bool>(cpu: &mut Cpu, op: &Op) -> Exe
     cpu.note_io_breakpoints(port, BYTES);
     cpu.sync_clock();
     let value = cpu.reg(reg::AX, BYTES) as u32;
-    cpu.io().port_write(port, BYTES, value);
+    cpu.in_device(|io| io.port_write(port, BYTES, value));
     finish(cpu)
 }
 

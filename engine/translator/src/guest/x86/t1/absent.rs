@@ -4,17 +4,28 @@ use super::cpu::Cpu;
 use super::fault::Stop;
 use super::trace::TraceRef;
 use crate::backend::TranslatorOptions;
+use crate::watch::code_log::{CodeLog, WatchOptions};
+use crate::watch::report::TierFigures;
 use std::sync::atomic::AtomicU32;
 
 /// No translations.
-pub(crate) struct Translations;
+pub(crate) struct Translations {
+    pub watch: WatchOptions,
+    pub log: CodeLog,
+}
 
 impl Translations {
-    pub fn new(_: TranslatorOptions) -> Self {
-        Self
+    pub fn new(options: TranslatorOptions) -> Self {
+        Self { watch: options.watch, log: CodeLog::new(options.watch) }
     }
     pub fn off() -> Self {
-        Self
+        Self { watch: WatchOptions::default(), log: CodeLog::new(WatchOptions::default()) }
+    }
+    pub fn is_on(&self) -> bool {
+        false
+    }
+    pub fn figures(&self) -> Vec<TierFigures> {
+        Vec::new()
     }
 }
 

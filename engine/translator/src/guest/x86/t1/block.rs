@@ -21,12 +21,17 @@ use crate::host::x64::asm::{Alu, Asm, Cond, Mem, R, W};
 use crate::host::x64::stubs::{self, Stubs};
 use crate::host::x64::vectors::VectorLayout;
 use crate::run::code_memory::CodeMemory;
+use crate::watch::code_log::{CodeLog, Placed, WatchOptions};
+use crate::watch::report::TierFigures;
+use crate::watch::sampler::Place;
+use crate::watch::tally::Cause;
 use engine_memory::{Block, PageState};
 use iced_x86::{Mnemonic, OpKind};
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
+use std::time::Duration;
 
 /// Why translated code was left: in the low bits of what the stub returns; the rest is a place in the page, or a link's number.
 pub(super) mod leave {
@@ -74,6 +79,8 @@ pub(super) struct Site {
     pub flags: bool,
     /// The block is left afterwards in any case.
     pub leaves: bool,
+    /// Why the interpreter is called.
+    pub cause: Cause,
 }
 
 /// What the interpreter must know of the block that called it.
@@ -196,6 +203,9 @@ pub(crate) struct Translations {
     /// Executions after which a trace is translated.
     pub hot: u32,
     pub counters: Counters,
+    pub watch: WatchOptions,
+    /// Which host code is whose, where somebody wants to know.
+    pub log: CodeLog,
 }
 
 /// Everything a block is made from.
@@ -215,17 +225,53 @@ impl Translations {
     /// A translator. (A space takes half of the bytes: while vCPUs move to a new one there are two.)
     pub fn new(options: TranslatorOptions) -> Self {
         let space_bytes = (options.code_bytes / 2).next_multiple_of(4096).max(4 * MAX_BLOCK_BYTES);
-        Self { space_bytes, hot: options.hot, ..Self::off() }
+        let watch = options.watch;
+        Self { space_bytes, hot: options.hot, watch, log: CodeLog::new(watch), ..Self::off() }
     }
 
     /// No translator.
     pub fn off() -> Self {
-        Self { current: RwLock::new(None), number: AtomicU32::new(0), space_bytes: 0, hot: 0, counters: Counters::default() }
+        let watch = WatchOptions::default();
+        Self {
+            current: RwLock::new(None),
+            number: AtomicU32::new(0),
+            space_bytes: 0,
+            hot: 0,
+            counters: Counters::default(),
+            watch,
+            log: CodeLog::new(watch),
+        }
     }
 
     /// Whether there is one.
     pub fn is_on(&self) -> bool {
         self.space_bytes != 0
+    }
+
+    /// What each tier has made.
+    pub fn figures(&self) -> Vec<TierFigures> {
+        if !self.is_on() {
+            return Vec::new();
+        }
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let space = self.current.read().unwrap_or_else(|poison| poison.into_inner()).clone();
+        let counters = &self.counters;
+        let tier_1 = TierFigures {
+            title: "Tier 1",
+            pieces: of(&counters.blocks),
+            instructions: of(&counters.instructions),
+            made_bytes: of(&counters.bytes),
+            used_bytes: space.map_or(0, |space| space.lock().used as u64),
+            most_bytes: self.space_bytes as u64,
+            spent: Duration::from_nanos(of(&counters.nanoseconds)),
+            more: vec![
+                ("links between blocks", of(&counters.links)),
+                ("blocks revived", of(&counters.revived)),
+                ("blocks replaced by others", of(&counters.replaced)),
+                ("code memories so far", of(&counters.spaces)),
+            ],
+        };
+        vec![tier_1]
     }
 
     /// The current space's number.
@@ -277,6 +323,11 @@ impl Space {
         memory.write_at(0, &code);
         let inner = Inner { used: code.len(), ..Inner::default() };
         Ok(Self { memory, stubs, number, inner: Mutex::new(inner) })
+    }
+
+    /// Where its code lies.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.memory.address(0)..self.memory.address(self.memory.len())
     }
 
     /// The address of the stub that enters translated code.
@@ -348,7 +399,8 @@ impl Space {
     }
 
     /// Translates. `None`: the space is full.
-    pub fn translate(&self, request: &Request, hold: impl FnOnce(&mut Vec<Block>), counters: &Counters) -> Option<u64> {
+    pub fn translate(&self, request: &Request, hold: impl FnOnce(&mut Vec<Block>), translations: &Translations) -> Option<u64> {
+        let counters = &translations.counters;
         let first = request.sources.first()?;
         let host = request.page as u64 + u64::from(first.start);
         let mut inner = self.lock();
@@ -383,6 +435,19 @@ impl Space {
         counters.instructions.fetch_add(request.sources.len() as u64, Ordering::Relaxed);
         counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
         let entry = self.memory.address(offset);
+        if translations.log.is_on() {
+            translations.log.add(Placed {
+                tier: Place::Tier1,
+                space: self.number,
+                offset: offset as u32,
+                address: entry,
+                rip: request.page_base + u64::from(first.start),
+                bits: if request.key & super::WIDE != 0 { 64 } else { 32 },
+                user: request.key & super::CLASS == crate::mmu::class::USER,
+                guest: request.bytes.clone(),
+                host: code.into_boxed_slice(),
+            });
+        }
         let translated = Translated { offset, info, bytes: request.bytes.clone(), page: request.page, start: first.start };
         if let Some(old) = inner.blocks.insert(key, translated) {
             // `jmp entry` in place of the first instruction of the old block, which lies in one aligned word.

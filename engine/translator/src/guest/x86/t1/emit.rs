@@ -13,6 +13,7 @@ use crate::guest::x86::op::{NO_REGISTER, Op, OpFlags};
 use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, Rm, W};
 use crate::host::x64::stubs::{PINNED, Stubs};
 use crate::mmu::{read_table, write_table};
+use crate::watch::tally::Cause;
 use iced_x86::{Instruction, OpKind, Register, RflagsBits};
 use std::mem::offset_of;
 
@@ -495,7 +496,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// The record with which the interpreter executes the current instruction.
-    fn site(&mut self) -> *const Site {
+    fn site(&mut self, cause: Cause) -> *const Site {
         let source = self.source();
         let instruction = &source.instruction;
         let relative = if instruction.is_ip_rel_memory_operand() {
@@ -518,6 +519,7 @@ impl<'a> Emitter<'a> {
             // Interrupts and system calls save the flags, which the tables do not call reading.
             flags: self.leaves() || (instruction.rflags_read() | instruction.rflags_modified()) & ALL_FLAGS != 0,
             leaves: self.leaves(),
+            cause,
         });
         let at: *const Site = &*site;
         self.sites.push(site);
@@ -527,7 +529,7 @@ impl<'a> Emitter<'a> {
     /// A cold path for the current instruction: the label to jump to, with flags in the state and no register changed.
     pub fn cold_path(&mut self) -> Label {
         debug_assert_eq!(self.flags, FlagsAt::State);
-        let (site, leaves) = (self.site(), self.leaves());
+        let (site, leaves) = (self.site(Cause::RareCase), self.leaves());
         let (label, resume) = (self.asm.label(), self.asm.label());
         let fill_vectors = self.wants_vectors_behind();
         self.cold.push(Cold { label, resume, site, load_flags: false, fill_vectors, leaves });
@@ -537,7 +539,7 @@ impl<'a> Emitter<'a> {
     /// Has the interpreter execute the current instruction, here.
     pub fn interpret(&mut self) {
         self.save_flags();
-        let site = self.site();
+        let site = self.site(Cause::NotTranslated);
         self.asm.set_wide(R::Ax, site as u64);
         self.asm.call_to(self.stubs.call);
         if self.wants_vectors_behind() {

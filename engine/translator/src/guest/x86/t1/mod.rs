@@ -35,6 +35,8 @@ use super::system;
 use super::trace::TraceRef;
 use crate::host::x64::vectors;
 use crate::mmu::{PAGE_MASK, class};
+use crate::watch::sampler::Place;
+use crate::watch::tally::Happening;
 use block::{Relative, Request, Site, Space, leave};
 use emit::Source;
 use engine_cpu::x86::Activity;
@@ -240,7 +242,10 @@ impl Cpu {
         if self.t1.space.as_ref().is_none_or(|space| space.number != number) {
             self.t1.jumps.forget_all();
             match self.fabric.translations.space() {
-                Ok(space) => self.t1.space = Some(space),
+                Ok(space) => {
+                    self.shared.sampler.set_code(Place::Tier1, space.range(), space.number);
+                    self.t1.space = Some(space);
+                }
                 Err(error) => {
                     tracing::warn!("the translator is off: no memory for code: {error}");
                     (self.t1.enabled, self.t1.key) = (false, NO_KEY);
@@ -256,6 +261,13 @@ impl Cpu {
 
     /// Translates a trace. `None`: it cannot be, or not now.
     fn translate_trace(&mut self, at: TraceRef) -> Option<u64> {
+        let before = self.shared.sampler.begin(Place::Translating);
+        let entry = self.translate_now(at);
+        self.shared.sampler.end(before);
+        entry
+    }
+
+    fn translate_now(&mut self, at: TraceRef) -> Option<u64> {
         let began = std::time::Instant::now();
         let (key, wide) = (self.t1.key, self.code_size == CodeSize::Bits64);
         let code = self.traces.code(at)?;
@@ -287,7 +299,7 @@ impl Cpu {
             bytes: code.bytes.into_boxed_slice(),
         };
         let fabric = self.fabric.clone();
-        let counters = &fabric.translations.counters;
+        let translations = &fabric.translations;
         let mut space = self.t1.space.clone()?;
         let page = request.page;
         let hold = |held_blocks: &Vec<engine_memory::Block>, held: &mut Vec<engine_memory::Block>| {
@@ -297,16 +309,16 @@ impl Cpu {
                 held.push(block.clone());
             }
         };
-        let mut entry = space.translate(&request, |held| hold(&self.held_blocks, held), counters);
+        let mut entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
         if entry.is_none() {
-            fabric.translations.replace(space.number).ok()?;
+            translations.replace(space.number).ok()?;
             // The others are to leave the old space soon.
             fabric.for_each(|cpu| cpu.raise(crate::shared::attention::SELF));
             self.enter_space()?;
             space = self.t1.space.clone()?;
-            entry = space.translate(&request, |held| hold(&self.held_blocks, held), counters);
+            entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
         }
-        counters.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        translations.counters.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         entry
     }
 
@@ -330,6 +342,7 @@ impl Cpu {
                 let enter = std::mem::transmute::<u64, extern "sysv64" fn(*mut Self, u64) -> u32>(space.enter());
                 enter(this, entry)
             };
+            self.shared.tally.count(happening(reason));
             let mut flags = self.flags;
             unpack(self.t1.flags, &mut flags);
             self.flags = flags;
@@ -372,6 +385,16 @@ impl Cpu {
                 link = None;
             }
         }
+    }
+}
+
+/// What it means that translated code was left for a reason.
+fn happening(reason: u32) -> Happening {
+    match reason & leave::MASK {
+        leave::LOOK_UP | leave::LINK => Happening::JumpMissed,
+        leave::POLL => Happening::Polled,
+        leave::STALE => Happening::WasStale,
+        _ => Happening::Stopped,
     }
 }
 
@@ -424,6 +447,7 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u64 {
     if site.flags {
         cpu.t1.flags = pack(&cpu.flags);
     }
+    cpu.shared.tally.count_call(site.cause, site.op.code);
     let behind = u64::from(site.behind);
     match result {
         Ok(()) => {
@@ -432,6 +456,7 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u64 {
             if !site.leaves && quiet && is_fresh(site) && cpu.t1.key == key && cpu.traces.epoch() == epoch {
                 return 0;
             }
+            cpu.shared.tally.count(Happening::ChangedCourse);
             cpu.retired -= behind;
             if quiet { cpu.go_on() } else { leave::ATTEND.into() }
         }
