@@ -136,6 +136,19 @@ impl Cond {
     pub const A: Self = Self(7);
 }
 
+/// What a VEX prefix says besides registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Vex {
+    /// VEX.pp: the prefix it stands for: none, 66, F3, F2.
+    pub prefix: u8,
+    /// VEX.mmmmm: the table: 0F, 0F38, 0F3A from 1.
+    pub map: u8,
+    /// VEX.W
+    pub wide: bool,
+    /// VEX.L
+    pub long: bool,
+}
+
 /// A place in the code that jumps name before or after it is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Label(usize);
@@ -229,6 +242,10 @@ impl Asm {
             self.byte(0x40 | rex);
         }
         self.code.extend_from_slice(opcode);
+        self.modrm(reg, rm);
+    }
+
+    fn modrm(&mut self, reg: u8, rm: Rm) {
         let reg = (reg & 7) << 3;
         match rm {
             Rm::Reg(rm) => self.byte(0xc0 | reg | rm as u8 & 7),
@@ -505,6 +522,41 @@ impl Asm {
         self.encode(prefix, wide, (false, false), opcode, reg, rm);
         self.code.extend(immediate);
     }
+    /// An instruction with a VEX prefix: opcode, ModRM.reg, the register in the prefix (0 if there is none), operand, immediate.
+    pub fn vex(&mut self, vex: Vex, opcode: u8, reg: u8, vvvv: u8, rm: Rm, immediate: Option<u8>) {
+        let (index, base) = match rm {
+            Rm::Reg(rm) => (0, rm as u8 >> 3),
+            Rm::Vector(rm) => (0, rm.0 >> 3),
+            Rm::High(_) => unreachable!("no REX with high byte registers"),
+            Rm::Mem(mem) => (mem.index.map_or(0, |(index, _)| index as u8 >> 3), mem.base as u8 >> 3),
+        };
+        let last = (!vvvv & 15) << 3 | u8::from(vex.long) << 2 | vex.prefix;
+        if vex.map == 1 && !vex.wide && index | base == 0 {
+            self.byte(0xc5);
+            self.byte((!reg >> 3 & 1) << 7 | last);
+        } else {
+            self.byte(0xc4);
+            self.byte((!reg >> 3 & 1) << 7 | (1 ^ index) << 6 | (1 ^ base) << 5 | vex.map);
+            self.byte(u8::from(vex.wide) << 7 | last);
+        }
+        self.byte(opcode);
+        self.modrm(reg, rm);
+        self.code.extend(immediate);
+    }
+    /// `vinsertf128 ymm, ymm, m128, 1`: the upper half from memory.
+    pub fn load_upper(&mut self, reg: X, mem: Mem) {
+        self.vex(Vex { prefix: 1, map: 3, wide: false, long: true }, 0x18, reg.0, reg.0, mem.into(), Some(1));
+    }
+    /// `vextractf128 m128, ymm, 1`: the upper half to memory.
+    pub fn store_upper(&mut self, mem: Mem, reg: X) {
+        self.vex(Vex { prefix: 1, map: 3, wide: false, long: true }, 0x19, reg.0, 0, mem.into(), Some(1));
+    }
+    /// VZEROUPPER or VZEROALL (`long`).
+    pub fn zero_vectors(&mut self, long: bool) {
+        self.byte(0xc5);
+        self.byte(0xf8 | u8::from(long) << 2);
+        self.byte(0x77);
+    }
     /// `movaps xmm, m128`
     pub fn movaps(&mut self, reg: X, mem: Mem) {
         self.vector(None, false, &[0x0f, 0x28], reg.0, mem.into(), None);
@@ -696,6 +748,22 @@ mod tests {
         );
         assert_eq!(text(|asm| asm.vector(Some(0x66), true, &[0x0f, 0x3a, 0x22], 0, R::R9.into(), Some(1))), ["pinsrq xmm0,r9,1"]);
         assert_eq!(text(|asm| asm.vector(None, false, &[0x0f, 0x58], 9, X(12).into(), None)), ["addps xmm9,xmm12"]);
+        let vex = |prefix, map, wide, long| Vex { prefix, map, wide, long };
+        let indexed = Mem { base: R::R9, index: Some((R::R10, 2)), disp: 8 };
+        for (got, want) in [
+            (text(|asm| asm.vex(vex(0, 1, false, true), 0x58, 1, 2, X(3).into(), None)), "vaddps ymm1,ymm2,ymm3"),
+            (text(|asm| asm.vex(vex(2, 1, false, false), 0x58, 9, 10, m.into(), None)), "vaddss xmm9,xmm10,[rbp+100h]"),
+            (
+                text(|asm| asm.vex(vex(1, 2, true, true), 0xb8, 9, 15, indexed.into(), None)),
+                "vfmadd231pd ymm9,ymm15,[r9+r10*4+8]",
+            ),
+            (text(|asm| asm.vex(vex(3, 3, true, false), 0xf0, 2, 0, R::R15.into(), Some(8))), "rorx rdx,r15,8"),
+            (text(|asm| asm.load_upper(X(9), m)), "vinsertf128 ymm9,ymm9,[rbp+100h],1"),
+            (text(|asm| asm.store_upper(m, X(10))), "vextractf128 [rbp+100h],ymm10,1"),
+            (text(|asm| asm.zero_vectors(false)), "vzeroupper"),
+        ] {
+            assert_eq!(got, [want]);
+        }
         assert_eq!(text(|asm| (asm.sign_into_dx(W::B8), asm.sign_into_dx(W::B4)).0), ["cqo", "cdq"]);
     }
 

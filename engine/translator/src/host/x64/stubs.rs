@@ -7,7 +7,7 @@
 //! host's MXCSR is back, wherever Rust is called or returned to. The x87 unit and the direction flag are never touched by translated code.
 
 use super::asm::{Asm, Cond, Mem, R, W};
-use super::vectors::VectorLayout;
+use super::vectors::{Residency, VectorLayout};
 
 /// Where guest registers 0–10 are held.
 pub(crate) const PINNED: [R; 11] = [R::Bx, R::Si, R::Di, R::R8, R::R9, R::R10, R::R11, R::R12, R::R13, R::R14, R::R15];
@@ -25,8 +25,10 @@ pub(crate) struct Stubs {
     /// Called with a pointer in RAX: calls the Rust function with the CPU and that pointer. Zero: goes on; what fits in 32 bits is the reason
     /// with which translated code is left; all else is the address of the code to go on with instead.
     pub call: u64,
-    /// Called where vector registers are wanted and not resident: makes them so. Keeps flags and general registers.
-    pub fill_vectors: u64,
+    /// Called where no vector registers are resident: XMM registers become so. Keeps flags and general registers.
+    pub fill_xmm: u64,
+    /// Called where YMM registers are not resident: they become so. Spoils flags; keeps general registers.
+    pub fill_ymm: u64,
 }
 
 /// Distances from the start of the CPU, and the function that `call` calls.
@@ -43,8 +45,13 @@ pub(crate) fn write(asm: &mut Asm, layout: &Layout) -> Stubs {
     let slot = |number: usize| Mem::at(R::Bp, layout.registers + 8 * number as i32);
     let stored = asm.label();
 
-    let fill_vectors = asm.here();
-    layout.vectors.fill(asm);
+    let fill_xmm = asm.here();
+    layout.vectors.fill_xmm(asm);
+    asm.ret();
+
+    asm.align(16, 0);
+    let fill_ymm = asm.here();
+    layout.vectors.fill_ymm(asm);
     asm.ret();
 
     asm.align(16, 0);
@@ -72,26 +79,26 @@ pub(crate) fn write(asm: &mut Asm, layout: &Layout) -> Stubs {
     for (number, reg) in PINNED.into_iter().enumerate() {
         asm.mov(W::B8, slot(number), reg);
     }
-    let resident = asm.label();
-    layout.vectors.jump_if_resident(asm, resident);
+    let nothing = asm.label();
+    layout.vectors.jump_unless(asm, Residency::Xmm, nothing);
+    asm.call_to(spill_vectors);
+    asm.bind(nothing);
     asm.bind(stored);
     asm.pop(R::Cx);
     for reg in SAVED.into_iter().rev() {
         asm.pop(reg);
     }
     asm.ret();
-    asm.bind(resident);
-    asm.call_to(spill_vectors);
-    asm.jmp(stored);
 
     asm.align(16, 0);
     let call = asm.here();
     for (number, reg) in PINNED.into_iter().enumerate() {
         asm.mov(W::B8, slot(number), reg);
     }
-    let (resident, in_cpu) = (asm.label(), asm.label());
-    layout.vectors.jump_if_resident(asm, resident);
-    asm.bind(in_cpu);
+    let nothing = asm.label();
+    layout.vectors.jump_unless(asm, Residency::Xmm, nothing);
+    asm.call_to(spill_vectors);
+    asm.bind(nothing);
     asm.mov(W::B8, R::Di, R::Bp);
     asm.mov(W::B8, R::Si, R::Ax);
     asm.push(R::Ax);
@@ -115,16 +122,13 @@ pub(crate) fn write(asm: &mut Asm, layout: &Layout) -> Stubs {
         asm.load(W::B8, reg, slot(number));
     }
     asm.jmp_rm(R::Ax);
-    asm.bind(resident);
-    asm.call_to(spill_vectors);
-    asm.jmp(in_cpu);
-    Stubs { enter, leave, call, fill_vectors }
+    Stubs { enter, leave, call, fill_xmm, fill_ymm }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::x64::asm::{Alu, X};
+    use crate::host::x64::asm::{Alu, Vex, X};
     use crate::host::x64::vectors::mxcsr;
     use crate::run::code_memory::CodeMemory;
     use std::arch::asm;
@@ -135,6 +139,7 @@ mod tests {
     struct Registers {
         general: [u64; 16],
         xmm: [u128; 16],
+        ymm_high: [u128; 16],
         mxcsr: u32,
         host_mxcsr: u32,
         resident: u8,
@@ -155,6 +160,7 @@ mod tests {
             (*cpu).seen = mxcsr();
             (*cpu).general[3] += add;
             (*cpu).xmm[15] += u128::from(add) << 64;
+            (*cpu).ymm_high[14] += u128::from(add);
             asm!("pcmpeqb xmm0, xmm0", "pcmpeqb xmm9, xmm9", "pcmpeqb xmm15, xmm15",
                 out("xmm0") _, out("xmm9") _, out("xmm15") _, options(nomem, nostack, preserves_flags));
             // A number that cannot be a reason is an address.
@@ -175,6 +181,7 @@ mod tests {
         let vectors = VectorLayout {
             resident: offset_of!(Registers, resident) as i32,
             xmm: offset_of!(Registers, xmm) as i32,
+            ymm_high: offset_of!(Registers, ymm_high) as i32,
             mxcsr: offset_of!(Registers, mxcsr) as i32,
             host_mxcsr: offset_of!(Registers, host_mxcsr) as i32,
         };
@@ -199,6 +206,7 @@ mod tests {
         Registers {
             general: std::array::from_fn(|number| 100 * number as u64),
             xmm: std::array::from_fn(|number| 1000 * number as u128),
+            ymm_high: std::array::from_fn(|number| 50 * number as u128),
             mxcsr: GUEST_MXCSR,
             host_mxcsr: HOST_MXCSR,
             resident: 0,
@@ -240,11 +248,11 @@ mod tests {
     fn resident_vectors_are_the_guests_and_go_back_before_rust_looks() {
         let add = 7u64;
         let bench = bench(|asm, stubs| {
-            asm.call_to(stubs.fill_vectors);
+            asm.call_to(stubs.fill_xmm);
             compute(asm);
             asm.set_wide(R::Ax, &raw const add as u64);
             asm.call_to(stubs.call);
-            asm.call_to(stubs.fill_vectors);
+            asm.call_to(stubs.fill_xmm);
             compute(asm);
             asm.set(R::Ax, 9);
             asm.jmp_to(stubs.leave);
@@ -258,6 +266,41 @@ mod tests {
         assert_eq!(found.xmm[9], 9000);
         assert_eq!((found.mxcsr, found.resident), (GUEST_MXCSR | 1 << 5, 0), "inexact");
         assert_eq!((found.seen, mxcsr()), (HOST_MXCSR, HOST_MXCSR));
+        assert_eq!(found.ymm_high, std::array::from_fn(|number| 50 * number as u128 + if number == 14 { 7 } else { 0 }));
+    }
+
+    /// `vpaddd ymm14, ymm14, ymm14; vpaddd xmm15, xmm15, xmm15`
+    fn compute_wide(asm: &mut Asm) {
+        for (register, long) in [(14, true), (15, false)] {
+            let vex = Vex { prefix: 1, map: 1, wide: false, long };
+            asm.vex(vex, 0xfe, register, register, X(register).into(), None);
+        }
+    }
+
+    #[test]
+    fn upper_halves_follow_when_they_are_wanted() {
+        if !crate::host::x64::vectors::has_ymm() {
+            return;
+        }
+        let add = 7u64;
+        let bench = bench(|asm, stubs| {
+            asm.call_to(stubs.fill_xmm);
+            compute(asm);
+            asm.call_to(stubs.fill_ymm);
+            compute_wide(asm);
+            asm.set_wide(R::Ax, &raw const add as u64);
+            asm.call_to(stubs.call);
+            asm.call_to(stubs.fill_ymm);
+            compute_wide(asm);
+            asm.set(R::Ax, 9);
+            asm.jmp_to(stubs.leave);
+        });
+        let mut found = registers();
+        assert_eq!(bench.run(&mut found), 9);
+        assert_eq!(found.xmm[15], 15_000 * 8 + (7 << 65));
+        assert_eq!((found.xmm[14], found.ymm_high[14]), (14_000 * 4, (50 * 14 * 2 + 7) * 2));
+        assert_eq!((found.ymm_high[13], found.ymm_high[15]), (50 * 13, 0), "128-bit instructions clear the upper half");
+        assert_eq!((found.resident, found.seen, mxcsr()), (0, HOST_MXCSR, HOST_MXCSR));
     }
 
     #[test]

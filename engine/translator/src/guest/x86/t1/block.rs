@@ -19,7 +19,7 @@ use crate::backend::TranslatorOptions;
 use crate::guest::x86::op::{Op, OpFlags};
 use crate::host::x64::asm::{Alu, Asm, Cond, Mem, R, W};
 use crate::host::x64::stubs::{self, Stubs};
-use crate::host::x64::vectors::VectorLayout;
+use crate::host::x64::vectors::{Residency, VectorLayout};
 use crate::run::code_memory::CodeMemory;
 use crate::watch::code_log::{CodeLog, Placed, WatchOptions};
 use crate::watch::report::TierFigures;
@@ -314,6 +314,7 @@ impl Space {
         let vectors = VectorLayout {
             resident: field!(t1.vectors_resident),
             xmm: field!(fpu.xmm),
+            ymm_high: field!(fpu.ymm_high),
             mxcsr: field!(fpu.mxcsr),
             host_mxcsr: field!(t1.host_mxcsr),
         };
@@ -484,7 +485,7 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
             // A transfer does not come back; its cold paths do not either.
             emitter.transfer()
         } else {
-            emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.vector())
+            emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.vector()).or_else(|| emitter.bits())
         };
         if done.is_none() {
             emitter.interpret();
@@ -524,11 +525,15 @@ pub(super) fn find_live_flags(sources: &mut [Source]) {
 fn may_stop(source: &Source) -> bool {
     use Mnemonic::*;
     let instruction = &source.instruction;
-    if source.vector {
+    if source.vectors != Residency::Nothing {
         // All SIMD exceptions are masked.
         return source.op.has_memory();
     }
     let mnemonic = instruction.mnemonic();
+    if source.op.code != instruction.code() {
+        // This CPU model does not have it.
+        return true;
+    }
     if matches!(mnemonic, Lea | Nop | Endbr32 | Endbr64) {
         return false;
     }
@@ -579,7 +584,8 @@ fn may_stop(source: &Source) -> bool {
             | Stc
             | Clc
             | Cmc
-    ) || super::integer::condition(mnemonic).is_some();
+    ) || super::integer::condition(mnemonic).is_some()
+        || super::bits::is_here(mnemonic);
     let registers = (0..instruction.op_count())
         .filter(|at| instruction.op_kind(*at) == OpKind::Register)
         .all(|at| instruction.op_register(at).is_gpr());

@@ -12,6 +12,7 @@ use crate::guest::x86::cpu::{Span, reg, seg};
 use crate::guest::x86::op::{NO_REGISTER, Op, OpFlags};
 use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, Rm, W};
 use crate::host::x64::stubs::{PINNED, Stubs};
+use crate::host::x64::vectors::Residency;
 use crate::mmu::{read_table, write_table};
 use crate::watch::tally::Cause;
 use iced_x86::{Instruction, OpKind, Register, RflagsBits};
@@ -53,8 +54,8 @@ pub(super) struct Source {
     pub start: u32,
     /// The byte behind it; 4096 at the page's end.
     pub next: u32,
-    /// It is a vector instruction that runs natively: see `vector.rs`.
-    pub vector: bool,
+    /// What a native vector instruction wants to be resident: see `vector.rs`.
+    pub vectors: Residency,
     /// Flags that somebody wants behind it.
     pub live_after: u32,
     /// Flags that somebody wants before it.
@@ -109,8 +110,9 @@ pub(super) struct Emitter<'a> {
     /// Which of them is being translated.
     pub at: usize,
     pub flags: FlagsAt,
-    /// How many instructions there are up to the last that uses vector registers: until then they are resident.
+    /// How many instructions there are up to the last that uses vector registers: until then they are resident, those that any of them wants.
     vectors_until: usize,
+    vectors: Residency,
     /// Where that is done at the block's start if it is to be done, and what comes behind.
     fill: Option<(Label, Label)>,
     info: *const BlockInfo,
@@ -143,7 +145,8 @@ impl<'a> Emitter<'a> {
             sources,
             at: 0,
             flags: FlagsAt::State,
-            vectors_until: sources.iter().rposition(|source| source.vector).map_or(0, |at| at + 1),
+            vectors_until: sources.iter().rposition(|source| source.vectors != Residency::Nothing).map_or(0, |at| at + 1),
+            vectors: sources.iter().map(|source| source.vectors).max().unwrap_or(Residency::Nothing),
             fill: None,
             info,
             cold: Vec::new(),
@@ -225,11 +228,16 @@ impl<'a> Emitter<'a> {
     pub fn want_vectors(&mut self) {
         if self.vectors_until != 0 {
             let (fill, resume) = (self.asm.label(), self.asm.label());
-            self.asm.alu_imm(Alu::Cmp, W::B1, state(field!(t1.vectors_resident)), 0);
-            self.asm.jcc(Cond::E, fill);
+            self.asm.alu_imm(Alu::Cmp, W::B1, state(field!(t1.vectors_resident)), self.vectors as i32);
+            self.asm.jcc(Cond::B, fill);
             self.asm.bind(resume);
             self.fill = Some((fill, resume));
         }
+    }
+
+    fn fill_vectors(&mut self) {
+        let stub = if self.vectors == Residency::Ymm { self.stubs.fill_ymm } else { self.stubs.fill_xmm };
+        self.asm.call_to(stub);
     }
 
     /// Whether an instruction behind the current one uses vector registers.
@@ -415,15 +423,15 @@ impl<'a> Emitter<'a> {
 
     /// Probes the TLB for the memory operand: the hot path goes on with the operand at the address given, made of RAX and RCX. Spoils RDX and the host's flags.
     pub fn memory(&mut self, write: bool, bytes: u8) -> Option<Mem> {
-        self.operand_memory(write, bytes, false)
+        self.operand_memory(write, bytes, 1)
     }
 
-    /// As [`Emitter::memory`], for 16 bytes that must be aligned: those that are not are the cold path's.
-    pub fn aligned_memory(&mut self, write: bool) -> Option<Mem> {
-        self.operand_memory(write, 16, true)
+    /// As [`Emitter::memory`], for 16 or 32 bytes that must be aligned: those that are not are the cold path's.
+    pub fn aligned_memory(&mut self, write: bool, bytes: u8) -> Option<Mem> {
+        self.operand_memory(write, bytes, bytes)
     }
 
-    fn operand_memory(&mut self, write: bool, bytes: u8, aligned: bool) -> Option<Mem> {
+    fn operand_memory(&mut self, write: bool, bytes: u8, alignment: u8) -> Option<Mem> {
         let segment = self.source().op.segment;
         if !self.wide && segment == seg::CS && write {
             return None;
@@ -445,27 +453,27 @@ impl<'a> Emitter<'a> {
                 self.asm.alu_load(Alu::Add, W::B4, R::Ax, base);
             }
         }
-        Some(self.probe_aligned(write, bytes, aligned, cold))
+        Some(self.probe_aligned(write, bytes, alignment, cold))
     }
 
     /// Probes the TLB for `bytes` bytes at the linear address in RAX: a miss goes to `cold`.
     pub fn probe(&mut self, write: bool, bytes: u8, cold: Label) -> Mem {
-        self.probe_aligned(write, bytes, false, cold)
+        self.probe_aligned(write, bytes, 1, cold)
     }
 
-    /// `aligned`: addresses that are not multiples of 16 miss, because their low bits stay in what is compared.
-    fn probe_aligned(&mut self, write: bool, bytes: u8, aligned: bool, cold: Label) -> Mem {
+    /// Addresses that are not multiples of `alignment` (1, or `bytes`) miss, because their low bits stay in what is compared.
+    fn probe_aligned(&mut self, write: bool, bytes: u8, alignment: u8, cold: Label) -> Mem {
         let table = if write { write_table(self.class) } else { read_table(self.class) } as i32;
         let asm = &mut self.asm;
         asm.mov(W::B4, R::Cx, R::Ax);
         asm.shift_imm(5, W::B4, R::Cx, 8);
         asm.alu_imm(Alu::And, W::B4, R::Cx, 0x3ff0);
-        if bytes == 1 || aligned {
+        if bytes == alignment {
             asm.mov(W::B8, R::Dx, R::Ax);
         } else {
             asm.lea(W::B8, R::Dx, Mem::at(R::Ax, i32::from(bytes) - 1));
         }
-        asm.alu_imm(Alu::And, W::B8, R::Dx, if aligned { -4096 | 15 } else { -4096 });
+        asm.alu_imm(Alu::And, W::B8, R::Dx, -4096 | (i32::from(alignment) - 1));
         asm.alu_load(Alu::Cmp, W::B8, R::Dx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table });
         asm.jcc(Cond::NE, cold);
         asm.load(W::B8, R::Cx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table + 8 });
@@ -543,7 +551,7 @@ impl<'a> Emitter<'a> {
         self.asm.set_wide(R::Ax, site as u64);
         self.asm.call_to(self.stubs.call);
         if self.wants_vectors_behind() {
-            self.asm.call_to(self.stubs.fill_vectors);
+            self.fill_vectors();
         }
         self.flags = FlagsAt::State;
     }
@@ -562,7 +570,7 @@ impl<'a> Emitter<'a> {
     pub fn write_cold_paths(&mut self) {
         if let Some((fill, resume)) = self.fill.take() {
             self.asm.bind(fill);
-            self.asm.call_to(self.stubs.fill_vectors);
+            self.fill_vectors();
             self.asm.jmp(resume);
         }
         for cold in std::mem::take(&mut self.cold) {
@@ -573,7 +581,7 @@ impl<'a> Emitter<'a> {
                 continue;
             }
             if cold.fill_vectors {
-                self.asm.call_to(self.stubs.fill_vectors);
+                self.fill_vectors();
             }
             if cold.load_flags {
                 emit_load_flags(&mut self.asm);

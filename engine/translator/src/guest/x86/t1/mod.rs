@@ -4,7 +4,7 @@
 //!
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
-//! * `integer.rs`, `vector.rs`, `flow.rs`: the instructions.
+//! * `integer.rs`, `bits.rs`, `vector.rs`, `flow.rs`: the instructions; `same.rs`: how the guest's own is written with other operands.
 //! * `jumps.rs`: where indirect transfers find their targets' code.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
@@ -16,11 +16,13 @@
 //! # Time and attention
 //! Translated code looks at the attention word at every backward and every indirect transfer, so it is never deaf for longer than a page of code takes.
 
+mod bits;
 mod block;
 mod emit;
 mod flow;
 mod integer;
 mod jumps;
+mod same;
 mod vector;
 
 pub(crate) use block::Translations;
@@ -49,8 +51,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const CLASS: u8 = 3;
 const WIDE: u8 = 4;
 const VECTOR: u8 = 8;
+/// And AVX is switched on.
+const AVX: u8 = 32;
 /// How many keys there are.
-const KEYS: usize = 16;
+const KEYS: usize = 64;
 /// No translation in this mode.
 const NO_KEY: u8 = u8::MAX;
 
@@ -178,7 +182,8 @@ impl Cpu {
             && self.cr4 & cr4::OSFXSR != 0
             // Bits that no MXCSR has would be #GP on the host.
             && self.fpu.mxcsr & (MASKS | 0xffff_0000) == MASKS;
-        self.t1.key = self.tlb_class | wide | if vector { VECTOR } else { 0 };
+        self.t1.key =
+            self.tlb_class | wide | if vector { VECTOR } else { 0 } | if vector && self.avx_enabled() { AVX } else { 0 };
     }
 
     /// MXCSR was loaded: its masks are part of the mode's key.
@@ -283,8 +288,8 @@ impl Cpu {
                 return None;
             }
             let next = place + u32::from(op.len);
-            let vector = key & VECTOR != 0 && vector::is_native(&instruction);
-            sources.push(Source { op: *op, instruction, start: place, next, vector, live_after: 0, live_before: 0 });
+            let vectors = vector::wanted(op, &instruction, key);
+            sources.push(Source { op: *op, instruction, start: place, next, vectors, live_after: 0, live_before: 0 });
             place = next;
             left = left.get(usize::from(op.len)..)?;
         }

@@ -6,56 +6,76 @@
 //! mask move stay with the interpreter.
 
 use super::emit::{ALL_FLAGS, Emitter, Operand};
+use super::same::{Operands, Place};
+use super::{AVX, VECTOR, WIDE};
 use crate::guest::x86::cpu::reg;
+use crate::guest::x86::op::Op;
 use crate::host::x64::asm::{Mem, R, Rm, W, X};
 use crate::host::x64::stubs::PINNED;
-use iced_x86::{CpuidFeature, EncodingKind, Instruction, MandatoryPrefix, Mnemonic, OpCodeOperandKind, OpCodeTableKind, OpKind};
+use crate::host::x64::vectors::{Residency, has_ymm};
+use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind, OpKind};
+use std::arch::is_x86_feature_detected;
 
-/// Whether an instruction is one of this file's.
-pub(super) fn is_native(instruction: &Instruction) -> bool {
-    use CpuidFeature as F;
-    let known = |feature: &F| matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2);
-    let vector = |at: u32| instruction.op_kind(at) == OpKind::Register && instruction.op_register(at).is_xmm();
+/// What an instruction of this file wants to be resident in mode `key`; nothing: it is none, or the interpreter's.
+pub(super) fn wanted(op: &Op, instruction: &Instruction, key: u8) -> Residency {
+    if op.code != instruction.code() || key & VECTOR == 0 || !is_native(instruction) {
+        // Among others, what this CPU model does not have.
+        return Residency::Nothing;
+    }
+    if instruction.code().op_code().encoding() == EncodingKind::Legacy {
+        return Residency::Xmm;
+    }
+    // In 32-bit code, VZEROUPPER and VZEROALL leave the other eight registers alone.
+    let all_or_none = instruction.op_count() == 0 && key & WIDE == 0;
+    if key & AVX != 0 && !all_or_none { Residency::Ymm } else { Residency::Nothing }
+}
+
+/// Whether an instruction is one of this file's, and one of the host's.
+fn is_native(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    let vector = |at: u32| {
+        let register = instruction.op_register(at);
+        instruction.op_kind(at) == OpKind::Register && (register.is_xmm() || register.is_ymm())
+    };
     let usual = |at: u32| match instruction.op_kind(at) {
-        OpKind::Register => instruction.op_register(at).is_xmm() || instruction.op_register(at).is_gpr(),
-        // CVTPI2PS reads memory where it might read MMX registers, and switches to them all the same.
-        OpKind::Memory => instruction.code().op_code().op_kind(at) != OpCodeOperandKind::mm_or_mem,
+        OpKind::Register => vector(at) || instruction.op_register(at).is_gpr(),
+        // CVTPI2PS reads memory where it might read MMX registers, and switches to them all the same. Gathers fault between elements.
+        OpKind::Memory => {
+            let index = instruction.memory_index();
+            instruction.code().op_code().op_kind(at) != OpCodeOperandKind::mm_or_mem && !index.is_xmm() && !index.is_ymm()
+        }
         OpKind::Immediate8 => true,
         _ => false,
     };
-    // From memory to a general register: no vector register in sight.
-    let converts =
-        matches!(instruction.mnemonic(), Mnemonic::Cvtss2si | Mnemonic::Cvttss2si | Mnemonic::Cvtsd2si | Mnemonic::Cvttsd2si);
+    // From memory to a general register, and to all vector registers: none is named.
+    let nameless = matches!(
+        instruction.mnemonic(),
+        Cvtss2si | Cvttss2si | Cvtsd2si | Cvttsd2si | Vcvtss2si | Vcvttss2si | Vcvtsd2si | Vcvttsd2si | Vzeroupper | Vzeroall
+    );
     let operands = 0..instruction.op_count();
-    instruction.code().op_code().encoding() == EncodingKind::Legacy
-        && (converts || operands.clone().any(vector))
+    matches!(instruction.code().op_code().encoding(), EncodingKind::Legacy | EncodingKind::VEX)
+        && (nameless || operands.clone().any(vector))
         && operands.clone().all(usual)
-        && instruction.cpuid_features().iter().all(known)
+        && instruction.cpuid_features().iter().all(|feature| host_has(*feature))
 }
 
-/// Which part of the encoding names an operand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// ModRM.reg
-    Reg,
-    /// ModRM.rm
-    Rm,
-    /// None: an immediate, or implied.
-    Elsewhere,
-}
-
-fn place(kind: OpCodeOperandKind) -> Place {
-    use OpCodeOperandKind as K;
-    match kind {
-        K::xmm_reg | K::r32_reg | K::r64_reg => Place::Reg,
-        K::xmm_or_mem | K::xmm_rm | K::mem | K::r32_or_mem | K::r64_or_mem | K::r32_rm | K::r64_rm => Place::Rm,
-        _ => Place::Elsewhere,
+/// Whether the host has the instructions of a set that this file knows.
+fn host_has(set: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    match set {
+        // The mode's key would have no vectors.
+        F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 => true,
+        F::AES => is_x86_feature_detected!("aes"),
+        F::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
+        F::SHA => is_x86_feature_detected!("sha"),
+        F::AVX => has_ymm(),
+        F::AVX2 => is_x86_feature_detected!("avx2"),
+        F::FMA => is_x86_feature_detected!("fma"),
+        F::F16C => is_x86_feature_detected!("f16c"),
+        F::VAES => is_x86_feature_detected!("vaes"),
+        F::VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
+        _ => false,
     }
-}
-
-fn is_wide(kind: OpCodeOperandKind) -> bool {
-    use OpCodeOperandKind as K;
-    matches!(kind, K::r64_reg | K::r64_or_mem | K::r64_rm)
 }
 
 /// What a string comparison uses besides its operands.
@@ -68,11 +88,12 @@ struct StringCompare {
 }
 
 fn string_compare(mnemonic: Mnemonic) -> Option<StringCompare> {
+    use Mnemonic::*;
     let (lengths, index) = match mnemonic {
-        Mnemonic::Pcmpestri | Mnemonic::Pcmpestri64 => (true, true),
-        Mnemonic::Pcmpestrm | Mnemonic::Pcmpestrm64 => (true, false),
-        Mnemonic::Pcmpistri => (false, true),
-        Mnemonic::Pcmpistrm => (false, false),
+        Pcmpestri | Pcmpestri64 | Vpcmpestri | Vpcmpestri64 => (true, true),
+        Pcmpestrm | Pcmpestrm64 | Vpcmpestrm | Vpcmpestrm64 => (true, false),
+        Pcmpistri | Vpcmpistri => (false, true),
+        Pcmpistrm | Vpcmpistrm => (false, false),
         _ => return None,
     };
     Some(StringCompare { lengths, index })
@@ -82,19 +103,17 @@ impl Emitter<'_> {
     /// Translates the current instruction if it is one of this file's. `None`: it is not, or not in this mode.
     pub fn vector(&mut self) -> Option<()> {
         let source = self.source();
-        if !source.vector {
+        if source.vectors == Residency::Nothing {
             return None;
         }
         let instruction = &source.instruction;
-        let op_code = instruction.code().op_code();
-        let strings = string_compare(instruction.mnemonic());
-        let mut reg = op_code.group_index().max(0) as u8;
-        let mut rm = Rm::Vector(X(0));
+        if instruction.op_count() == 0 {
+            self.asm.zero_vectors(instruction.mnemonic() == Mnemonic::Vzeroall);
+            return Some(());
+        }
+        let mut operands = Operands::none(instruction);
         let mut result = None;
-        let mut wide = matches!(instruction.mnemonic(), Mnemonic::Pcmpestri64 | Mnemonic::Pcmpestrm64);
         for at in 0..instruction.op_count() {
-            let kind = op_code.op_kind(at);
-            wide |= is_wide(kind);
             let operand = match self.operand(at) {
                 Operand::Mem => self.vector_memory(at == 0)?.into(),
                 general @ Operand::Reg(_) if at == 0 => {
@@ -102,29 +121,23 @@ impl Emitter<'_> {
                     self.writable(general)
                 }
                 general @ Operand::Reg(_) => self.value(general, R::Cx).into(),
-                _ => match instruction.op_kind(at) {
-                    OpKind::Register => Rm::Vector(X(instruction.op_register(at).number() as u8)),
-                    _ => continue,
-                },
+                _ if instruction.op_kind(at) == OpKind::Register => X(instruction.op_register(at).number() as u8).into(),
+                _ => continue,
             };
-            match (place(kind), operand) {
-                (Place::Rm, operand) => rm = operand,
-                (Place::Reg, Rm::Vector(register)) => reg = register.0,
-                (Place::Reg, Rm::Reg(register)) => reg = register as u8,
-                _ => {}
-            }
+            operands.set(Place::of(instruction, at), operand);
         }
+        let strings = string_compare(instruction.mnemonic());
         if let Some(StringCompare { lengths, .. }) = strings {
-            if let Rm::Mem(mem) = rm {
+            if let Rm::Mem(mem) = operands.rm {
                 self.asm.lea(W::B8, R::Cx, mem);
-                rm = Mem::at(R::Cx, 0).into();
+                operands.rm = Mem::at(R::Cx, 0).into();
             }
             if lengths {
                 self.asm.mov(W::B8, R::Ax, PINNED[usize::from(reg::AX)]);
                 self.asm.mov(W::B8, R::Dx, PINNED[usize::from(reg::DX)]);
             }
         }
-        self.same(wide, reg, rm);
+        self.same(operands);
         if let Some(general) = result {
             self.commit(general);
         }
@@ -142,30 +155,13 @@ impl Emitter<'_> {
         use Mnemonic::*;
         let instruction = &self.source().instruction;
         let bytes = instruction.memory_size().size() as u8;
-        let anywhere = matches!(instruction.mnemonic(), Movups | Movupd | Movdqu | Lddqu)
-            || string_compare(instruction.mnemonic()).is_some();
-        if bytes == 16 && !anywhere { self.aligned_memory(write) } else { self.memory(write, bytes) }
-    }
-
-    /// The current instruction's opcode and immediate with these operands.
-    fn same(&mut self, wide: bool, reg: u8, rm: Rm) {
-        let instruction = &self.source().instruction;
-        let op_code = instruction.code().op_code();
-        let prefix = match op_code.mandatory_prefix() {
-            MandatoryPrefix::P66 => Some(0x66),
-            MandatoryPrefix::PF3 => Some(0xf3),
-            MandatoryPrefix::PF2 => Some(0xf2),
-            _ => None,
+        let mnemonic = instruction.mnemonic();
+        let aligned = if instruction.code().op_code().encoding() == EncodingKind::Legacy {
+            bytes == 16 && !matches!(mnemonic, Movups | Movupd | Movdqu | Lddqu) && string_compare(mnemonic).is_none()
+        } else {
+            matches!(mnemonic, Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa)
         };
-        let number = op_code.op_code() as u8;
-        let opcode: &[u8] = match op_code.table() {
-            OpCodeTableKind::T0F38 => &[0x0f, 0x38, number],
-            OpCodeTableKind::T0F3A => &[0x0f, 0x3a, number],
-            _ => &[0x0f, number],
-        };
-        let last = instruction.op_count() - 1;
-        let immediate = (instruction.op_kind(last) == OpKind::Immediate8).then(|| instruction.immediate8());
-        self.asm.vector(prefix, wide, opcode, reg, rm, immediate);
+        if aligned { self.aligned_memory(write, bytes) } else { self.memory(write, bytes) }
     }
 }
 
@@ -185,18 +181,23 @@ mod tests {
             &[0x66, 0x0f, 0x2f, 0xc1],             // comisd xmm0, xmm1
             &[0x66, 0x0f, 0x38, 0x10, 0xc1],       // pblendvb xmm0, xmm1
             &[0x66, 0x0f, 0x3a, 0x63, 0xc1, 0x0c], // pcmpistri xmm0, xmm1, 12
+            &[0xc5, 0xf4, 0x58, 0xc2],             // vaddps ymm0, ymm1, ymm2
+            &[0xc5, 0xfa, 0x2c, 0x00],             // vcvttss2si eax, [rax]
+            &[0xc4, 0xe3, 0x6d, 0x4b, 0xcb, 0x40], // vblendvpd ymm1, ymm2, ymm3, ymm4
+            &[0xc5, 0xf8, 0x77],                   // vzeroupper
         ];
         let others: &[&'static [u8]] = &[
-            &[0x0f, 0xfc, 0xc1],             // paddb mm0, mm1
-            &[0x48, 0x0f, 0x6e, 0xc0],       // movq mm0, rax
-            &[0x0f, 0x2a, 0xc1],             // cvtpi2ps xmm0, mm1
-            &[0x0f, 0x2a, 0x00],             // cvtpi2ps xmm0, [rax]
-            &[0xa5],                         // movsd
-            &[0xc5, 0xf0, 0x58, 0xc2],       // vaddps xmm0, xmm1, xmm2
-            &[0x0f, 0xae, 0x10],             // ldmxcsr [rax]
-            &[0x66, 0x0f, 0xf7, 0xc1],       // maskmovdqu xmm0, xmm1
-            &[0x0f, 0xc3, 0x00],             // movnti [rax], eax
-            &[0xf2, 0x0f, 0x38, 0xf1, 0xc1], // crc32 eax, ecx
+            &[0x0f, 0xfc, 0xc1],                      // paddb mm0, mm1
+            &[0x48, 0x0f, 0x6e, 0xc0],                // movq mm0, rax
+            &[0x0f, 0x2a, 0xc1],                      // cvtpi2ps xmm0, mm1
+            &[0x0f, 0x2a, 0x00],                      // cvtpi2ps xmm0, [rax]
+            &[0xa5],                                  // movsd
+            &[0xc4, 0xe2, 0x6d, 0x92, 0x4c, 0xb8, 8], // vgatherdps ymm1, [rax+ymm7*4+8], ymm2
+            &[0xc4, 0xe2, 0x70, 0xf3, 0xdb],          // blsi ecx, ebx
+            &[0x0f, 0xae, 0x10],                      // ldmxcsr [rax]
+            &[0x66, 0x0f, 0xf7, 0xc1],                // maskmovdqu xmm0, xmm1
+            &[0x0f, 0xc3, 0x00],                      // movnti [rax], eax
+            &[0xf2, 0x0f, 0x38, 0xf1, 0xc1],          // crc32 eax, ecx
         ];
         let native_of = |bytes: &[u8]| is_native(&Decoder::new(64, bytes, DecoderOptions::NONE).decode());
         let list = |of: &[&'static [u8]], are| of.iter().copied().filter(|bytes| native_of(bytes) != are).collect::<Vec<_>>();
