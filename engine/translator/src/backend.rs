@@ -1,5 +1,6 @@
 //! The seam: [`Interpreter`] is the backend, `InterpreterCpu` one vCPU of it.
 
+use crate::chaos::{Chaos, Dice};
 use crate::guest::x86::cpu::Cpu;
 use crate::guest::x86::cpuid::CpuidPolicy;
 use crate::guest::x86::evaluate::Evaluation;
@@ -17,12 +18,13 @@ use std::sync::atomic::Ordering;
 pub struct Interpreter {
     fabric: Arc<Fabric>,
     evaluation: Option<Evaluation>,
+    chaos: Option<Chaos>,
 }
 
 impl Interpreter {
     /// A backend for a machine with this memory.
     pub fn new(memory: GuestMemory) -> Self {
-        Self { fabric: Arc::new(Fabric::new(memory, Translations::off())), evaluation: None }
+        Self { fabric: Arc::new(Fabric::new(memory, Translations::off())), evaluation: None, chaos: None }
     }
 
     /// A backend that lifts guest code to the translator's intermediate representation and evaluates that, slowly: what tests compare with the
@@ -33,7 +35,7 @@ impl Interpreter {
 
     /// The same as [`Interpreter::new`], with hot code translated to code of the host. On hosts for which there is no translator it *is* the same.
     pub fn translating(memory: GuestMemory, options: TranslatorOptions) -> Self {
-        Self { fabric: Arc::new(Fabric::new(memory, Translations::new(options))), evaluation: None }
+        Self { fabric: Arc::new(Fabric::new(memory, Translations::new(options))), evaluation: None, chaos: options.chaos }
     }
 }
 
@@ -46,12 +48,14 @@ pub struct TranslatorOptions {
     pub hot: u32,
     /// What somebody wants to know of it.
     pub watch: WatchOptions,
+    /// For tests: what goes wrong on purpose.
+    pub chaos: Option<Chaos>,
 }
 
 impl Default for TranslatorOptions {
     /// 128 MiB; 16 executions, after which the interpreter has cost as much as the translation will.
     fn default() -> Self {
-        Self { code_bytes: 128 << 20, hot: 16, watch: WatchOptions::default() }
+        Self { code_bytes: 128 << 20, hot: 16, watch: WatchOptions::default(), chaos: None }
     }
 }
 
@@ -66,6 +70,7 @@ impl CpuBackend for Interpreter {
         self.fabric.add(shared.clone());
         let mut cpu = Cpu::new(index, cpuid, shared, self.fabric.clone());
         cpu.evaluation = self.evaluation;
+        cpu.dice = self.chaos.map(|chances| Dice::new(chances, index));
         Ok(Box::new(InterpreterCpu { cpu }))
     }
 

@@ -20,6 +20,7 @@
 //! Start at [`Interpreter`]; then `guest/x86/op.rs`, which holds the conventions that every handler follows.
 
 mod backend;
+mod chaos;
 mod guest;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod host;
@@ -32,5 +33,6 @@ mod shared;
 mod watch;
 
 pub use backend::{Interpreter, TranslatorOptions};
+pub use chaos::Chaos;
 pub use guest::x86::evaluate::Evaluation;
 pub use watch::code_log::WatchOptions;

@@ -213,6 +213,11 @@ impl Cpu {
         if page.read.is_null() || self.is_apic_page(found.physical) {
             return Ok(found.physical);
         }
+        if let Some(dice) = &mut self.dice
+            && dice.fall(dice.chances.one_entry)
+        {
+            self.tlb.flush();
+        }
         if access != Access::Write {
             self.tlb.fill_read(class, linear, page.read, found.extent);
         }

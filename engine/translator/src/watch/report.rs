@@ -77,18 +77,16 @@ fn sum(fabric: &Fabric, what: Happening) -> u64 {
 fn execution(fabric: &Fabric) -> Section {
     let of = |what| Figure::Count(sum(fabric, what));
     let (retired, translated) = (sum(fabric, Happening::Retired), sum(fabric, Happening::Translated));
-    // What the interpreter leaves is looked up as well.
-    let missed = sum(fabric, Happening::JumpMissed).saturating_sub(sum(fabric, Happening::ChangedCourse));
     Section::new("Execution")
         .with("CPUs", Figure::Count(fabric.cpu_count() as u64))
         .with("instructions retired", Figure::Count(retired))
         .with("… in translated code", Figure::Of(translated, retired))
         .with("translated code entered", of(Happening::Entered))
-        .with("… left: target not in the jump cache", Figure::Count(missed))
-        .with("… left: course changed by the interpreter", of(Happening::ChangedCourse))
+        .with("… left: target not in the jump cache", of(Happening::JumpMissed))
         .with("… left: attention wanted", of(Happening::Polled))
         .with("… left: block stale", of(Happening::WasStale))
-        .with("… left: fault, system call, trace's end", of(Happening::Stopped))
+        .with("… left: other", of(Happening::Stopped))
+        .with("blocks cut short by the interpreter", of(Happening::ChangedCourse))
 }
 
 fn time(fabric: &Fabric) -> Option<Section> {

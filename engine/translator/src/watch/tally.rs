@@ -15,14 +15,14 @@ pub(crate) enum Happening {
     Entered,
     /// It was left because a jump's target was not in the jump cache.
     JumpMissed,
-    /// … because the interpreter had executed an instruction behind which everything is looked up anew.
-    ChangedCourse,
     /// … because attention was wanted.
     Polled,
     /// … because the block was stale.
     WasStale,
-    /// … by a fault, a system call or another instruction that ends a trace.
+    /// … for another reason: a fault that could not be delivered, a repeated instruction that polls.
     Stopped,
+    /// The interpreter had executed an instruction behind which the block could not simply go on.
+    ChangedCourse,
     /// A page was not in the first level of the TLB.
     TlbMissed,
     /// … nor in the second: the page tables were walked.

@@ -13,7 +13,7 @@ use engine_cpu::{
     x86::{FpuState, Segment, TableRegister, X86State},
 };
 use engine_memory::{Contents, GuestMemory, Layer};
-use engine_translator::{Evaluation, Interpreter, TranslatorOptions};
+use engine_translator::{Chaos, Evaluation, Interpreter, TranslatorOptions};
 use std::sync::OnceLock;
 
 /// Where the supervisor's pages are: far from what cases touch.
@@ -96,6 +96,13 @@ impl Interpreted {
     /// The same for the translator, which translates everything at its first execution.
     pub fn translating() -> anyhow::Result<Self> {
         let options = TranslatorOptions { hot: 0, ..TranslatorOptions::default() };
+        Ok(Self { approaches: true, ..Self::with(|memory| Interpreter::translating(memory, options))? })
+    }
+
+    /// The same in chaos mode, with as little memory for code as possible.
+    pub fn in_chaos(seed: u64) -> anyhow::Result<Self> {
+        let chaos = Some(Chaos::from_seed(seed));
+        let options = TranslatorOptions { hot: 0, code_bytes: 0, chaos, ..TranslatorOptions::default() };
         Ok(Self { approaches: true, ..Self::with(|memory| Interpreter::translating(memory, options))? })
     }
 

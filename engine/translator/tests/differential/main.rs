@@ -7,7 +7,7 @@
 //! * `cargo test -p engine_translator --test differential`: about 200 000 cases.
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture one_million`: the whole proof.
 //! * `BELLGLASS_SEED=7` repeats a run; `BELLGLASS_CASE=file` with `--ignored replay` runs one kept case.
-//! * `BELLGLASS_ENGINE=translator` runs the long proof and replays on the translator.
+//! * `BELLGLASS_ENGINE=translator` runs the long proof and replays on the translator, `=chaos` on the translator in chaos mode.
 //! * `BELLGLASS_FORM=Fprem` only takes opcodes that start with this.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
@@ -75,6 +75,8 @@ enum Engine {
     Interpreter,
     /// Translated code, from the first execution on.
     Translator,
+    /// The same in chaos mode.
+    Chaos,
 }
 
 impl Engine {
@@ -82,6 +84,7 @@ impl Engine {
         match self {
             Self::Interpreter => Interpreted::new(),
             Self::Translator => Interpreted::translating(),
+            Self::Chaos => Interpreted::in_chaos(seed(3)),
         }
     }
 }
@@ -90,6 +93,7 @@ impl Engine {
 fn engine() -> anyhow::Result<Engine> {
     match std::env::var("BELLGLASS_ENGINE").as_deref() {
         Ok("translator") => Ok(Engine::Translator),
+        Ok("chaos") => Ok(Engine::Chaos),
         Ok("interpreter") | Err(_) => Ok(Engine::Interpreter),
         Ok(other) => anyhow::bail!("no engine {other}"),
     }
@@ -270,6 +274,13 @@ fn the_translator_does_what_the_host_does() -> anyhow::Result<()> {
     let report = run_campaign(Engine::Translator, seed(2), 52)?;
     assert_eq!(report.different(), 0, "see the list above; each case is kept as a file");
     assert!(report.lost * 1000 <= report.cases, "the native child lost {} cases", report.lost);
+    Ok(())
+}
+
+#[test]
+fn the_translator_in_chaos_does_what_the_host_does() -> anyhow::Result<()> {
+    let report = run_campaign(Engine::Chaos, seed(3), 12)?;
+    assert_eq!(report.different(), 0, "see the list above; each case is kept as a file");
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 use crate::blocks::{blocks, differences, text, vector_blocks};
 use crate::case::{Case, Outcome};
 use crate::interpret::Interpreted;
-use crate::seed;
+use crate::{Engine, engine, seed};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
 use std::time::Instant;
 
@@ -67,8 +67,8 @@ fn undefined_at_end(case: &Case, outcome: &Outcome) -> Option<u64> {
     Some(PLACES.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, place)| place).sum())
 }
 
-fn campaign(cases: impl Iterator<Item = Case>) -> anyhow::Result<(u64, u64)> {
-    let (mut interpreter, mut translator) = (Interpreted::new()?, Interpreted::translating()?);
+fn campaign(engine: Engine, cases: impl Iterator<Item = Case>) -> anyhow::Result<(u64, u64)> {
+    let (mut interpreter, mut translator) = (Interpreted::new()?, engine.start()?);
     interpreter.approaches = true;
     let mut compare = |case: &Case| -> anyhow::Result<Option<Vec<String>>> {
         let mut expected = interpreter.run(case)?;
@@ -109,11 +109,11 @@ fn campaign(cases: impl Iterator<Item = Case>) -> anyhow::Result<(u64, u64)> {
     Ok((count, different))
 }
 
-fn run(seed: u64, each: usize) -> anyhow::Result<()> {
+fn run(engine: Engine, seed: u64, each: usize) -> anyhow::Result<()> {
     let started = Instant::now();
     let results: Vec<anyhow::Result<(u64, u64)>> = std::thread::scope(|scope| {
         let threads: Vec<_> = [32, 64]
-            .map(|mode| scope.spawn(move || campaign(blocks(seed, mode, each).chain(vector_blocks(seed, mode, each)))))
+            .map(|mode| scope.spawn(move || campaign(engine, blocks(seed, mode, each).chain(vector_blocks(seed, mode, each)))))
             .into_iter()
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("a campaign does not panic")).collect()
@@ -123,7 +123,7 @@ fn run(seed: u64, each: usize) -> anyhow::Result<()> {
         let (cases, differences) = result?;
         (count, different) = (count + cases, different + differences);
     }
-    println!("seed {seed}: {count} translated blocks, {different} differences, {:.1} s", started.elapsed().as_secs_f64());
+    println!("seed {seed}: {count} blocks on {engine:?}, {different} differences, {:.1} s", started.elapsed().as_secs_f64());
     assert_eq!(different, 0, "see the list above");
     assert!(count > each as u64, "most blocks were left out");
     Ok(())
@@ -131,12 +131,17 @@ fn run(seed: u64, each: usize) -> anyhow::Result<()> {
 
 #[test]
 fn translated_blocks_do_what_the_interpreter_does() -> anyhow::Result<()> {
-    run(seed(1), 20_000)
+    run(Engine::Translator, seed(1), 20_000)
+}
+
+#[test]
+fn translated_blocks_in_chaos_do_what_the_interpreter_does() -> anyhow::Result<()> {
+    run(Engine::Chaos, seed(4), 10_000)
 }
 
 #[test]
 #[ignore = "takes minutes; the command is in the file's head"]
 fn a_million_translated_blocks_agree() -> anyhow::Result<()> {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
-    run(seed(now), 500_000)
+    run(engine()?, seed(now), 500_000)
 }

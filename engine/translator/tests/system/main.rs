@@ -6,7 +6,7 @@
 mod board;
 
 use board::Machine;
-use engine_translator::{Evaluation, Interpreter, TranslatorOptions};
+use engine_translator::{Chaos, Evaluation, Interpreter, TranslatorOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -45,6 +45,9 @@ fn passes(name: &str, cpus: u32, model: &str) {
     runs(name, Machine::new(&image, cpus, model, true, |memory| Interpreter::evaluating(memory, evaluation)));
     // And by translated code, from the first execution on.
     let options = TranslatorOptions { hot: 0, ..TranslatorOptions::default() };
+    runs(name, Machine::new(&image, cpus, model, false, |memory| Interpreter::translating(memory, options)));
+    // The same where everything that is rare happens all the time.
+    let options = TranslatorOptions { code_bytes: 0, chaos: Some(Chaos::from_seed(1)), ..options };
     runs(name, Machine::new(&image, cpus, model, false, |memory| Interpreter::translating(memory, options)));
 }
 

@@ -10,6 +10,7 @@ use super::lapic::Event;
 use super::op::Op;
 use super::t1::Translator;
 use super::trace::{Running, Traces};
+use crate::chaos::Dice;
 use crate::mmu::{PhysicalPages, SecondLevel, Tlb};
 use crate::shared::{CpuShared, Fabric};
 use crate::watch::sampler::Place;
@@ -199,6 +200,8 @@ pub(crate) struct Cpu {
     linked_limit: u32,
     /// Whether traces are lifted and evaluated instead of interpreted, and how.
     pub evaluation: Option<super::evaluate::Evaluation>,
+    /// Chaos mode, for tests.
+    pub dice: Option<Dice>,
     /// Clock counting instructions: how many of `retired` the clock knows about.
     pub(super) counted: u64,
     /// Whether the machine's clock counts instructions.
@@ -280,6 +283,7 @@ impl Cpu {
             limit: u64::MAX,
             linked_limit: 0,
             evaluation: None,
+            dice: None,
             counted: 0,
             counts: false,
             t1,

@@ -481,7 +481,9 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
     for at in 0..count {
         emitter.at = at;
         let last = emitter.source().op.flags.contains(OpFlags::LAST);
-        let done = if last {
+        let done = if emitter.source().interpreted {
+            None
+        } else if last {
             // A transfer does not come back; its cold paths do not either.
             emitter.transfer()
         } else {
@@ -525,6 +527,9 @@ pub(super) fn find_live_flags(sources: &mut [Source]) {
 fn may_stop(source: &Source) -> bool {
     use Mnemonic::*;
     let instruction = &source.instruction;
+    if source.interpreted {
+        return true;
+    }
     if source.vectors != Residency::Nothing {
         // All SIMD exceptions are masked.
         return source.op.has_memory();

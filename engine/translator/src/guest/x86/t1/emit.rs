@@ -60,6 +60,8 @@ pub(super) struct Source {
     pub live_after: u32,
     /// Flags that somebody wants before it.
     pub live_before: u32,
+    /// It is left to the interpreter on purpose (chaos mode).
+    pub interpreted: bool,
 }
 
 /// Where the guest's flags are.

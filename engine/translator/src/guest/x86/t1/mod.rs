@@ -35,7 +35,7 @@ use super::host_fp;
 use super::sse_unmasked::MASKS;
 use super::system;
 use super::trace::TraceRef;
-use crate::host::x64::vectors;
+use crate::host::x64::vectors::{self, Residency};
 use crate::mmu::{PAGE_MASK, class};
 use crate::watch::sampler::Place;
 use crate::watch::tally::Happening;
@@ -288,8 +288,18 @@ impl Cpu {
                 return None;
             }
             let next = place + u32::from(op.len);
-            let vectors = vector::wanted(op, &instruction, key);
-            sources.push(Source { op: *op, instruction, start: place, next, vectors, live_after: 0, live_before: 0 });
+            let interpreted = self.dice.as_mut().is_some_and(|dice| dice.fall(dice.chances.bails));
+            let vectors = if interpreted { Residency::Nothing } else { vector::wanted(op, &instruction, key) };
+            sources.push(Source {
+                op: *op,
+                instruction,
+                start: place,
+                next,
+                vectors,
+                live_after: 0,
+                live_before: 0,
+                interpreted,
+            });
             place = next;
             left = left.get(usize::from(op.len)..)?;
         }
@@ -305,6 +315,12 @@ impl Cpu {
         };
         let fabric = self.fabric.clone();
         let translations = &fabric.translations;
+        if let Some(dice) = &mut self.dice
+            && dice.fall(dice.chances.replacements)
+        {
+            translations.replace(self.t1.space.as_ref()?.number).ok()?;
+            self.enter_space()?;
+        }
         let mut space = self.t1.space.clone()?;
         let page = request.page;
         let hold = |held_blocks: &Vec<engine_memory::Block>, held: &mut Vec<engine_memory::Block>| {
@@ -325,6 +341,25 @@ impl Cpu {
         }
         translations.counters.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         entry
+    }
+
+    /// Chaos mode, behind an instruction that the interpreter has executed for translated code.
+    #[cold]
+    fn make_trouble(&mut self, site: &Site) {
+        let Some(dice) = &mut self.dice else { return };
+        let chances = dice.chances;
+        let [leave, write, flush] = [chances.exits, chances.stale_pages, chances.flushes].map(|chance| dice.fall(chance));
+        if leave {
+            self.shared.raise(crate::shared::attention::SELF);
+        }
+        if flush {
+            self.tlb.flush();
+        }
+        // SAFETY: the block's record lives as long as the space, and so does the state of the block's page.
+        let page = unsafe { &*(*site.block).page };
+        if write && page.note_write(site.start.into(), 1) {
+            self.code_went_stale();
+        }
     }
 
     /// Runs translated code from `entry`, which is that of the block at RIP, until there is something else to do.
@@ -397,7 +432,7 @@ impl Cpu {
 fn happening(reason: u32) -> Happening {
     match reason & leave::MASK {
         leave::LOOK_UP | leave::LINK => Happening::JumpMissed,
-        leave::POLL => Happening::Polled,
+        leave::POLL | leave::ATTEND => Happening::Polled,
         leave::STALE => Happening::WasStale,
         _ => Happening::Stopped,
     }
@@ -453,6 +488,9 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u64 {
         cpu.t1.flags = pack(&cpu.flags);
     }
     cpu.shared.tally.count_call(site.cause, site.op.code);
+    if cpu.dice.is_some() {
+        cpu.make_trouble(site);
+    }
     let behind = u64::from(site.behind);
     match result {
         Ok(()) => {
