@@ -16,6 +16,8 @@ use super::parts::{Tone, finding};
 pub enum Wanted {
     /// A CD or DVD image.
     Iso,
+    /// A disk or CD image of any format.
+    Image,
 }
 
 /// What came of a dialog.
@@ -49,6 +51,9 @@ impl FileDialog {
                 Wanted::Iso => rfd::FileDialog::new()
                     .set_title("Choose a CD or DVD image")
                     .add_filter("CD and DVD images", &["iso", "img", "ISO"]),
+                Wanted::Image => rfd::FileDialog::new()
+                    .set_title("Choose a disk or CD image")
+                    .add_filter("Disk and CD images", &["qcow2", "img", "raw", "vdi", "vmdk", "vhd", "vhdx", "iso", "ISO"]),
             };
             dialog = dialog.add_filter("All files", &["*"]);
             if let Some(folder) = folder.filter(|folder| folder.is_dir()) {

@@ -8,6 +8,7 @@ mod file_dialog;
 mod form;
 mod job;
 mod manager;
+mod media;
 mod parts;
 mod vm;
 mod wizard;

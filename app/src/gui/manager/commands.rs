@@ -31,6 +31,8 @@ pub enum UiCommand {
     Settings,
     /// Throw it away.
     Delete,
+    /// Show disk and CD images.
+    Media,
     /// Look again.
     Rescan,
 }
@@ -113,6 +115,13 @@ pub const COMMANDS: &[Entry] = &[
         keys: key(Key::Delete),
     },
     Entry {
+        command: UiCommand::Media,
+        icon: Icon::HardDisk,
+        text: "Images",
+        tooltip: "See disk and CD images: make, convert, resize, check, compact",
+        keys: ctrl(Key::D),
+    },
+    Entry {
         command: UiCommand::Rescan,
         icon: Icon::Reset,
         text: "Look again",
@@ -133,7 +142,7 @@ impl UiCommand {
     /// # Errors
     /// A sentence for the tooltip.
     pub fn available(self, selected: Option<&Status>) -> Result<(), &'static str> {
-        if matches!(self, UiCommand::New | UiCommand::TryLiveLinux | UiCommand::Rescan) {
+        if matches!(self, UiCommand::New | UiCommand::TryLiveLinux | UiCommand::Media | UiCommand::Rescan) {
             return Ok(());
         }
         let Some(status) = selected else { return Err("Select a machine first") };
@@ -143,7 +152,7 @@ impl UiCommand {
             Status::Running | Status::Paused | Status::Stopped => Ok(()),
         };
         match self {
-            UiCommand::New | UiCommand::TryLiveLinux | UiCommand::Rescan | UiCommand::Settings => Ok(()),
+            UiCommand::New | UiCommand::TryLiveLinux | UiCommand::Media | UiCommand::Rescan | UiCommand::Settings => Ok(()),
             UiCommand::Start | UiCommand::Delete if *status == Status::Off => Ok(()),
             UiCommand::Start => Err("The machine is on"),
             UiCommand::Delete => Err("The machine is on; shut it down first"),

@@ -32,6 +32,7 @@ use self::questions::Question;
 use self::scan::{Row, Scanner, Status};
 use self::settings::{Page, Settings};
 use super::job::Job;
+use super::media::{self, Media};
 use super::parts::{self, Tone, Weight};
 use super::wizard::{Outcome, Then, Wizard};
 
@@ -50,6 +51,9 @@ pub struct Manager {
     pictures: HashMap<PathBuf, (SystemTime, TextureHandle)>,
     wizard: Option<Box<Wizard>>,
     settings: Option<Box<Settings>>,
+    media: Media,
+    /// Its page is open.
+    shows_media: bool,
     question: Option<Question>,
     /// What failed, by machine; `None` is the manager itself.
     failures: Vec<(Option<MachineFolder>, String)>,
@@ -82,6 +86,8 @@ impl Manager {
         let ctx = cc.egui_ctx.clone();
         Ok(Self {
             scanner: Scanner::start(library.clone(), move || ctx.request_repaint())?,
+            media: Media::new(library.clone(), program.clone()),
+            shows_media: false,
             library,
             host,
             program,
@@ -135,6 +141,11 @@ impl Manager {
             }
             UiCommand::Rescan => self.scanner.look_again(),
             UiCommand::TryLiveLinux => self.try_live_linux(ctx),
+            UiCommand::Media => {
+                self.settings = None;
+                self.shows_media = true;
+                self.media.opened();
+            }
             _ => {
                 let Some(folder) = self.selected.clone() else { return };
                 match command {
@@ -147,7 +158,7 @@ impl Manager {
                     UiCommand::PowerOff => self.question = Some(Question::PowerOff(folder)),
                     UiCommand::Settings => self.open_settings(),
                     UiCommand::Delete => self.question = Some(Question::delete(folder)),
-                    UiCommand::New | UiCommand::Rescan | UiCommand::TryLiveLinux => {}
+                    UiCommand::New | UiCommand::Rescan | UiCommand::TryLiveLinux | UiCommand::Media => {}
                 }
             }
         }
@@ -213,6 +224,7 @@ impl Manager {
 
     /// Takes in what threads have found since the last drawing.
     fn hear(&mut self, ctx: &egui::Context) {
+        self.media.hear();
         if let Some(rows) = self.scanner.take() {
             self.scanned = true;
             match rows {
@@ -321,6 +333,10 @@ impl Manager {
             if !self.rows.is_empty() {
                 self.command_ui(ui, UiCommand::TryLiveLinux, Weight::Plain);
             }
+            self.command_ui(ui, UiCommand::Media, Weight::Plain);
+            if self.media.jobs() > 0 {
+                ui.spinner().on_hover_text("Something is being done to an image");
+            }
             ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
                 let host = format!(
                     "{} CPUs, {} of memory, {} free",
@@ -382,7 +398,7 @@ impl Manager {
 
     /// Whether a page lies over the list.
     fn has_page(&self) -> bool {
-        self.wizard.is_some() || self.settings.is_some()
+        self.wizard.is_some() || self.settings.is_some() || self.shows_media
     }
 
     fn settings_ui(&mut self, ui: &mut Ui) {
@@ -419,9 +435,10 @@ impl eframe::App for Manager {
         Panel::top("toolbar").frame(bar).show(ui, |ui| self.toolbar_ui(ui));
         let page = Frame::new().fill(*theme.window).inner_margin(Margin::same(14));
         if self.has_page() {
-            CentralPanel::default().frame(page).show(ui, |ui| match self.wizard {
-                Some(_) => self.wizard_ui(ui),
-                None => self.settings_ui(ui),
+            CentralPanel::default().frame(page).show(ui, |ui| match (&self.wizard, &self.settings) {
+                (Some(_), _) => self.wizard_ui(ui),
+                (None, Some(_)) => self.settings_ui(ui),
+                (None, None) => self.shows_media = self.media.page_ui(ui) == media::Page::Open,
             });
             return;
         }
