@@ -34,5 +34,5 @@ mod watch;
 
 pub use backend::{Interpreter, TranslatorOptions};
 pub use chaos::Chaos;
-pub use guest::x86::evaluate::Evaluation;
+pub use guest::x86::evaluate::{Evaluation, EvaluationUnit, REGION_PASSES};
 pub use watch::code_log::WatchOptions;

@@ -6,6 +6,7 @@
 
 use super::float::FloatOp;
 use super::ops::{Atomic, Effects, FlagSet, MemoryAccess, Op, Ty};
+use super::region::{PROBE_WRITE, Span};
 use super::vector::VectorOp;
 use super::{Block, HIGH_BYTE, Inst, Val};
 
@@ -23,6 +24,8 @@ pub(crate) trait Guest {
     fn load(&mut self, address: u64, bytes: u8, for_write: bool) -> Option<u128>;
     /// Stores 1 to 16 bytes.
     fn store(&mut self, address: u64, bytes: u8, value: u128) -> Option<()>;
+    /// Whether all of some bytes, which may be more than one access can have, can be loaded or, `for_write`, stored. Never across pages.
+    fn probe(&mut self, address: u64, bytes: u32, for_write: bool) -> bool;
     /// Replaces 1 to 8 bytes as one locked operation, and gives what was there. `compute` may be called several times.
     fn exchange(&mut self, address: u64, bytes: u8, compute: &dyn Fn(u64) -> u64) -> Option<u64>;
     /// Whether a near transfer to `pc` is allowed.
@@ -55,19 +58,31 @@ pub(crate) enum Left {
 }
 
 /// A value, or a token.
-#[derive(Clone, Copy)]
-struct Value {
-    bits: u128,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Value {
+    pub bits: u128,
     /// Of a token: all six flags, for snapshots.
-    all: FlagSet,
+    pub all: FlagSet,
+}
+
+impl Value {
+    /// What is no token.
+    pub fn plain(bits: u128) -> Self {
+        Self { bits, all: FlagSet::empty() }
+    }
+    /// A token, its flags wrong where nobody needs them.
+    pub fn token(all: FlagSet, need: FlagSet) -> Self {
+        Self { bits: (all ^ need.complement()).bits().into(), all }
+    }
 }
 
 /// Executes a block.
 pub(crate) fn evaluate(block: &Block, guest: &mut impl Guest) -> Left {
-    let mut run = Run { block, guest, values: Vec::with_capacity(block.insts.len()), current: Val::NONE };
-    for inst in &block.insts {
+    let machine = Machine::new(&block.insts, block.pc, block.pc_mask, guest);
+    let mut run = Run { block, machine, current: Val::NONE };
+    for (at, inst) in block.insts.iter().enumerate() {
         let effects = inst.op.info().effects;
-        if effects.contains(Effects::MAY_BAIL) && (inst.op == Op::Bail || run.guest.bails_at_random()) {
+        if effects.contains(Effects::MAY_BAIL) && (inst.op == Op::Bail || run.machine.guest.bails_at_random()) {
             return run.bail(inst);
         }
         if effects.contains(Effects::ENDS_BLOCK) {
@@ -77,53 +92,46 @@ pub(crate) fn evaluate(block: &Block, guest: &mut impl Guest) -> Left {
             Op::CallInterp => {
                 let number = inst.imm as u16;
                 run.flush_flags();
-                if !run.guest.interpret(number) {
+                if !run.machine.guest.interpret(number) {
                     return Left::Interpreted(number);
                 }
-                Value { bits: 0, all: FlagSet::empty() }
+                Value::plain(0)
             }
-            _ => match run.execute(inst) {
+            Op::SetFlags => {
+                run.current = inst.args[0];
+                Value::plain(0)
+            }
+            _ => match run.machine.execute(inst) {
                 Some(value) => value,
                 None => return run.bail(inst),
             },
         };
-        run.values.push(value);
+        run.machine.values[at] = value;
     }
     unreachable!("a block ends with an exit")
 }
 
 struct Run<'a, G: Guest> {
     block: &'a Block,
-    guest: &'a mut G,
-    values: Vec<Value>,
+    machine: Machine<'a, G>,
     /// What `SetFlags` said last; `NONE`: they are in the state.
     current: Val,
 }
 
 impl<G: Guest> Run<'_, G> {
-    fn bits(&self, value: Val) -> u128 {
-        self.values[value.index()].bits
-    }
-    fn int(&self, value: Val) -> u64 {
-        self.bits(value) as u64
-    }
-    fn token(&self, value: Val) -> FlagSet {
-        FlagSet::from_bits_truncate(self.bits(value) as u8)
-    }
-
     fn bail(&mut self, inst: &Inst) -> Left {
         let snapshot = self.block.snapshots[usize::from(inst.snapshot)];
         if snapshot.flags.is_some() {
-            let flags = self.values[snapshot.flags.index()].all;
-            self.guest.set_flags(flags);
+            let flags = self.machine.values[snapshot.flags.index()].all;
+            self.machine.guest.set_flags(flags);
         }
         Left::Bailed(snapshot.instruction)
     }
 
     fn flush_flags(&mut self) {
         if self.current.is_some() {
-            let flags = self.token(self.current);
-            self.guest.set_flags(flags);
+            let flags = self.machine.token(self.current);
+            self.machine.guest.set_flags(flags);
             self.current = Val::NONE;
         }
     }
@@ -133,17 +141,46 @@ impl<G: Guest> Run<'_, G> {
         let block = self.block;
         match inst.op {
             Op::Jump | Op::Call => Left::To(block.target(inst.imm)),
-            Op::Branch if self.int(inst.args[0]) != 0 => Left::To(block.target(inst.imm)),
+            Op::Branch if self.machine.int(inst.args[0]) != 0 => Left::To(block.target(inst.imm)),
             Op::Branch => Left::To(block.end()),
-            Op::JumpIndirect | Op::CallIndirect | Op::Ret => Left::To(self.int(inst.args[0])),
+            Op::JumpIndirect | Op::CallIndirect | Op::Ret => Left::To(self.machine.int(inst.args[0])),
             _ => Left::Dispatch,
         }
     }
+}
 
-    /// Everything else. `None`: bail.
-    fn execute(&mut self, inst: &Inst) -> Option<Value> {
-        let plain = |bits: u128| Some(Value { bits, all: FlagSet::empty() });
-        let token = |all: FlagSet, need: FlagSet| Some(Value { bits: (all ^ need.complement()).bits().into(), all });
+/// What executes instructions: the values that they have given.
+pub(super) struct Machine<'a, G: Guest> {
+    insts: &'a [Inst],
+    pc: u64,
+    pc_mask: u64,
+    pub guest: &'a mut G,
+    /// By the places of their instructions.
+    pub values: Vec<Value>,
+}
+
+impl<'a, G: Guest> Machine<'a, G> {
+    pub fn new(insts: &'a [Inst], pc: u64, pc_mask: u64, guest: &'a mut G) -> Self {
+        Self { insts, pc, pc_mask, guest, values: vec![Value::plain(0); insts.len()] }
+    }
+
+    pub fn int(&self, value: Val) -> u64 {
+        self.bits(value) as u64
+    }
+    fn bits(&self, value: Val) -> u128 {
+        self.values[value.index()].bits
+    }
+    fn token(&self, value: Val) -> FlagSet {
+        FlagSet::from_bits_truncate(self.bits(value) as u8)
+    }
+    fn def(&self, value: Val) -> &'a Inst {
+        &self.insts[value.index()]
+    }
+
+    /// All but exits, `SetFlags` and `CallInterp`. `None`: bail.
+    pub fn execute(&mut self, inst: &Inst) -> Option<Value> {
+        let plain = |bits: u128| Some(Value::plain(bits));
+        let token = |all: FlagSet, need: FlagSet| Some(Value::token(all, need));
         let [a, b, _] = inst.args;
         let imm = inst.imm;
         match inst.op {
@@ -158,10 +195,6 @@ impl<G: Guest> Run<'_, G> {
                 plain(0)
             }
             Op::GetFlags => token(self.guest.flags(), inst.need),
-            Op::SetFlags => {
-                self.current = a;
-                plain(0)
-            }
             Op::FlagsOf => {
                 let (hot, all) = self.flags_of(a, b);
                 Some(Value { bits: (hot ^ inst.need.complement()).bits().into(), all })
@@ -192,7 +225,7 @@ impl<G: Guest> Run<'_, G> {
                 token(self.guest.float_compare(a, b, inst.aux & 15, inst.aux & 16 != 0), inst.need)
             }
             Op::IntToFloat => {
-                let bytes = self.block.def(b).ty.bytes();
+                let bytes = self.def(b).ty.bytes();
                 let (a, b) = (self.bits(a), self.int(b));
                 plain(self.guest.int_to_float(a, b, bytes, inst.aux))
             }
@@ -207,9 +240,8 @@ impl<G: Guest> Run<'_, G> {
                 let (vector, bits) = (self.bits(a), u32::from(inst.aux) * 8);
                 plain((0..128 / bits).map(|lane| (vector >> ((lane + 1) * bits - 1) & 1) << lane).sum())
             }
-            Op::Load if !is_aligned(inst.access(), self.int(a).wrapping_add(imm)) => None,
-            Op::Store if !is_aligned(inst.access(), self.int(a).wrapping_add(imm)) => None,
-            Op::Load => {
+            Op::Load | Op::Store if !is_aligned(inst.access(), self.int(a).wrapping_add(imm)) => None,
+            Op::Load | Op::LoadVia => {
                 let access = inst.access();
                 let value = self.guest.load(self.int(a).wrapping_add(imm), access.bytes, access.for_write)?;
                 let from = Ty::of_bytes(access.bytes);
@@ -219,10 +251,16 @@ impl<G: Guest> Run<'_, G> {
                     _ => value & u128::from(from.mask()),
                 })
             }
-            Op::Store => {
-                let value = self.bits(b);
+            Op::Store | Op::StoreVia => {
+                let value = self.bits(if inst.op == Op::Store { b } else { inst.args[2] });
                 self.guest.store(self.int(a).wrapping_add(imm), inst.ty.bytes(), value)?;
                 plain(0)
+            }
+            Op::Probe => {
+                let span = Span::unpack(imm);
+                let from = self.int(a).wrapping_add(span.low as u64);
+                let bytes = span.high.wrapping_sub(span.low) as u32;
+                self.guest.probe(from, bytes, inst.aux & PROBE_WRITE != 0).then_some(Value::plain(0))
             }
             Op::AtomicRmw => {
                 let operand = self.int(b);
@@ -241,12 +279,12 @@ impl<G: Guest> Run<'_, G> {
                 let compute = |old: u64| if old == expected { new } else { old };
                 plain(self.guest.exchange(self.int(a).wrapping_add(imm), inst.ty.bytes(), &compute)?.into())
             }
-            Op::BailIf => (self.int(a) == 0).then_some(Value { bits: 0, all: FlagSet::empty() }),
-            Op::CheckPc => self.guest.may_go_to(self.int(a)).then_some(Value { bits: 0, all: FlagSet::empty() }),
-            Op::Pc => plain((self.block.target(imm) & inst.ty.mask()).into()),
+            Op::BailIf => (self.int(a) == 0).then_some(Value::plain(0)),
+            Op::CheckPc => self.guest.may_go_to(self.int(a)).then_some(Value::plain(0)),
+            Op::Pc => plain((self.pc.wrapping_add(imm) & self.pc_mask & inst.ty.mask()).into()),
             _ => {
                 let args = inst.args.map(|arg| if arg.is_some() { self.int(arg) } else { 0 });
-                plain((integer(self.block, inst, args, |flags| self.token(flags)) & inst.ty.mask()).into())
+                plain((integer(|value| self.def(value).result(), inst, args, |flags| self.token(flags)) & inst.ty.mask()).into())
             }
         }
     }
@@ -265,7 +303,7 @@ impl<G: Guest> Run<'_, G> {
 
     /// The flags that the instruction of `%r` leaves of `%old`: as consumers may see them, and all of them.
     fn flags_of(&self, r: Val, old: Val) -> (FlagSet, FlagSet) {
-        let inst = self.block.def(r);
+        let inst = self.def(r);
         let args = inst.args.map(|arg| if arg.is_some() { self.int(arg) } else { 0 });
         let (old_hot, old_all) = if old.is_some() { (self.token(old), self.values[old.index()].all) } else { Default::default() };
         let is_kept = inst.op.count_argument().is_some_and(|count| args[count] as u8 & inst.ty.count_mask() == 0);
@@ -294,7 +332,7 @@ fn bit(value: u64, number: u32) -> bool {
 }
 
 /// The result of an integer operation, not cut.
-fn integer(block: &Block, inst: &Inst, [a, b, c]: [u64; 3], token: impl Fn(Val) -> FlagSet) -> u64 {
+fn integer(type_of: impl Fn(Val) -> Option<Ty>, inst: &Inst, [a, b, c]: [u64; 3], token: impl Fn(Val) -> FlagSet) -> u64 {
     let ty = inst.ty;
     let bits = ty.bits();
     let carry = |number: usize| u64::from(token(inst.args[number]).contains(FlagSet::C));
@@ -343,7 +381,13 @@ fn integer(block: &Block, inst: &Inst, [a, b, c]: [u64; 3], token: impl Fn(Val) 
         Op::CountOnes => a.count_ones().into(),
         Op::SwapBytes => a.swap_bytes() >> (64 - bits),
         Op::ZeroExtend | Op::Truncate => a,
-        Op::SignExtend => match block.def(inst.args[0]).result() {
+        Op::HighByte => a >> 8,
+        Op::InsertLow => match type_of(inst.args[1]) {
+            Some(from) => a & !from.mask() | b,
+            None => unreachable!("the verifier has seen the argument's type"),
+        },
+        Op::InsertHigh => a & !0xff00 | b << 8,
+        Op::SignExtend => match type_of(inst.args[0]) {
             Some(Ty::Bool) => a.wrapping_neg(),
             Some(from) => sign_extended(a, from),
             None => unreachable!("the verifier has seen the argument's type"),

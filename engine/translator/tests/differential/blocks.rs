@@ -13,7 +13,7 @@ use crate::{
     seed,
     values::Random,
 };
-use engine_translator::Evaluation;
+use engine_translator::{Evaluation, EvaluationUnit};
 use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, OpKind, Register};
 use std::time::Instant;
 
@@ -40,7 +40,7 @@ impl Engines {
         };
         let evaluators = BAILS
             .iter()
-            .map(|&bails| Interpreted::evaluating(Evaluation { seed: 0x5eed, bails }).map(prepared))
+            .map(|&bails| Interpreted::evaluating(Evaluation { seed: 0x5eed, bails, unit: EvaluationUnit::Block }).map(prepared))
             .collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Self { interpreter: prepared(Interpreted::new()?), evaluators })
     }

@@ -17,6 +17,7 @@ mod compare;
 mod generate;
 mod interpret;
 mod native;
+mod regions;
 mod shrink;
 mod translated;
 mod values;

@@ -6,7 +6,7 @@
 mod board;
 
 use board::Machine;
-use engine_translator::{Chaos, Evaluation, Interpreter, TranslatorOptions};
+use engine_translator::{Chaos, Evaluation, EvaluationUnit, Interpreter, TranslatorOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -41,7 +41,7 @@ fn passes(name: &str, cpus: u32, model: &str) {
     let Some(image) = assemble(name) else { return };
     runs(name, Machine::new(&image, cpus, model, true, Interpreter::new));
     // The same by lifted code, with a bail at every eighth chance.
-    let evaluation = Evaluation { seed: 1, bails: 32 };
+    let evaluation = Evaluation { seed: 1, bails: 32, unit: EvaluationUnit::Block };
     runs(name, Machine::new(&image, cpus, model, true, |memory| Interpreter::evaluating(memory, evaluation)));
     // And by translated code, from the first execution on.
     let options = TranslatorOptions { hot: 0, ..TranslatorOptions::default() };

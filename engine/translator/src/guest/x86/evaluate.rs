@@ -5,11 +5,14 @@ use super::cpu::{Cpu, is_canonical, seg};
 use super::evaluate_float;
 use super::fault::Stop;
 use super::interp_integer::Int;
+use super::lift::region::form_region;
 use super::lift::{self, LiftMode};
 use super::op::Op;
-use super::trace::TraceRef;
+use super::trace::{TraceRef, copy_code};
 use crate::ir::eval::{Guest, Left, evaluate};
 use crate::ir::float::FloatOp;
+use crate::ir::region::eval::{RegionLeft, evaluate_region};
+use crate::ir::region::{self, Region};
 use crate::ir::{self, FlagSet};
 use crate::mmu::{Access, PAGE_MASK};
 
@@ -20,7 +23,29 @@ pub struct Evaluation {
     pub seed: u64,
     /// How many of 256 chances to bail are taken.
     pub bails: u8,
+    /// What is evaluated at once.
+    pub unit: EvaluationUnit,
 }
+
+/// What is lifted and evaluated at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EvaluationUnit {
+    /// A straight run of instructions, after all passes over blocks.
+    Block,
+    /// What the optimising tier would compile.
+    Region {
+        /// After how many of its passes, at most [`REGION_PASSES`].
+        passes: usize,
+    },
+}
+
+/// How many passes there are over regions.
+pub const REGION_PASSES: usize = region::pass::PIPELINE.len();
+
+/// After how many guest instructions a region's next poll leaves it.
+const PATIENCE: u64 = 2000;
+/// What tests run is shorter. A triple fault is what they notice.
+const ENDLESS: u64 = 200_000;
 
 impl Evaluation {
     fn takes_chance(&mut self) -> bool {
@@ -33,8 +58,60 @@ impl Evaluation {
 }
 
 impl Cpu {
-    /// Evaluates one trace; what comes after is up to the next poll.
-    pub(super) fn evaluate_trace(&mut self, at: TraceRef) -> Option<Stop> {
+    /// Evaluates what begins here; what comes after is up to the next poll.
+    pub(super) fn evaluate(&mut self, at: TraceRef) -> Option<Stop> {
+        if let Some(EvaluationUnit::Region { passes }) = self.evaluation.map(|evaluation| evaluation.unit)
+            && let Some(region) = self.region_here(passes)
+        {
+            return self.evaluate_region(&region, at);
+        }
+        self.evaluate_trace(at)
+    }
+
+    /// The region that begins here.
+    fn region_here(&mut self, passes: usize) -> Option<Region> {
+        let mode = LiftMode { vectors: false, masked_floats: false, ..LiftMode::of(self) };
+        if !mode.is_flat() {
+            return None;
+        }
+        let linear = self.rip & PAGE_MASK;
+        let fetch = self.fetch_page(linear).ok().filter(|fetch| !fetch.page.is_null())?;
+        self.mark_page(&fetch);
+        let mut bytes = [0; 4096];
+        copy_code(fetch.page, 0, &mut bytes);
+        let mut region = form_region(self.rip, mode, |page| (page == linear).then_some(&bytes))?;
+        region::pass::run(&mut region, &region::pass::PIPELINE[..passes.min(REGION_PASSES)]);
+        Some(region)
+    }
+
+    fn evaluate_region(&mut self, region: &Region, at: TraceRef) -> Option<Stop> {
+        self.running.count = 0;
+        if self.retired.wrapping_sub(self.counted) > ENDLESS {
+            return Some(Stop::TripleFault);
+        }
+        let limit = self.limit.saturating_sub(self.retired).min(PATIENCE);
+        let mut evaluated = Evaluated { cpu: self, block: None, at, stop: None };
+        match evaluate_region(region, &mut evaluated, limit) {
+            RegionLeft::To { pc, retired } => {
+                self.retired += retired;
+                self.rip = pc;
+                None
+            }
+            RegionLeft::Bailed { pc, retired } => {
+                self.retired += retired;
+                self.rip = pc;
+                match self.find_trace() {
+                    Ok(trace) => {
+                        let first = self.traces.get(trace).first;
+                        self.interpret_one(trace, first)
+                    }
+                    Err(stop) => self.fetch_failed(stop),
+                }
+            }
+        }
+    }
+
+    fn evaluate_trace(&mut self, at: TraceRef) -> Option<Stop> {
         let trace = self.traces.get(at);
         let (first, count) = (trace.first, trace.count);
         let allowed = self.limit.saturating_sub(self.retired).min(count.into()) as usize;
@@ -52,7 +129,7 @@ impl Cpu {
         }
         let start = self.rip;
         (self.running.first, self.running.rip, self.running.trace, self.running.count) = (first, start, at, count);
-        let mut evaluated = Evaluated { cpu: self, block: &block, ops: &ops, at, stop: None };
+        let mut evaluated = Evaluated { cpu: self, block: Some((&block, &ops)), at, stop: None };
         let left = evaluate(&block, &mut evaluated);
         let stop = evaluated.stop;
         let retired = block.guest.len() as u64;
@@ -88,11 +165,11 @@ impl Cpu {
     }
 }
 
-/// A CPU whose trace is being evaluated.
+/// A CPU whose code is being evaluated.
 struct Evaluated<'a> {
     cpu: &'a mut Cpu,
-    block: &'a ir::Block,
-    ops: &'a [Op],
+    /// The block and its instructions; regions have no business with the interpreter.
+    block: Option<(&'a ir::Block, &'a [Op])>,
     at: TraceRef,
     /// Why an interpreted instruction did not say "go on".
     stop: Option<Stop>,
@@ -168,6 +245,14 @@ impl Guest for Evaluated<'_> {
         Some(())
     }
 
+    fn probe(&mut self, address: u64, bytes: u32, for_write: bool) -> bool {
+        if bytes > 4096 || (address & !PAGE_MASK) + u64::from(bytes) > 4096 {
+            return false;
+        }
+        // One byte stands for all of its page.
+        self.pointer(address, 1, if for_write { Access::Write } else { Access::Read }).is_some()
+    }
+
     fn exchange(&mut self, address: u64, bytes: u8, compute: &dyn Fn(u64) -> u64) -> Option<u64> {
         let at = self.pointer(address, bytes, Access::Write)?;
         // SAFETY: a TLB entry points into a block that `held_blocks` keeps alive.
@@ -202,8 +287,9 @@ impl Guest for Evaluated<'_> {
     }
 
     fn interpret(&mut self, number: u16) -> bool {
-        let (op, guest) = (&self.ops[usize::from(number)], self.block.guest[usize::from(number)]);
-        let start = self.block.pc.wrapping_add(guest.offset.into());
+        let Some((block, ops)) = self.block else { return false };
+        let (op, guest) = (&ops[usize::from(number)], block.guest[usize::from(number)]);
+        let start = block.pc.wrapping_add(guest.offset.into());
         self.cpu.rip = start.wrapping_add(guest.len.into());
         match (op.handler)(self.cpu, op) {
             Ok(()) => self.cpu.traces.get(self.at).is_fresh(),

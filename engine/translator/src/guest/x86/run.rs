@@ -62,7 +62,7 @@ impl Cpu {
             }
             let stop = match self.find_trace() {
                 Ok(trace) if self.is_watched() => self.step(trace),
-                Ok(trace) if self.evaluation.is_some() => self.evaluate_trace(trace),
+                Ok(trace) if self.evaluation.is_some() => self.evaluate(trace),
                 Ok(trace) => self.run_chain(trace),
                 Err(stop) => self.fetch_failed(stop),
             };
@@ -337,7 +337,7 @@ impl Cpu {
         }
     }
 
-    fn fetch_failed(&mut self, stop: Stop) -> Option<Stop> {
+    pub(super) fn fetch_failed(&mut self, stop: Stop) -> Option<Stop> {
         self.running.count = 0;
         match stop {
             Stop::Exception(exception) => system::deliver(self, exception).err(),

@@ -542,6 +542,13 @@ impl Cpu {
         (count, at)
     }
 
+    /// Says that all of a page is code.
+    pub(super) fn mark_page(&mut self, fetch: &Fetch) {
+        // SAFETY: the state lies in a held block.
+        let state = unsafe { &*fetch.state };
+        self.mark_code(state, fetch.page, 0, PAGE_BYTES);
+    }
+
     /// Says that code was decoded from a page, and takes the fast write path to it away from everybody.
     pub(super) fn mark_code(&mut self, state: &PageState, page: *const u8, first: u64, bytes: u64) {
         if state.add_code(first, bytes) {

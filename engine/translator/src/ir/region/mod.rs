@@ -29,7 +29,10 @@
 //! `LoadVia` and `StoreVia` access memory by it and cannot fail. A probe that cannot be satisfied bails. An addend holds until something with [`Effects::MMU`](super::Effects::MMU) or a taken poll.
 //! `Load` and `Store` do both at once; none are left behind the pass that splits them, except with [`MemoryAccess::aligned`](super::MemoryAccess::aligned).
 
+pub(crate) mod eval;
+pub(crate) mod pass;
 pub(crate) mod print;
+pub(crate) mod ssa;
 pub(crate) mod verify;
 
 use super::{FlagSet, Inst, Op, SlotInfo, Ty, Val};
@@ -391,4 +394,110 @@ pub(crate) fn reverse_postorder(region: &Region) -> Vec<BlockId> {
     }
     order.reverse();
     order
+}
+
+/// Drops blocks that cannot be reached and exits to which nothing leads, and puts the blocks in reverse postorder, with depths and weights by the loops
+/// they lie in.
+pub(crate) fn arrange(region: &mut Region) {
+    let order = reverse_postorder(region);
+    let mut number = vec![BlockId::MAX; region.blocks.len()];
+    for (at, block) in order.iter().enumerate() {
+        number[*block as usize] = at as BlockId;
+    }
+    let mut old: Vec<Option<RegionBlock>> = std::mem::take(&mut region.blocks).into_iter().map(Some).collect();
+    region.blocks = order.iter().filter_map(|block| old[*block as usize].take()).collect();
+    let old_exits = std::mem::take(&mut region.exits);
+    for block in &mut region.blocks {
+        for edge in block.end.edges_mut() {
+            match &mut edge.to {
+                To::Block(to) => *to = number[*to as usize],
+                To::Exit(exit) => {
+                    region.exits.push(old_exits[*exit as usize].clone());
+                    *exit = region.exits.len() as u32 - 1;
+                }
+            }
+        }
+    }
+    let loops = Loops::find(region);
+    for (block, depth) in region.blocks.iter_mut().zip(&loops.depths) {
+        block.depth = *depth;
+    }
+    guess_weights(region);
+}
+
+/// The natural loops of a region: those with one head, which is on every way into them.
+#[derive(Debug)]
+pub(crate) struct Loops {
+    pub dominators: Vec<BlockId>,
+    /// How many loops each block lies in.
+    pub depths: Vec<u8>,
+    /// Inner loops before those around them.
+    pub loops: Vec<Loop>,
+}
+
+/// A loop.
+#[derive(Debug, Clone)]
+pub(crate) struct Loop {
+    pub head: BlockId,
+    /// In ascending order; the head is one of them.
+    pub blocks: Vec<BlockId>,
+}
+
+impl Loops {
+    /// Finds them. Blocks must be in reverse postorder.
+    pub fn find(region: &Region) -> Self {
+        let dominators = dominators(region);
+        let before = region.predecessors();
+        let mut loops = Vec::new();
+        // Heads from the last to the first: a loop's head comes behind the heads of loops around it.
+        for head in (0..region.blocks.len() as BlockId).rev() {
+            let mut open: Vec<BlockId> =
+                before[head as usize].iter().copied().filter(|from| dominates(&dominators, head, *from)).collect();
+            if open.is_empty() {
+                continue;
+            }
+            let mut inside = vec![false; region.blocks.len()];
+            inside[head as usize] = true;
+            while let Some(block) = open.pop() {
+                if !std::mem::replace(&mut inside[block as usize], true) {
+                    open.extend(&before[block as usize]);
+                }
+            }
+            let blocks = (0..region.blocks.len() as BlockId).filter(|block| inside[*block as usize]).collect();
+            loops.push(Loop { head, blocks });
+        }
+        let mut depths = vec![0u8; region.blocks.len()];
+        for of in &loops {
+            for block in &of.blocks {
+                depths[*block as usize] = depths[*block as usize].saturating_add(1);
+            }
+        }
+        Self { dominators, depths, loops }
+    }
+}
+
+/// Sixteen entries; a branch goes half here, half there, but exits of loops are taken once in sixteen; what is in a loop runs sixteen times as often.
+fn guess_weights(region: &mut Region) {
+    const ENTRY: u32 = 16;
+    let mut weights = vec![0u64; region.blocks.len()];
+    if let Some(entry) = weights.first_mut() {
+        *entry = ENTRY.into();
+    }
+    for from in 0..region.blocks.len() {
+        let depth = region.blocks[from].depth;
+        let ways: Vec<BlockId> = region.blocks[from].end.successors().collect();
+        let edges = region.blocks[from].end.edges().count() as u64;
+        for to in ways.into_iter().filter(|to| *to as usize > from) {
+            let inward = region.blocks[to as usize].depth;
+            let share = match inward.cmp(&depth) {
+                std::cmp::Ordering::Greater => weights[from] * 16 / edges,
+                std::cmp::Ordering::Equal => weights[from] / edges,
+                std::cmp::Ordering::Less => weights[from] / 16,
+            };
+            weights[to as usize] += share;
+        }
+    }
+    for (block, weight) in region.blocks.iter_mut().zip(weights) {
+        block.weight = weight.clamp(1, u64::from(u32::MAX)) as u32;
+    }
 }

@@ -12,6 +12,7 @@ mod flow;
 mod integer;
 mod moves;
 mod operand;
+pub(crate) mod region;
 mod shift;
 #[cfg(test)]
 mod tests;
@@ -95,6 +96,11 @@ impl LiftMode {
     /// 64-bit code.
     pub fn is_64_bit(&self) -> bool {
         self.code_size == CodeSize::Bits64
+    }
+
+    /// Whether the offset in CS is the linear address, and no transfer needs a look at the limit.
+    pub fn is_flat(&self) -> bool {
+        self.open_code && self.code_size != CodeSize::Bits16 && self.based >> seg::CS & 1 == 0
     }
 
     fn pc_mask(&self) -> u64 {

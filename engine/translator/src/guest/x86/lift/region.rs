@@ -1,0 +1,255 @@
+//! Forming a region: finds the blocks that can be reached from an entry by direct branches, lifts each, and puts them together.
+//!
+//! A region stays within the pages that its caller has bytes of, and within [`MAX_INSTRUCTIONS`]. Where it ends (a page without bytes, an instruction that is the
+//! interpreter's, one too many) an exit leads to the pc there.
+
+use super::super::decode::{Decoded, MAX_BYTES, decode};
+use super::super::op::{Op, OpFlags};
+use super::{LiftMode, SLOTS, lift};
+use crate::ir::ops::Effects;
+use crate::ir::region::{self, BlockId, Code, Edge, Exit, GuestState, Region, RegionBlock, Terminator, To, ssa};
+use crate::ir::{self, Block, FlagSet, NO_SNAPSHOT, Ty, Val};
+use iced_x86::FlowControl;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// Most guest instructions of a region.
+pub(crate) const MAX_INSTRUCTIONS: usize = 500;
+/// Most guest instructions of one block: as many as a block's numbers can hold, and no more than are worth a look at once.
+const MAX_BLOCK: usize = 200;
+const PAGE: usize = 4096;
+
+/// The region that begins at `entry`, an offset in a flat CS. `page` gives the bytes of the page at an offset, if the region may reach into it. Nothing comes
+/// of code that begins with something for the interpreter.
+pub(crate) fn form_region<'a>(entry: u64, mode: LiftMode, page: impl FnMut(u64) -> Option<&'a [u8; PAGE]>) -> Option<Region> {
+    let mut forming = Forming { entry, mode, page, ops: BTreeMap::new(), leaders: Vec::new() };
+    forming.explore();
+    forming.put_together()
+}
+
+struct Forming<F> {
+    entry: u64,
+    mode: LiftMode,
+    page: F,
+    /// Decoded instructions by their pc.
+    ops: BTreeMap<u64, Op>,
+    /// Where blocks begin, in the order in which they were found.
+    leaders: Vec<u64>,
+}
+
+impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Forming<F> {
+    fn explore(&mut self) {
+        let mut open = VecDeque::from([self.entry]);
+        while let Some(leader) = open.pop_front() {
+            if self.leaders.contains(&leader) || !self.is_canonical(leader) {
+                continue;
+            }
+            self.leaders.push(leader);
+            let mut pc = leader;
+            while !self.ops.contains_key(&pc) && self.ops.len() < MAX_INSTRUCTIONS {
+                let Some(op) = self.decode(pc) else { break };
+                self.ops.insert(pc, op);
+                let next = self.cut(pc.wrapping_add(op.len.into()));
+                match op.code.flow_control() {
+                    FlowControl::ConditionalBranch => {
+                        open.push_back(next);
+                        open.push_back(op.imm);
+                        break;
+                    }
+                    FlowControl::UnconditionalBranch if op.code.is_jmp_short_or_near() => {
+                        open.push_back(op.imm);
+                        break;
+                    }
+                    _ if op.flags.contains(OpFlags::LAST) => break,
+                    _ => pc = next,
+                }
+            }
+        }
+    }
+
+    fn cut(&self, pc: u64) -> u64 {
+        if self.mode.is_64_bit() { pc } else { pc & 0xffff_ffff }
+    }
+
+    fn is_canonical(&self, pc: u64) -> bool {
+        !self.mode.is_64_bit() || super::super::cpu::is_canonical(pc)
+    }
+
+    /// The instruction at `pc`, if all its bytes are there.
+    fn decode(&mut self, pc: u64) -> Option<Op> {
+        let (base, from) = (pc & !(PAGE as u64 - 1), pc as usize % PAGE);
+        let first = (self.page)(base)?;
+        if let Decoded::Op(op) = decode(&first[from..], self.mode.code_size, pc) {
+            return Some(op);
+        }
+        let next = self.cut(base.wrapping_add(PAGE as u64));
+        let second = (self.page)(next)?;
+        let mut bytes = [0; MAX_BYTES];
+        let here = (PAGE - from).min(MAX_BYTES);
+        bytes[..here].copy_from_slice(&first[from..from + here]);
+        bytes[here..].copy_from_slice(&second[..MAX_BYTES - here]);
+        match decode(&bytes, self.mode.code_size, pc) {
+            Decoded::Op(op) => Some(op),
+            Decoded::Incomplete => None,
+        }
+    }
+
+    /// The instructions of the block at a leader: up to a transfer, the next leader or the region's end.
+    fn run(&self, leader: u64, leaders: &HashMap<u64, BlockId>) -> Vec<Op> {
+        let mut ops = Vec::new();
+        let mut pc = leader;
+        while let Some(op) = self.ops.get(&pc) {
+            ops.push(*op);
+            pc = self.cut(pc.wrapping_add(op.len.into()));
+            let ends = op.code.flow_control() != FlowControl::Next || op.flags.contains(OpFlags::LAST);
+            if ends || leaders.contains_key(&pc) || ops.len() == MAX_BLOCK {
+                break;
+            }
+        }
+        ops
+    }
+
+    fn put_together(self) -> Option<Region> {
+        let mask = self.mode.pc_mask();
+        let mut region = Region::new(SLOTS, self.entry, mask, (self.entry % PAGE as u64) as u16);
+        // Block 0 is the way in, which nobody takes again.
+        let numbers: HashMap<u64, BlockId> =
+            self.leaders.iter().enumerate().map(|(number, pc)| (*pc, number as BlockId + 1)).collect();
+        region.blocks.push(empty_block(0, Terminator::Jump(Edge::new(To::Block(1)))));
+        for leader in &self.leaders {
+            let ops = self.run(*leader, &numbers);
+            let block = lift(&ops, self.mode, *leader, (*leader % PAGE as u64) as u16);
+            let displacement = leader.wrapping_sub(self.entry);
+            add_block(&mut region, &block, displacement, |target| numbers.get(&target).copied());
+        }
+        if region.blocks[1].retired == 0 {
+            return None;
+        }
+        finish(&mut region);
+        Some(region)
+    }
+}
+
+fn empty_block(pc: u64, end: Terminator) -> RegionBlock {
+    RegionBlock { params: Vec::new(), body: Vec::new(), end, pc, retired: 0, depth: 0, weight: 0 }
+}
+
+/// Adds a lifted block that begins `displacement` from the region's start, up to the first instruction that is the interpreter's.
+fn add_block(region: &mut Region, block: &Block, displacement: u64, find: impl Fn(u64) -> Option<BlockId>) {
+    let first = region.insts.len() as u32;
+    let first_snapshot = region.snapshots.len();
+    let moved = |value: Val| if value.is_some() { Val(value.0 + first) } else { value };
+    for snapshot in &block.snapshots {
+        let pc = displacement.wrapping_add(block.guest[usize::from(snapshot.instruction)].offset.into());
+        region.snapshots.push(state_at(pc, snapshot.instruction));
+    }
+    let mut added = empty_block(displacement, Terminator::Jump(Edge::new(To::Exit(0))));
+    added.retired = block.guest.len() as u16;
+    let mut end = None;
+    for (at, inst) in block.insts.iter().enumerate() {
+        let effects = inst.op.info().effects;
+        if inst.op == ir::Op::CallInterp || inst.op == ir::Op::Bail {
+            let number = match block.snapshots.get(usize::from(inst.snapshot)) {
+                Some(snapshot) => snapshot.instruction,
+                None => inst.imm as u16,
+            };
+            added.retired = number;
+            end = Some(number);
+            break;
+        }
+        if effects.contains(Effects::ENDS_BLOCK) {
+            break;
+        }
+        let imm = if inst.op == ir::Op::Pc { inst.imm.wrapping_add(displacement) } else { inst.imm };
+        let snapshot =
+            if inst.snapshot == NO_SNAPSHOT { NO_SNAPSHOT } else { (first_snapshot + usize::from(inst.snapshot)) as u16 };
+        let value = region.add(ir::Inst { args: inst.args.map(moved), imm, snapshot, ..*inst });
+        debug_assert_eq!(value.0, first + at as u32);
+        if inst.op != ir::Op::Nop {
+            added.body.push(value);
+        }
+    }
+    let bytes = match end {
+        Some(number) => u64::from(block.guest[usize::from(number)].offset),
+        None => block.bytes(),
+    };
+    if bytes != 0 {
+        region.code.push(Code { pc: displacement, len: bytes as u32 });
+    }
+    let back = displacement.wrapping_add(bytes);
+    let block_is_empty = bytes == 0;
+    let way = |region: &mut Region, target: u64| {
+        let pc = displacement.wrapping_add(target);
+        // A block of nothing (its bytes are not there) must not go on at itself.
+        Edge::new(match find(region.target(pc)) {
+            Some(block) if !block_is_empty => To::Block(block),
+            _ => exit(region, ir::Op::Jump, Val::NONE, pc, 0),
+        })
+    };
+    let last = block.insts.iter().rfind(|inst| inst.op != ir::Op::Nop).filter(|_| end.is_none());
+    added.end = match last.map(|last| (last.op, *last)) {
+        None => Terminator::Jump(Edge::new(exit(region, ir::Op::Jump, Val::NONE, back, 0))),
+        Some((ir::Op::Branch, last)) => {
+            let (taken, not_taken) = (way(region, last.imm), way(region, bytes));
+            Terminator::Branch { condition: moved(last.args[0]), taken, not_taken }
+        }
+        Some((ir::Op::Jump, last)) => Terminator::Jump(way(region, last.imm)),
+        Some((ir::Op::Call, last)) => {
+            let pc = displacement.wrapping_add(last.imm);
+            Terminator::Jump(Edge::new(exit(region, ir::Op::Call, Val::NONE, pc, back)))
+        }
+        Some((op, last)) => {
+            let back = if op == ir::Op::CallIndirect { back } else { 0 };
+            Terminator::Jump(Edge::new(exit(region, op, moved(last.args[0]), 0, back)))
+        }
+    };
+    region.blocks.push(added);
+}
+
+fn state_at(pc: u64, retired: u16) -> GuestState {
+    GuestState { pc, retired, flags: Val::NONE, slots: 0..0 }
+}
+
+fn exit(region: &mut Region, op: ir::Op, target: Val, pc: u64, back: u64) -> To {
+    region.exits.push(Exit { op, target, back, need: FlagSet::all(), state: state_at(pc, 0) });
+    To::Exit(region.exits.len() as u32 - 1)
+}
+
+/// Drops what cannot be reached, puts polls on ways back, and makes values of slots.
+fn finish(region: &mut Region) {
+    region::arrange(region);
+    add_polls(region);
+    region::arrange(region);
+    if cfg!(debug_assertions)
+        && let Err(why) = region::verify::verify(region)
+    {
+        panic!("a region was formed wrongly: {why}");
+    }
+    ssa::slots_to_ssa(region);
+    if cfg!(debug_assertions)
+        && let Err(why) = region::verify::verify(region)
+    {
+        panic!("slots_to_ssa broke a region: {why}");
+    }
+}
+
+/// A block with a poll in every way back. Blocks must be in reverse postorder.
+fn add_polls(region: &mut Region) {
+    for from in 0..region.blocks.len() {
+        for at in 0..2 {
+            let Some(To::Block(to)) = region.blocks[from].end.edges().nth(at).map(|edge| edge.to) else { continue };
+            if to as usize > from {
+                continue;
+            }
+            let pc = region.blocks[to as usize].pc;
+            region.snapshots.push(state_at(pc, 0));
+            let snapshot = (region.snapshots.len() - 1) as u16;
+            let poll = region.add(ir::Inst { snapshot, ..ir::Inst::new(ir::Op::Poll, Ty::None) });
+            let between = region.blocks.len() as BlockId;
+            region.blocks.push(empty_block(pc, Terminator::Jump(Edge::new(To::Block(to)))));
+            region.blocks[between as usize].body.push(poll);
+            if let Some(edge) = region.blocks[from].end.edges_mut().nth(at) {
+                edge.to = To::Block(between);
+            }
+        }
+    }
+}
