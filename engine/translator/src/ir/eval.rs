@@ -331,6 +331,11 @@ fn bit(value: u64, number: u32) -> bool {
     value >> number & 1 != 0
 }
 
+/// The result of a pure integer operation without flags, not cut.
+pub(super) fn fold(inst: &Inst, args: [u64; 3], type_of: impl Fn(Val) -> Option<Ty>) -> u64 {
+    integer(type_of, inst, args, |_| FlagSet::empty())
+}
+
 /// The result of an integer operation, not cut.
 fn integer(type_of: impl Fn(Val) -> Option<Ty>, inst: &Inst, [a, b, c]: [u64; 3], token: impl Fn(Val) -> FlagSet) -> u64 {
     let ty = inst.ty;

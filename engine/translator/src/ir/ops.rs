@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 
 /// The type of a value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u8)]
 pub(crate) enum Ty {
     /// No value (a jump's width).

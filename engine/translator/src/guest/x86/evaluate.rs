@@ -79,8 +79,8 @@ impl Cpu {
         self.mark_page(&fetch);
         let mut bytes = [0; 4096];
         copy_code(fetch.page, 0, &mut bytes);
-        let mut region = form_region(self.rip, mode, |page| (page == linear).then_some(&bytes))?;
-        region::pass::run(&mut region, &region::pass::PIPELINE[..passes.min(REGION_PASSES)]);
+        let mut region = form_region(self.rip, mode, self.cpuid.instruction_sets(), |page| (page == linear).then_some(&bytes))?;
+        region::pass::run(&mut region, region::pass::PIPELINE.get(..passes).unwrap_or(region::pass::PIPELINE));
         Some(region)
     }
 

@@ -120,8 +120,15 @@ impl<G: Guest> Run<'_, G> {
         if matches!(inst.op, Op::LoadVia | Op::StoreVia) {
             self.check_addend(inst);
         }
-        if inst.op == Op::Poll {
-            return None;
+        match inst.op {
+            Op::Poll => return None,
+            // Before slots are values, what is set is set at once.
+            Op::SetFlags => {
+                let flags = self.machine.values[inst.args[0].index()].all;
+                self.machine.guest.set_flags(flags);
+                return None;
+            }
+            _ => {}
         }
         let Some(result) = self.machine.execute(inst) else { return Some(self.leave(inst)) };
         self.machine.values[value.index()] = result;

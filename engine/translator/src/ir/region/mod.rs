@@ -485,16 +485,27 @@ fn guess_weights(region: &mut Region) {
     }
     for from in 0..region.blocks.len() {
         let depth = region.blocks[from].depth;
-        let ways: Vec<BlockId> = region.blocks[from].end.successors().collect();
-        let edges = region.blocks[from].end.edges().count() as u64;
-        for to in ways.into_iter().filter(|to| *to as usize > from) {
-            let inward = region.blocks[to as usize].depth;
-            let share = match inward.cmp(&depth) {
-                std::cmp::Ordering::Greater => weights[from] * 16 / edges,
-                std::cmp::Ordering::Equal => weights[from] / edges,
-                std::cmp::Ordering::Less => weights[from] / 16,
+        // Ways out are seldom taken: a sixteenth of the weight goes each of them.
+        let level = |edge: &Edge| match edge.to {
+            To::Block(to) => Some(region.blocks[to as usize].depth),
+            To::Exit(_) => None,
+        };
+        let leaves = |edge: &&Edge| level(edge).is_none_or(|inward| inward < depth);
+        let ways: Vec<(To, bool, u64)> =
+            region.blocks[from].end.edges().map(|edge| (edge.to, leaves(&edge), level(edge).map_or(0, u64::from))).collect();
+        let staying = ways.iter().filter(|way| !way.1).count() as u64;
+        for (to, leaves, inward) in ways {
+            let To::Block(to) = to else { continue };
+            if to as usize <= from {
+                continue;
+            }
+            let share = match leaves {
+                true if staying == 0 => weights[from],
+                true => weights[from] / 16,
+                false => weights[from] / staying,
             };
-            weights[to as usize] += share;
+            // A loop's head runs sixteen times for each time it is reached from outside.
+            weights[to as usize] += if inward > u64::from(depth) { share * 16 } else { share };
         }
     }
     for (block, weight) in region.blocks.iter_mut().zip(weights) {

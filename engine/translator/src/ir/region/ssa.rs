@@ -203,7 +203,10 @@ pub(crate) fn substitute(region: &mut Region, mut alias: Vec<Val>) {
     let Region { insts, blocks, exits, snapshots, slot_values, .. } = region;
     for block in blocks.iter_mut() {
         for value in &block.body {
-            insts[value.index()].args.iter_mut().for_each(&mut last);
+            let inst = &mut insts[value.index()];
+            // A token belongs to its very instruction.
+            let fixed = usize::from(inst.op == Op::FlagsOf);
+            inst.args[fixed..].iter_mut().for_each(&mut last);
         }
         if let super::Terminator::Branch { condition, .. } = &mut block.end {
             last(condition);

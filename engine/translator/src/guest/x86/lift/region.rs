@@ -3,11 +3,12 @@
 //! A region stays within the pages that its caller has bytes of, and within [`MAX_INSTRUCTIONS`]. Where it ends (a page without bytes, an instruction that is the
 //! interpreter's, one too many) an exit leads to the pc there.
 
+use super::super::cpuid::InstructionSets;
 use super::super::decode::{Decoded, MAX_BYTES, decode};
 use super::super::op::{Op, OpFlags};
 use super::{LiftMode, SLOTS, lift};
 use crate::ir::ops::Effects;
-use crate::ir::region::{self, BlockId, Code, Edge, Exit, GuestState, Region, RegionBlock, Terminator, To, ssa};
+use crate::ir::region::{self, BlockId, Code, Edge, Exit, GuestState, Region, RegionBlock, Terminator, To};
 use crate::ir::{self, Block, FlagSet, NO_SNAPSHOT, Ty, Val};
 use iced_x86::FlowControl;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -20,15 +21,22 @@ const PAGE: usize = 4096;
 
 /// The region that begins at `entry`, an offset in a flat CS. `page` gives the bytes of the page at an offset, if the region may reach into it. Nothing comes
 /// of code that begins with something for the interpreter.
-pub(crate) fn form_region<'a>(entry: u64, mode: LiftMode, page: impl FnMut(u64) -> Option<&'a [u8; PAGE]>) -> Option<Region> {
-    let mut forming = Forming { entry, mode, page, ops: BTreeMap::new(), leaders: Vec::new() };
+pub(crate) fn form_region<'a>(
+    entry: u64,
+    mode: LiftMode,
+    sets: &InstructionSets,
+    page: impl FnMut(u64) -> Option<&'a [u8; PAGE]>,
+) -> Option<Region> {
+    let mut forming = Forming { entry, mode, sets, page, ops: BTreeMap::new(), leaders: Vec::new() };
     forming.explore();
     forming.put_together()
 }
 
-struct Forming<F> {
+struct Forming<'s, F> {
     entry: u64,
     mode: LiftMode,
+    /// What the CPU has.
+    sets: &'s InstructionSets,
     page: F,
     /// Decoded instructions by their pc.
     ops: BTreeMap<u64, Op>,
@@ -36,7 +44,7 @@ struct Forming<F> {
     leaders: Vec<u64>,
 }
 
-impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Forming<F> {
+impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Forming<'_, F> {
     fn explore(&mut self) {
         let mut open = VecDeque::from([self.entry]);
         while let Some(leader) = open.pop_front() {
@@ -78,7 +86,7 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Forming<F> {
     fn decode(&mut self, pc: u64) -> Option<Op> {
         let (base, from) = (pc & !(PAGE as u64 - 1), pc as usize % PAGE);
         let first = (self.page)(base)?;
-        if let Decoded::Op(op) = decode(&first[from..], self.mode.code_size, pc) {
+        if let Decoded::Op(op) = decode(&first[from..], self.mode.code_size, pc, self.sets) {
             return Some(op);
         }
         let next = self.cut(base.wrapping_add(PAGE as u64));
@@ -87,7 +95,7 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Forming<F> {
         let here = (PAGE - from).min(MAX_BYTES);
         bytes[..here].copy_from_slice(&first[from..from + here]);
         bytes[here..].copy_from_slice(&second[..MAX_BYTES - here]);
-        match decode(&bytes, self.mode.code_size, pc) {
+        match decode(&bytes, self.mode.code_size, pc, self.sets) {
             Decoded::Op(op) => Some(op),
             Decoded::Incomplete => None,
         }
@@ -214,7 +222,7 @@ fn exit(region: &mut Region, op: ir::Op, target: Val, pc: u64, back: u64) -> To 
     To::Exit(region.exits.len() as u32 - 1)
 }
 
-/// Drops what cannot be reached, puts polls on ways back, and makes values of slots.
+/// Drops what cannot be reached, and puts polls on ways back.
 fn finish(region: &mut Region) {
     region::arrange(region);
     add_polls(region);
@@ -223,12 +231,6 @@ fn finish(region: &mut Region) {
         && let Err(why) = region::verify::verify(region)
     {
         panic!("a region was formed wrongly: {why}");
-    }
-    ssa::slots_to_ssa(region);
-    if cfg!(debug_assertions)
-        && let Err(why) = region::verify::verify(region)
-    {
-        panic!("slots_to_ssa broke a region: {why}");
     }
 }
 

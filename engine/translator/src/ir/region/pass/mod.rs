@@ -1,6 +1,12 @@
-//! Passes over regions. A pass is one function in one file and one line in [`PIPELINE`].
+//! Passes over regions. A pass is one function in one file and one line in [`PIPELINE`]. The first of them work on what was formed, the others on values.
 
-use super::{Region, verify};
+mod dead_values;
+mod flags;
+mod loops;
+mod simplify;
+mod straighten;
+
+use super::{Region, ssa, verify};
 
 /// A pass: changes a region and keeps what it means.
 pub(crate) struct Pass {
@@ -9,7 +15,14 @@ pub(crate) struct Pass {
 }
 
 /// All passes, in the order in which they run.
-pub(crate) const PIPELINE: &[Pass] = &[];
+pub(crate) const PIPELINE: &[Pass] = &[
+    Pass { name: "straighten", run: straighten::run },
+    Pass { name: "loops", run: loops::run },
+    Pass { name: "slots_to_ssa", run: ssa::slots_to_ssa },
+    Pass { name: "simplify", run: simplify::run },
+    Pass { name: "flags", run: flags::run },
+    Pass { name: "dead_values", run: dead_values::run },
+];
 
 /// Runs some of them. Debug builds verify the region after each.
 pub(crate) fn run(region: &mut Region, passes: &[Pass]) {
