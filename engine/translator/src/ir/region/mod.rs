@@ -194,6 +194,9 @@ pub(crate) const PROBE_READ: u8 = 1;
 /// A probe's `aux`: rights to write.
 pub(crate) const PROBE_WRITE: u8 = 2;
 
+/// A probe's `aux`: its instruction does not write, a later one will. Where rights to write are not at hand it bails, and leaves no trace of a write.
+pub(crate) const PROBE_RAISED: u8 = 4;
+
 /// What the optimising tier compiles at once.
 #[derive(Debug, Clone)]
 pub(crate) struct Region {

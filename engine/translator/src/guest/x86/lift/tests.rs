@@ -41,6 +41,10 @@ fn text(bits: u32, bytes: &[u8]) -> String {
     let (mode, pc) = (mode(bits), 0x40_1000);
     let mut block = lift(&ops(bytes, mode.code_size, pc), mode, pc, 0);
     pass::run(&mut block);
+    disassembled(bits, bytes, pc) + &block.to_string()
+}
+
+fn disassembled(bits: u32, bytes: &[u8], pc: u64) -> String {
     let mut text = String::new();
     let mut decoder = Decoder::with_ip(bits, bytes, pc, DecoderOptions::NONE);
     while decoder.can_decode() {
@@ -48,8 +52,18 @@ fn text(bits: u32, bytes: &[u8]) -> String {
         NasmFormatter::new().format(&decoder.decode(), &mut line);
         writeln!(text, "; {line}").expect("a string takes everything");
     }
-    write!(text, "{block}").expect("a string takes everything");
     text
+}
+
+/// Compares a text with the one in the folder, or puts it there.
+fn compare_golden(name: &str, found: &str) {
+    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/x86/lift/golden"));
+    let path = folder.join(format!("{name}.txt"));
+    if std::env::var_os("BELLGLASS_BLESS").is_some() {
+        std::fs::write(&path, found).expect("the folder can be written");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(found, expected, "{name}");
 }
 
 /// Name, code size, code.
@@ -88,15 +102,8 @@ const SAMPLES: &[(&str, u32, &[u8])] = &[
 
 #[test]
 fn golden_texts_are_what_lifting_gives() {
-    let folder = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src/guest/x86/lift/golden"));
-    let bless = std::env::var_os("BELLGLASS_BLESS").is_some();
     for (name, bits, bytes) in SAMPLES {
-        let (path, found) = (folder.join(format!("{name}.txt")), text(*bits, bytes));
-        if bless {
-            std::fs::write(&path, &found).expect("the folder can be written");
-        }
-        let expected = std::fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(found, expected, "{name}");
+        compare_golden(name, &text(*bits, bytes));
     }
 }
 
@@ -142,4 +149,36 @@ fn cpu_nanoseconds() -> f64 {
     let spent =
         std::fs::read_to_string("/proc/thread-self/schedstat").ok().and_then(|text| text.split(' ').next()?.parse::<f64>().ok());
     spent.unwrap_or_else(|| std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |since| since.as_nanos() as f64))
+}
+
+/// Name, code size, code of regions. Each ends with a return, or where the interpreter is needed.
+#[rustfmt::skip]
+const REGIONS: &[(&str, u32, &[u8])] = &[
+    // add eax, [rsi]; add rsi, 4; dec ecx; jne $-0x0a; ret
+    ("region_sum", 64, &[0x03, 0x06, 0x48, 0x83, 0xc6, 4, 0xff, 0xc9, 0x75, 0xf6, 0xc3]),
+    // mov byte [rdi+rcx], 0; add rcx, rdx; cmp rcx, [rsp+8]; jb $-0x0e; ret
+    ("region_sieve", 64, &[0xc6, 0x04, 0x0f, 0, 0x48, 0x01, 0xd1, 0x48, 0x3b, 0x4c, 0x24, 8, 0x72, 0xf2, 0xc3]),
+    // push rbx; mov rbx, rdi; test rbx, rbx; je +6; mov eax, [rbx+8]; add eax, [rbx]; pop rbx; ret
+    ("region_function", 64, &[0x53, 0x48, 0x89, 0xfb, 0x48, 0x85, 0xdb, 0x74, 5, 0x8b, 0x43, 8, 0x03, 0x03, 0x5b, 0xc3]),
+];
+
+fn region_of(bits: u32, bytes: &[u8]) -> crate::ir::region::Region {
+    let mut page = [0xcc; 4096];
+    page[..bytes.len()].copy_from_slice(bytes);
+    let sets = InstructionSets::all();
+    let code = super::region::form_region(0x40_1000, mode(bits), &sets, |base| (base == 0x40_1000).then_some(&page));
+    code.expect("the sample begins with something to lift")
+}
+
+#[test]
+fn golden_regions_are_what_forming_and_all_passes_give() {
+    use crate::ir::region::pass;
+    for (name, bits, bytes) in REGIONS {
+        let mut found = disassembled(*bits, bytes, 0x40_1000);
+        let mut region = region_of(*bits, bytes);
+        writeln!(found, "\nformed:\n{region}").expect("a string takes everything");
+        pass::run(&mut region, pass::PIPELINE);
+        write!(found, "after all passes:\n{region}").expect("a string takes everything");
+        compare_golden(name, &found);
+    }
 }

@@ -3,6 +3,7 @@
 mod dead_values;
 mod flags;
 mod loops;
+mod probes;
 mod simplify;
 mod straighten;
 
@@ -21,6 +22,7 @@ pub(crate) const PIPELINE: &[Pass] = &[
     Pass { name: "slots_to_ssa", run: ssa::slots_to_ssa },
     Pass { name: "simplify", run: simplify::run },
     Pass { name: "flags", run: flags::run },
+    Pass { name: "probes", run: probes::run },
     Pass { name: "dead_values", run: dead_values::run },
 ];
 
