@@ -575,7 +575,8 @@ fn steer(
                     image.extend([0; 64]);
                     image[512] = random.below(4) as u8;
                     if random.chance(5) {
-                        let wrong = 512 + random.below(24) as usize;
+                        // Not among the components that the host may have and the guest has not.
+                        let wrong = 516 + random.below(20) as usize;
                         image[wrong] = random.u64() as u8;
                     }
                 }
