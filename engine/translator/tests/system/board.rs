@@ -12,6 +12,9 @@ const TEXT: u16 = 0xe9;
 const EXIT: u16 = 0xf4;
 /// How many CPUs there are besides the one that asks.
 const OTHER_CPUS: u16 = 0xf5;
+/// A double word written here lands in memory at [`DMA_AT`], as a device's would.
+const DMA: u16 = 0xf8;
+const DMA_AT: u64 = 0x30_0301;
 /// The text of a guest that has gone wild is cut off here.
 const TEXT_LIMIT: usize = 1 << 16;
 
@@ -31,6 +34,7 @@ pub struct Machine {
 
 struct Board {
     clock: Clock,
+    memory: GuestMemory,
     backend: Arc<Interpreter>,
     text: Mutex<Vec<u8>>,
     ended: OnceLock<u32>,
@@ -56,7 +60,8 @@ impl Machine {
         let mode = if counted { ClockMode::Counted { picos_per_instruction: 1000 } } else { ClockMode::Real };
         let board = Board {
             clock: Clock::new(mode, VmTime::ZERO),
-            backend: Arc::new(backend(memory)),
+            backend: Arc::new(backend(memory.clone())),
+            memory,
             text: Mutex::default(),
             ended: OnceLock::new(),
             kickers: Mutex::default(),
@@ -129,6 +134,7 @@ impl CpuIo for Board {
                 }
             }
             EXIT => self.end(value),
+            DMA => self.memory.write(DMA_AT, &value.to_le_bytes()).expect("RAM is there"),
             _ => {}
         }
     }

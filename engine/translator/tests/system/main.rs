@@ -83,6 +83,8 @@ guests! {
     four_level_paging: "paging64", 1, "max";
     real_and_unreal_mode: "real", 1, "qemu64";
     debug_registers_and_single_steps: "debug", 1, "qemu64";
+    code_that_changes_runs_as_it_is_now: "selfmod", 1, "max";
+    code_that_another_cpu_changes: "selfmod_smp", 2, "max";
     two_cpus_start_and_talk: "smp", 2, "qemu64";
     four_cpus_start_and_talk: "smp", 4, "qemu64";
 }
