@@ -14,7 +14,9 @@ use crate::{
     values::Random,
 };
 use engine_translator::{Evaluation, EvaluationUnit};
-use iced_x86::{Code, CpuidFeature, Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, OpKind, Register};
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, OpCodeOperandKind, OpKind, Register,
+};
 use std::time::Instant;
 
 /// Random bails of 256 chances, from none to many.
@@ -110,9 +112,16 @@ fn is_common(form: &Form) -> bool {
         .all(|feature| matches!(feature, F::INTEL8086 | F::INTEL186 | F::INTEL386 | F::INTEL486 | F::X64 | F::CMOV | F::POPCNT))
 }
 
+/// How many instructions a block has: some, or so many that it is several blocks for the translator.
+#[derive(Clone, Copy)]
+enum Length {
+    Short,
+    Long,
+}
+
 /// A block: the instructions of several generated cases behind each other, with moves between that put addresses into the registers that the next one
 /// wants them in.
-fn block(pools: [&[Form]; 2], random: &mut Random) -> Option<Case> {
+fn block(pools: [&[Form]; 2], length: Length, random: &mut Random) -> Option<Case> {
     let pick = |random: &mut Random| {
         let pool = pools[usize::from(random.chance(15))];
         random.pick(pool)
@@ -120,9 +129,13 @@ fn block(pools: [&[Form]; 2], random: &mut Random) -> Option<Case> {
     let mut whole = generate::generate(pick(random), random)?;
     whole.registers.rip = CODE_BASE + if random.chance(8) { 0xfd0 + random.below(48) } else { 0x800 + random.below(16) };
     whole.registers.rflags &= !(1 << 18);
-    for _ in 0..1 + random.below(9) {
+    let (instructions, bytes) = match length {
+        Length::Short => (1 + random.below(9), 240),
+        Length::Long => (30 + random.below(50), 1200),
+    };
+    for _ in 0..instructions {
         let next = generate::generate(pick(random), random)?;
-        if whole.code.len() + next.code.len() + 40 > 240 {
+        if whole.code.len() + next.code.len() + 40 > bytes {
             break;
         }
         let instruction = Decoder::with_ip(next.mode, &next.code, next.registers.rip, DecoderOptions::NONE).decode();
@@ -225,7 +238,7 @@ pub fn blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item = Case> 
     let forms: Vec<Form> = chosen_forms().into_iter().filter(|form| form.mode == mode).collect();
     let common: Vec<Form> = forms.iter().copied().filter(is_common).collect();
     let mut random = Random::new(seed ^ u64::from(mode) << 32);
-    std::iter::repeat_with(move || block([if common.is_empty() { &forms } else { &common }, &forms], &mut random))
+    std::iter::repeat_with(move || block([if common.is_empty() { &forms } else { &common }, &forms], Length::Short, &mut random))
         .flatten()
         .take(count)
 }
@@ -245,9 +258,44 @@ pub fn vector_blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item =
     let more = vectors.len() / 14;
     vectors.extend(controls.into_iter().cycle().take(more));
     let mut random = Random::new(seed ^ u64::from(mode) << 32 ^ 1 << 48);
-    std::iter::repeat_with(move || block([if vectors.is_empty() { &forms } else { &vectors }, &forms], &mut random))
-        .flatten()
-        .take(count)
+    std::iter::repeat_with(move || {
+        block([if vectors.is_empty() { &forms } else { &vectors }, &forms], Length::Short, &mut random)
+    })
+    .flatten()
+    .take(count)
+}
+
+/// Runs of x87 and MMX instructions, short and long, with vector and other instructions between them.
+pub fn x87_blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item = Case> {
+    use CpuidFeature as F;
+    let forms: Vec<Form> = chosen_forms().into_iter().filter(|form| form.mode == mode).collect();
+    let pool = |wanted: &dyn Fn(&Form) -> bool| forms.iter().copied().filter(wanted).collect::<Vec<Form>>();
+    let is_x87 = |form: &Form| {
+        form.code.cpuid_features().iter().any(|feature| matches!(feature, F::FPU | F::FPU287 | F::FPU387))
+            || matches!(form.code, Code::Fisttp_m16int | Code::Fisttp_m32int | Code::Fisttp_m64int)
+    };
+    let is_mmx = |form: &Form| {
+        let op_code = form.code.op_code();
+        let operands = [op_code.op0_kind(), op_code.op1_kind()];
+        operands
+            .iter()
+            .any(|kind| matches!(kind, OpCodeOperandKind::mm_reg | OpCodeOperandKind::mm_rm | OpCodeOperandKind::mm_or_mem))
+    };
+    let is_vector = |form: &Form| form.code.cpuid_features().iter().any(|feature| matches!(feature, F::SSE | F::SSE2));
+    // Several times, so that one unit's instructions follow each other and the other's come between.
+    let (x87, mmx, vectors, common) = (pool(&is_x87), pool(&is_mmx), pool(&is_vector), pool(&is_common));
+    let mut mixed: Vec<Form> = x87.iter().chain(&x87).chain(&x87).chain(&mmx).copied().collect();
+    for (others, parts) in [(vectors, 10), (common, 6)] {
+        let more = mixed.len() / parts;
+        mixed.extend(others.into_iter().cycle().step_by(7).take(more));
+    }
+    let mut random = Random::new(seed ^ u64::from(mode) << 32 ^ 1 << 49);
+    std::iter::repeat_with(move || {
+        let length = if random.chance(40) { Length::Long } else { Length::Short };
+        block([if mixed.is_empty() { &forms } else { &mixed }, &forms], length, &mut random)
+    })
+    .flatten()
+    .take(count)
 }
 
 pub fn run(seed: u64, each: usize) -> anyhow::Result<(u64, u64)> {

@@ -291,6 +291,12 @@ fn to_image(fpu: &FpuState) -> FxImage {
     fx.put(0, &fpu.control.to_le_bytes());
     fx.put(2, &fpu.status.to_le_bytes());
     fx.put(4, &[fpu.tags]);
+    // What the host keeps of these differs from vendor to vendor: only engines are compared in them.
+    fx.put(6, &fpu.opcode.to_le_bytes());
+    fx.put(8, &fpu.instruction_pointer.to_le_bytes());
+    fx.put(16, &fpu.data_pointer.to_le_bytes());
+    fx.put(464, &fpu.instruction_segment.to_le_bytes());
+    fx.put(466, &fpu.data_segment.to_le_bytes());
     fx.put(24, &fpu.mxcsr.to_le_bytes());
     let top = usize::from(fpu.status >> 11 & 7);
     for i in 0..8 {

@@ -576,12 +576,17 @@ impl Cpu {
 
     // ---- The board ---------------------------------------------------------------------------------------------
 
-    /// The board. Before using anything that depends on time or may fire timers, call [`Cpu::sync_clock`].
+    /// The board. Before using anything that depends on time or may fire timers, call [`Cpu::sync_clock`]. Its code may use the host's x87.
     ///
     /// # Panics
     /// Outside `run`.
     #[inline]
-    pub fn io<'board>(&self) -> &'board dyn CpuIo {
+    pub fn io<'board>(&mut self) -> &'board dyn CpuIo {
+        self.x87_from_host();
+        self.board()
+    }
+
+    fn board<'board>(&self) -> &'board dyn CpuIo {
         let Board(pointer) = self.board.expect("a CPU executes only inside run");
         // SAFETY: `run` sets the pointer from a reference that outlives it and clears it on return; handlers run only within.
         unsafe { &*pointer }
@@ -598,7 +603,7 @@ impl Cpu {
     /// Guest time in nanoseconds: what RDTSC and the APIC timer are made from.
     pub fn now(&mut self) -> engine_base::VmTime {
         self.sync_clock();
-        self.io().clock().now()
+        self.board().clock().now()
     }
 }
 

@@ -15,6 +15,8 @@ use super::sse_unmasked::{Basic, Elements, Width};
 #[cfg(target_arch = "x86_64")]
 use core::arch::{asm, x86_64::__m128i};
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod whole_x87;
 mod x87;
 pub use x87::*;
 

@@ -183,6 +183,8 @@ pub(super) fn raise(cpu: &mut Cpu, mut raised: u32) -> Exec {
 /// Raises what an instruction raises that combines `elements` of its operands; `masked` are the flags that the host gave
 /// with everything masked.
 pub(super) fn check(cpu: &mut Cpu, elements: Elements, destination: u128, source: u128, immediate: u8, masked: u32) -> Exec {
+    // For the x87 of the host.
+    cpu.x87_from_host();
     let mxcsr = cpu.fpu.mxcsr;
     let raised = match elements {
         Elements::Simple => masked & FLAGS,

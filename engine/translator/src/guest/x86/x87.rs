@@ -81,7 +81,7 @@ pub(super) fn valid_control(value: u16) -> u16 {
     value & 0x1f3f | 0x40
 }
 
-/// ES and B from the flags and masks.
+/// ES and B from the flags and masks: after the control word or the flags have been loaded.
 #[inline(always)]
 pub(super) fn update_summary(cpu: &mut Cpu) {
     let fpu = &mut cpu.fpu;
@@ -90,6 +90,7 @@ pub(super) fn update_summary(cpu: &mut Cpu) {
     } else {
         fpu.status &= !SUMMARY;
     }
+    cpu.x87_control_changed();
 }
 
 /// What FNINIT leaves. The registers keep their contents.
@@ -101,6 +102,7 @@ pub(super) fn initialise(cpu: &mut Cpu) {
     fpu.opcode = 0;
     (fpu.instruction_pointer, fpu.instruction_segment) = (0, 0);
     (fpu.data_pointer, fpu.data_segment) = (0, 0);
+    cpu.x87_control_changed();
 }
 
 // ---- Preconditions ---------------------------------------------------------------------------------------------

@@ -565,6 +565,20 @@ impl Asm {
     pub fn store_movaps(&mut self, mem: Mem, reg: X) {
         self.vector(None, false, &[0x0f, 0x29], reg.0, mem.into(), None);
     }
+    /// EMMS
+    pub fn emms(&mut self) {
+        self.code.extend_from_slice(&[0x0f, 0x77]);
+    }
+    /// An x87 instruction on memory: opcode D8 to DF, and its number in ModRM.
+    pub fn x87_memory(&mut self, opcode: u8, number: u8, mem: Mem) {
+        debug_assert!(opcode & 0xf8 == 0xd8);
+        self.encode(None, false, (false, false), &[opcode], number, mem.into());
+    }
+    /// An x87 instruction on registers: opcode D8 to DF, and ModRM.
+    pub fn x87_register(&mut self, opcode: u8, modrm: u8) {
+        debug_assert!(opcode & 0xf8 == 0xd8 && modrm >= 0xc0);
+        self.code.extend_from_slice(&[opcode, modrm]);
+    }
     /// `ldmxcsr m32`
     pub fn ldmxcsr(&mut self, mem: Mem) {
         self.vector(None, false, &[0x0f, 0xae], 2, mem.into(), None);
@@ -764,6 +778,10 @@ mod tests {
         ] {
             assert_eq!(got, [want]);
         }
+        assert_eq!(
+            text(|asm| (asm.x87_memory(0xdd, 0, m), asm.x87_register(0xd8, 0xc3), asm.emms()).0),
+            ["fld qword [rbp+100h]", "fadd st3", "emms"]
+        );
         assert_eq!(text(|asm| (asm.sign_into_dx(W::B8), asm.sign_into_dx(W::B4)).0), ["cqo", "cdq"]);
     }
 

@@ -4,7 +4,8 @@
 //! ([`PINNED`]); guest registers 11–15 stay in memory. RSP is the host's own stack, 16-byte aligned between blocks. Rust is called
 //! through a stub that writes the pinned registers to the CPU before and reads them after, so Rust sees and may change all of
 //! them. Vector registers and MXCSR are the guest's while they are resident (see [`super::vectors`]), and no scratch otherwise; they are in the CPU, and the
-//! host's MXCSR is back, wherever Rust is called or returned to. The x87 unit and the direction flag are never touched by translated code.
+//! host's MXCSR is back, wherever Rust is called or returned to. The x87 unit may hold the guest's state
+//! even then (see `t1/x87.rs`). The direction flag is never touched by translated code.
 
 use super::asm::{Asm, Cond, Mem, R, W};
 use super::vectors::{Residency, VectorLayout};

@@ -108,7 +108,8 @@ impl Cpu {
 
     fn set_tsc_offset(&mut self, offset: u64) {
         self.msr.tsc_offset = offset;
-        self.shared.apic.set_tsc_offset(offset, self.io());
+        let io = self.io();
+        self.shared.apic.set_tsc_offset(offset, io);
         self.after_io();
     }
 }
@@ -147,7 +148,8 @@ fn read_msr(cpu: &mut Cpu, msr: u32) -> Result<u64, Stop> {
         n::TSC_DEADLINE if cpu.cpuid.has(feature::TSC_DEADLINE) => cpu.shared.apic.tsc_deadline(),
         n::X2APIC_FIRST..=n::X2APIC_LAST => {
             cpu.sync_clock();
-            return cpu.shared.apic.msr_read(msr, cpu.io()).map_err(|Refused| GP);
+            let io = cpu.io();
+            return cpu.shared.apic.msr_read(msr, io).map_err(|Refused| GP);
         }
         n::XSS if cpu.cpuid.has(feature::XSAVES) => cpu.msr.xss,
         n::EFER => cpu.msr.efer,
@@ -238,7 +240,8 @@ fn write_msr(cpu: &mut Cpu, msr: u32, value: u64) -> Exec {
         }
         n::TSC_DEADLINE if cpu.cpuid.has(feature::TSC_DEADLINE) => {
             cpu.sync_clock();
-            cpu.shared.apic.set_tsc_deadline(value, cpu.io());
+            let io = cpu.io();
+            cpu.shared.apic.set_tsc_deadline(value, io);
             cpu.after_io();
             cpu.events_waiting = true;
         }

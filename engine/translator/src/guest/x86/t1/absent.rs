@@ -52,6 +52,8 @@ impl Cpu {
     }
     pub(super) fn translation_mode_changed(&mut self) {}
     pub(super) fn mxcsr_changed(&mut self) {}
+    pub(super) fn x87_control_changed(&mut self) {}
+    pub(crate) fn x87_from_host(&mut self) {}
     pub(super) fn hot_translation(&mut self, _: TraceRef) -> Option<u64> {
         None
     }

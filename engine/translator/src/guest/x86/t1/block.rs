@@ -81,6 +81,10 @@ pub(super) struct Site {
     pub leaves: bool,
     /// Why the interpreter is called.
     pub cause: Cause,
+    /// Its handler wants the x87 state in the CPU.
+    pub touches_x87: bool,
+    /// The block goes on with the x87 state in the host.
+    pub holds_x87: bool,
 }
 
 /// What the interpreter must know of the block that called it.
@@ -477,6 +481,7 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
     let stale = emitter.asm.label();
     emitter.asm.jcc(Cond::NE, stale);
     emitter.asm.alu_imm(Alu::Add, W::B8, state(field!(retired)), count as i32);
+    emitter.want_x87();
     emitter.want_vectors();
     for at in 0..count {
         emitter.at = at;
@@ -484,16 +489,19 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
         let done = if emitter.source().interpreted {
             None
         } else if last {
+            emitter.settle();
             // A transfer does not come back; its cold paths do not either.
             emitter.transfer()
         } else {
-            emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.vector()).or_else(|| emitter.bits())
+            let done = emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.x87());
+            done.or_else(|| emitter.vector()).or_else(|| emitter.bits())
         };
         if done.is_none() {
             emitter.interpret();
         }
         emitter.end_instruction();
         if at + 1 == count && !last {
+            emitter.settle();
             emitter.fall_through();
         }
     }
@@ -530,8 +538,8 @@ fn may_stop(source: &Source) -> bool {
     if source.interpreted {
         return true;
     }
-    if source.vectors != Residency::Nothing {
-        // All SIMD exceptions are masked.
+    if source.vectors != Residency::Nothing || source.x87 {
+        // All their exceptions are masked.
         return source.op.has_memory();
     }
     let mnemonic = instruction.mnemonic();

@@ -8,6 +8,7 @@
 //! follows the block, or the frame of a fault that this or a later instruction may raise.
 
 use super::block::{BlockInfo, Link, Relative, Site, Sites, leave};
+use super::x87::{self, Note, emit_note};
 use crate::guest::x86::cpu::{Span, reg, seg};
 use crate::guest::x86::op::{NO_REGISTER, Op, OpFlags};
 use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, Rm, W};
@@ -56,6 +57,8 @@ pub(super) struct Source {
     pub next: u32,
     /// What a native vector instruction wants to be resident: see `vector.rs`.
     pub vectors: Residency,
+    /// It is executed on the host's x87: see `x87.rs`.
+    pub x87: bool,
     /// Flags that somebody wants behind it.
     pub live_after: u32,
     /// Flags that somebody wants before it.
@@ -94,6 +97,8 @@ struct Cold {
     load_flags: bool,
     /// Vector registers are to be resident behind the instruction.
     fill_vectors: bool,
+    /// What has yet to be noted of x87 instructions before.
+    note: Option<Note>,
     /// The site always leaves the block.
     leaves: bool,
 }
@@ -117,6 +122,12 @@ pub(super) struct Emitter<'a> {
     vectors: Residency,
     /// Where that is done at the block's start if it is to be done, and what comes behind.
     fill: Option<(Label, Label)>,
+    /// How many instructions there are up to the last that uses the x87: until then its state is in the host.
+    x87_until: usize,
+    /// Where it is brought there at the block's start, what comes behind, and how.
+    x87_fill: Option<(Label, Label, *const Site)>,
+    /// What has yet to be noted of the last x87 instruction.
+    pub note: Option<Note>,
     info: *const BlockInfo,
     cold: Vec<Cold>,
     /// Index in `cold` at which those of the current instruction start.
@@ -150,6 +161,9 @@ impl<'a> Emitter<'a> {
             vectors_until: sources.iter().rposition(|source| source.vectors != Residency::Nothing).map_or(0, |at| at + 1),
             vectors: sources.iter().map(|source| source.vectors).max().unwrap_or(Residency::Nothing),
             fill: None,
+            x87_until: sources.iter().rposition(|source| source.x87).map_or(0, |at| at + 1),
+            x87_fill: None,
+            note: None,
             info,
             cold: Vec::new(),
             cold_start: 0,
@@ -224,7 +238,36 @@ impl<'a> Emitter<'a> {
         self.flags = FlagsAt::Host { saved: false };
     }
 
-    // ---- Vectors -----------------------------------------------------------------------------------------------
+    // ---- x87 and vectors ---------------------------------------------------------------------------------------
+
+    /// At the block's start, before vector registers: the x87 state is brought to the host if the block uses it. The guest's flags are in the state.
+    pub fn want_x87(&mut self) {
+        if self.x87_until != 0 {
+            let (fill, resume) = (self.asm.label(), self.asm.label());
+            self.asm.alu_imm(Alu::Cmp, W::B1, state(field!(t1.x87_in_host)), 0);
+            self.asm.jcc(Cond::E, fill);
+            self.asm.bind(resume);
+            let mut site = self.new_site(Cause::RareCase);
+            // It comes before the first instruction.
+            (site.next, site.behind) = (site.start, self.sources.len() as u32);
+            (site.op.handler, site.flags, site.leaves, site.holds_x87) = (x87::nothing, false, false, true);
+            let site = self.keep(site);
+            self.x87_fill = Some((fill, resume, site));
+        }
+    }
+
+    /// Whether an instruction behind the current one uses the x87.
+    fn wants_x87_behind(&self) -> bool {
+        self.at + 1 < self.x87_until
+    }
+
+    /// What is noted of x87 instructions goes to the state. Keeps flags; spoils RAX.
+    pub fn settle(&mut self) {
+        if let Some(note) = self.note.take() {
+            let pointer = self.pointer();
+            emit_note(&mut self.asm, note, pointer);
+        }
+    }
 
     /// At the block's start: vector registers become resident if the block uses any. The guest's flags are in the state.
     pub fn want_vectors(&mut self) {
@@ -506,7 +549,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// The record with which the interpreter executes the current instruction.
-    fn site(&mut self, cause: Cause) -> *const Site {
+    fn new_site(&self, cause: Cause) -> Site {
         let source = self.source();
         let instruction = &source.instruction;
         let relative = if instruction.is_ip_rel_memory_operand() {
@@ -518,7 +561,7 @@ impl<'a> Emitter<'a> {
         } else {
             Relative::Nothing
         };
-        let site = Box::new(Site {
+        Site {
             op: source.op,
             block: self.info,
             page: self.page,
@@ -530,7 +573,18 @@ impl<'a> Emitter<'a> {
             flags: self.leaves() || (instruction.rflags_read() | instruction.rflags_modified()) & ALL_FLAGS != 0,
             leaves: self.leaves(),
             cause,
-        });
+            touches_x87: x87::touches_x87(instruction),
+            holds_x87: self.wants_x87_behind(),
+        }
+    }
+
+    fn site(&mut self, cause: Cause) -> *const Site {
+        let site = self.new_site(cause);
+        self.keep(site)
+    }
+
+    fn keep(&mut self, site: Site) -> *const Site {
+        let site = Box::new(site);
         let at: *const Site = &*site;
         self.sites.push(site);
         at
@@ -541,14 +595,15 @@ impl<'a> Emitter<'a> {
         debug_assert_eq!(self.flags, FlagsAt::State);
         let (site, leaves) = (self.site(Cause::RareCase), self.leaves());
         let (label, resume) = (self.asm.label(), self.asm.label());
-        let fill_vectors = self.wants_vectors_behind();
-        self.cold.push(Cold { label, resume, site, load_flags: false, fill_vectors, leaves });
+        let (fill_vectors, note) = (self.wants_vectors_behind(), self.note);
+        self.cold.push(Cold { label, resume, site, load_flags: false, fill_vectors, note, leaves });
         label
     }
 
     /// Has the interpreter execute the current instruction, here.
     pub fn interpret(&mut self) {
         self.save_flags();
+        self.settle();
         let site = self.site(Cause::NotTranslated);
         self.asm.set_wide(R::Ax, site as u64);
         self.asm.call_to(self.stubs.call);
@@ -570,13 +625,23 @@ impl<'a> Emitter<'a> {
 
     /// Writes all cold paths behind the block.
     pub fn write_cold_paths(&mut self) {
+        if let Some((fill, resume, site)) = self.x87_fill.take() {
+            self.asm.bind(fill);
+            self.asm.set_wide(R::Ax, site as u64);
+            self.asm.call_to(self.stubs.call);
+            self.asm.jmp(resume);
+        }
         if let Some((fill, resume)) = self.fill.take() {
             self.asm.bind(fill);
             self.fill_vectors();
             self.asm.jmp(resume);
         }
+        let pointer = self.pointer();
         for cold in std::mem::take(&mut self.cold) {
             self.asm.bind(cold.label);
+            if let Some(note) = cold.note {
+                emit_note(&mut self.asm, note, pointer);
+            }
             self.asm.set_wide(R::Ax, cold.site as u64);
             self.asm.call_to(self.stubs.call);
             if cold.leaves {

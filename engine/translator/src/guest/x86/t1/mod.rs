@@ -1,10 +1,10 @@
-//! Tier 1: hot traces as host code. x86-64 hosts run x86 guests' integer and SSE instructions as what they are: the same instruction on registers that hold
+//! Tier 1: hot traces as host code. x86-64 hosts run x86 guests' integer, SSE, x87 and MMX instructions as what they are: the same instruction on registers that hold
 //! the guest's, with the host's own flags. What is not translated, and whatever is rare (a TLB miss, a fault, a device), the interpreter does
 //! for one instruction, inside the block: the *bail rule* of the plan. So every instruction can be in a block, and every exception is the interpreter's.
 //!
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
-//! * `integer.rs`, `bits.rs`, `vector.rs`, `flow.rs`: the instructions; `same.rs`: how the guest's own is written with other operands.
+//! * `integer.rs`, `bits.rs`, `vector.rs`, `x87.rs`, `flow.rs`: the instructions; `same.rs`: how the guest's own is written with other operands.
 //! * `jumps.rs`: where indirect transfers find their targets' code.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
@@ -24,6 +24,7 @@ mod integer;
 mod jumps;
 mod same;
 mod vector;
+mod x87;
 
 pub(crate) use block::Translations;
 
@@ -51,6 +52,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 const CLASS: u8 = 3;
 const WIDE: u8 = 4;
 const VECTOR: u8 = 8;
+/// And x87 and MMX instructions that raise nothing: CR0 lets them run, and the control word masks all exceptions.
+const X87: u8 = 16;
 /// And AVX is switched on.
 const AVX: u8 = 32;
 /// How many keys there are.
@@ -65,6 +68,8 @@ pub(crate) struct Translator {
     flags: u16,
     /// The mode's key, or [`NO_KEY`]. Derived.
     key: u8,
+    /// The guest's x87 state is in the host's x87, not in the CPU.
+    x87_in_host: bool,
     /// Switched on.
     enabled: bool,
     /// Executions after which a trace is translated.
@@ -102,6 +107,7 @@ impl Translator {
         Self {
             flags: 0,
             key: NO_KEY,
+            x87_in_host: false,
             enabled,
             hot: translations.hot,
             vectors_resident: 0,
@@ -182,8 +188,9 @@ impl Cpu {
             && self.cr4 & cr4::OSFXSR != 0
             // Bits that no MXCSR has would be #GP on the host.
             && self.fpu.mxcsr & (MASKS | 0xffff_0000) == MASKS;
-        self.t1.key =
-            self.tlb_class | wide | if vector { VECTOR } else { 0 } | if vector && self.avx_enabled() { AVX } else { 0 };
+        let x87 = host_fp::available() && self.cr0 & (cr0::EM | cr0::TS) == 0 && self.x87_is_masked();
+        let vectors = if vector { VECTOR } else { 0 } | if vector && self.avx_enabled() { AVX } else { 0 };
+        self.t1.key = self.tlb_class | wide | vectors | if x87 { X87 } else { 0 };
     }
 
     /// MXCSR was loaded: its masks are part of the mode's key.
@@ -290,12 +297,14 @@ impl Cpu {
             let next = place + u32::from(op.len);
             let interpreted = self.dice.as_mut().is_some_and(|dice| dice.fall(dice.chances.bails));
             let vectors = if interpreted { Residency::Nothing } else { vector::wanted(op, &instruction, key) };
+            let x87 = !interpreted && x87::is_native(op, &instruction, key);
             sources.push(Source {
                 op: *op,
                 instruction,
                 start: place,
                 next,
                 vectors,
+                x87,
                 live_after: 0,
                 live_before: 0,
                 interpreted,
@@ -363,7 +372,13 @@ impl Cpu {
     }
 
     /// Runs translated code from `entry`, which is that of the block at RIP, until there is something else to do.
-    pub(super) fn run_translated(&mut self, mut entry: u64) -> Left {
+    pub(super) fn run_translated(&mut self, entry: u64) -> Left {
+        let left = self.run_blocks(entry);
+        self.x87_from_host();
+        left
+    }
+
+    fn run_blocks(&mut self, mut entry: u64) -> Left {
         self.running.count = 0;
         let mut link: Option<u32> = None;
         loop {
@@ -405,7 +420,10 @@ impl Cpu {
                     found = Found::Stale;
                 }
                 leave::PANIC => match self.t1.panic.take() {
-                    Some(panic) => std::panic::resume_unwind(panic),
+                    Some(panic) => {
+                        self.x87_from_host();
+                        std::panic::resume_unwind(panic)
+                    }
                     None => return Left::At,
                 },
                 _ => {
@@ -464,6 +482,9 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u64 {
     cpu.rip = next;
     let key = cpu.t1.key;
     let packed = cpu.t1.flags;
+    if site.touches_x87 {
+        cpu.x87_from_host();
+    }
     if site.flags {
         unpack(packed, &mut cpu.flags);
     }
@@ -497,6 +518,9 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u64 {
             // A handler that waited for other CPUs may come back to a request of theirs, which goes first.
             let quiet = cpu.shared.attention() == 0;
             if !site.leaves && quiet && is_fresh(site) && cpu.t1.key == key && cpu.traces.epoch() == epoch {
+                if site.holds_x87 {
+                    cpu.x87_to_host();
+                }
                 return 0;
             }
             cpu.shared.tally.count(Happening::ChangedCourse);

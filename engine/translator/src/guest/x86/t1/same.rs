@@ -24,10 +24,10 @@ impl Place {
     pub fn of(instruction: &Instruction, at: u32) -> Self {
         use OpCodeOperandKind as K;
         match instruction.code().op_code().op_kind(at) {
-            K::xmm_reg | K::ymm_reg | K::r32_reg | K::r64_reg => Self::Reg,
+            K::xmm_reg | K::ymm_reg | K::mm_reg | K::r32_reg | K::r64_reg => Self::Reg,
             K::xmm_vvvv | K::ymm_vvvv | K::r32_vvvv | K::r64_vvvv => Self::Vex,
             K::xmm_is4 | K::ymm_is4 => Self::Immediate,
-            K::xmm_or_mem | K::ymm_or_mem | K::xmm_rm | K::ymm_rm | K::mem => Self::Rm,
+            K::xmm_or_mem | K::ymm_or_mem | K::mm_or_mem | K::xmm_rm | K::ymm_rm | K::mm_rm | K::mem => Self::Rm,
             K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::r32_rm | K::r64_rm => Self::Rm,
             _ => Self::Nowhere,
         }

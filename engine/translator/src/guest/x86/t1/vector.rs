@@ -2,11 +2,12 @@
 //! are where the guest's are held, memory operands where the TLB probe found them.
 //!
 //! The mode's key says that CR0 and CR4 let SSE instructions run and that MXCSR masks all six exceptions ([`super::VECTOR`]); without that the
-//! interpreter has them. So nothing in here raises anything but what a memory operand raises, which is the cold path's. Loads and stores of MXCSR, MMX and the
-//! mask move stay with the interpreter.
+//! interpreter has them. So nothing in here raises anything but what a memory operand raises, which is the cold path's. Loads and stores of MXCSR and the
+//! mask move stay with the interpreter. MMX instructions are written here, too, but it is `x87.rs` that says which and when.
 
 use super::emit::{ALL_FLAGS, Emitter, Operand};
 use super::same::{Operands, Place};
+use super::x87::{self, uses_vectors};
 use super::{AVX, VECTOR, WIDE};
 use crate::guest::x86::cpu::reg;
 use crate::guest::x86::op::Op;
@@ -18,7 +19,8 @@ use std::arch::is_x86_feature_detected;
 
 /// What an instruction of this file wants to be resident in mode `key`; nothing: it is none, or the interpreter's.
 pub(super) fn wanted(op: &Op, instruction: &Instruction, key: u8) -> Residency {
-    if op.code != instruction.code() || key & VECTOR == 0 || !is_native(instruction) {
+    let moves_between = uses_vectors(instruction) && x87::is_native(op, instruction, key);
+    if op.code != instruction.code() || key & VECTOR == 0 || !(moves_between || is_native(instruction)) {
         // Among others, what this CPU model does not have.
         return Residency::Nothing;
     }
@@ -100,10 +102,10 @@ fn string_compare(mnemonic: Mnemonic) -> Option<StringCompare> {
 }
 
 impl Emitter<'_> {
-    /// Translates the current instruction if it is one of this file's. `None`: it is not, or not in this mode.
+    /// Translates the current instruction if it is one of this file's, or an MMX one. `None`: it is not, or not in this mode.
     pub fn vector(&mut self) -> Option<()> {
         let source = self.source();
-        if source.vectors == Residency::Nothing {
+        if source.vectors == Residency::Nothing && !source.x87 {
             return None;
         }
         let instruction = &source.instruction;
