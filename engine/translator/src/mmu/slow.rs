@@ -116,7 +116,8 @@ impl Cpu {
         if self.is_long() && !(is_canonical(linear) && is_canonical(linear.wrapping_add(bytes - 1))) {
             return Err(if segment == seg::SS { Stop::ss(0) } else { Stop::gp(0) });
         }
-        if class == class::USER_ALIGNED && bytes.is_power_of_two() && bytes <= 16 && linear & (bytes - 1) != 0 {
+        // No more than 16 bytes of alignment are asked for.
+        if class == class::USER_ALIGNED && bytes.is_power_of_two() && bytes <= 32 && linear & (bytes.min(16) - 1) != 0 {
             return Err(Stop::with_error(vector::AC, 0));
         }
         Ok(())

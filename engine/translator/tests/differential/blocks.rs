@@ -78,6 +78,9 @@ pub fn differences(expected: &Outcome, found: &Outcome) -> Vec<String> {
         let number = |bytes: &[u8]| u128::from_le_bytes(bytes.try_into().expect("sixteen bytes"));
         differ(format!("fx + {:x}", 16 * i), number(a), number(b));
     }
+    for (i, (a, b)) in a.ymm_high.iter().zip(&b.ymm_high).enumerate() {
+        differ(format!("ymm{i} high"), *a, *b);
+    }
     for (i, (a, b)) in expected.window.chunks(8).zip(found.window.chunks(8)).enumerate() {
         let number = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("eight bytes")).into();
         differ(format!("window + {:x}", 8 * i), number(a), number(b));
@@ -249,7 +252,8 @@ pub fn vector_blocks(seed: u64, mode: u32, count: usize) -> impl Iterator<Item =
     let is_vector = |form: &Form| {
         use CpuidFeature as F;
         let features = form.code.cpuid_features();
-        features.iter().any(|feature| matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2))
+        let of_sse = |feature: &F| matches!(feature, F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2);
+        features.iter().any(|feature| of_sse(feature) || matches!(feature, F::AVX | F::AVX2 | F::FMA | F::F16C))
     };
     let mut vectors: Vec<Form> = forms.iter().copied().filter(is_vector).collect();
     let controls: Vec<Form> =

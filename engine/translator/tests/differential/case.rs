@@ -57,6 +57,8 @@ impl FxImage {
 #[repr(C)]
 pub struct Registers {
     pub fx: FxImage,
+    /// The upper halves of YMM0 to YMM15.
+    pub ymm_high: [u128; 16],
     pub gpr: [u64; 16],
     pub rip: u64,
     pub rflags: u64,
@@ -102,7 +104,7 @@ fn unhex(text: &str) -> anyhow::Result<Vec<u8>> {
 impl Case {
     pub fn to_text(&self) -> String {
         let mut text = String::new();
-        let Registers { fx, gpr, rip, rflags } = &self.registers;
+        let Registers { fx, ymm_high, gpr, rip, rflags } = &self.registers;
         let mut line = |name: &str, value: String| {
             writeln!(text, "{name} {value}").expect("a string takes everything");
         };
@@ -114,6 +116,7 @@ impl Case {
         line("rip", format!("{rip:x}"));
         line("rflags", format!("{rflags:x}"));
         line("fx", hex(&fx.0));
+        line("ymm", hex(&ymm_high.map(u128::to_le_bytes).concat()));
         for (index, chunk) in self.window.chunks_exact(64).enumerate() {
             if chunk.iter().any(|byte| *byte != 0) {
                 line(&format!("+{:x}", index * 64), hex(chunk));
@@ -126,13 +129,18 @@ impl Case {
         let lines: HashMap<&str, &str> = text.lines().filter_map(|line| line.split_once(' ')).collect();
         let field = |name: &str| lines.get(name).copied().ok_or_else(|| anyhow!("no line {name}"));
         let number = |name: &str| Ok::<u64, anyhow::Error>(u64::from_str_radix(field(name)?, 16)?);
-        let mut registers = Registers { fx: FxImage([0; 512]), gpr: [0; 16], rip: number("rip")?, rflags: number("rflags")? };
+        let (rip, rflags) = (number("rip")?, number("rflags")?);
+        let mut registers = Registers { fx: FxImage([0; 512]), ymm_high: [0; 16], gpr: [0; 16], rip, rflags };
         for (value, name) in registers.gpr.iter_mut().zip(GPR_NAMES) {
             *value = number(name)?;
         }
         let image = unhex(field("fx")?)?;
         anyhow::ensure!(image.len() == 512, "the fx image must be 512 bytes");
         registers.fx.put(0, &image);
+        // Cases from before AVX have no such line.
+        for (value, bytes) in registers.ymm_high.iter_mut().zip(unhex(field("ymm").unwrap_or_default())?.chunks_exact(16)) {
+            *value = u128::from_le_bytes(bytes.try_into()?);
+        }
         let mut window = Box::new([0; WINDOW_BYTES]);
         for (name, value) in &lines {
             if let Some(offset) = name.strip_prefix('+') {

@@ -189,6 +189,9 @@ pub fn differences(case: &Case, native: &Outcome, interpreted: &Outcome) -> Vec<
         }
     }
     compare_images(&theirs.fx, &ours.fx, &instruction, &mut differ);
+    for (i, (native, ours)) in theirs.ymm_high.iter().zip(&ours.ymm_high).enumerate() {
+        differ(&format!("ymm{i} high"), *native, *ours);
+    }
 
     // And what several stores leave behind that end in a fault.
     let half_pushed_all =

@@ -25,7 +25,7 @@ pub enum Shape {
     Memory,
 }
 
-/// The features of x86-64-v2 and what every such CPU also has.
+/// The features of x86-64-v3 and what every such CPU also has.
 const FEATURES: &[CpuidFeature] = {
     use CpuidFeature as F;
     &[
@@ -59,8 +59,45 @@ const FEATURES: &[CpuidFeature] = {
         F::XSAVEC,
         F::MSR,
         F::INTEL8086_ONLY,
+        F::LZCNT,
+        F::BMI1,
+        F::BMI2,
+        F::ADX,
+        F::MOVBE,
+        F::AES,
+        F::PCLMULQDQ,
+        F::SHA,
+        F::AVX,
+        F::AVX2,
+        F::FMA,
+        F::F16C,
+        F::VAES,
+        F::VPCLMULQDQ,
     ]
 };
+
+/// Whether the host has what is not in x86-64-v2.
+fn is_on_host(feature: CpuidFeature) -> bool {
+    use CpuidFeature as F;
+    use std::arch::is_x86_feature_detected as detected;
+    match feature {
+        F::LZCNT => detected!("lzcnt"),
+        F::BMI1 => detected!("bmi1"),
+        F::BMI2 => detected!("bmi2"),
+        F::ADX => detected!("adx"),
+        F::MOVBE => detected!("movbe"),
+        F::AES => detected!("aes"),
+        F::PCLMULQDQ => detected!("pclmulqdq"),
+        F::SHA => detected!("sha"),
+        F::AVX => detected!("avx"),
+        F::AVX2 => detected!("avx2"),
+        F::FMA => detected!("fma"),
+        F::F16C => detected!("f16c"),
+        F::VAES => detected!("vaes"),
+        F::VPCLMULQDQ => detected!("vpclmulqdq"),
+        _ => true,
+    }
+}
 
 /// Why the host cannot be asked about an instruction.
 fn excluded(code: Code) -> Option<&'static str> {
@@ -121,10 +158,10 @@ pub fn forms(mode: u32) -> Vec<Form> {
     for code in Code::values() {
         let info = code.op_code();
         let usable = info.is_instruction()
-            && info.encoding() == EncodingKind::Legacy
+            && matches!(info.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
             && if mode == MODE_32 { info.mode32() } else { info.mode64() }
             && !code.cpuid_features().is_empty()
-            && code.cpuid_features().iter().all(|feature| FEATURES.contains(feature))
+            && code.cpuid_features().iter().all(|feature| FEATURES.contains(feature) && is_on_host(*feature))
             && excluded(code).is_none()
             && !(mode != MODE_32 && is_near_branch(code) && info.operand_size() == 16);
         if !usable {
@@ -133,11 +170,12 @@ pub fn forms(mode: u32) -> Vec<Form> {
         let kinds: Vec<_> = (0..info.op_count()).map(|i| info.op_kind(i)).collect();
         let either = kinds.iter().any(|kind| {
             use OpCodeOperandKind::*;
-            matches!(kind, r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | mm_or_mem | xmm_or_mem)
+            matches!(kind, r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | mm_or_mem | xmm_or_mem | ymm_or_mem)
         });
-        let memory = kinds
-            .iter()
-            .any(|kind| matches!(kind, OpCodeOperandKind::mem | OpCodeOperandKind::mem_offs | OpCodeOperandKind::seg_rBX_al));
+        let memory = kinds.iter().any(|kind| {
+            use OpCodeOperandKind::*;
+            is_vector_indexed(*kind) || matches!(kind, mem | mem_offs | seg_rBX_al)
+        });
         if !memory {
             forms.push(Form { code, mode, shape: Shape::Register });
         }
@@ -148,7 +186,45 @@ pub fn forms(mode: u32) -> Vec<Form> {
     forms
 }
 
-/// Legacy encoding of `form` with everything else random; `None` if the dice made another instruction.
+/// A gather's operand.
+fn is_vector_indexed(kind: OpCodeOperandKind) -> bool {
+    use OpCodeOperandKind::*;
+    matches!(kind, mem_vsib32x | mem_vsib32y | mem_vsib64x | mem_vsib64y)
+}
+
+/// VEX prefix and opcode of `form` with everything else random.
+fn vex(form: Form, bytes: &mut Vec<u8>, random: &mut Random) {
+    use OpCodeOperandKind::*;
+    let info = form.code.op_code();
+    let kinds = (0..info.op_count()).map(|i| info.op_kind(i));
+    let map = match info.table() {
+        OpCodeTableKind::T0F38 => 2,
+        OpCodeTableKind::T0F3A => 3,
+        _ => 1,
+    };
+    let prefix = match info.mandatory_prefix() {
+        MandatoryPrefix::P66 => 1,
+        MandatoryPrefix::PF3 => 2,
+        MandatoryPrefix::PF2 => 3,
+        _ => 0,
+    };
+    // VPEXTRD and VPINSRD with W in 32-bit code: #UD on AMD's CPUs, W is ignored on Intel's.
+    let wide = if info.is_wig() { random.u64() as u8 & 1 } else { info.w() as u8 };
+    let length = if info.is_lig() { random.u64() as u8 & 1 } else { info.l() as u8 };
+    let names = kinds.into_iter().any(|kind| matches!(kind, r32_vvvv | r64_vvvv | xmm_vvvv | ymm_vvvv));
+    // Stored inverted; all ones where no register is named.
+    let vvvv = if names || random.chance(1) { random.u64() as u8 & 15 } else { 15 };
+    let low = vvvv << 3 | length << 2 | prefix;
+    // R, X and B, inverted too; in 32-bit code R and X must be ones, or it is LES or LDS.
+    let high = if form.mode == MODE_32 { 0xc0 | random.u64() as u8 & 0x20 } else { random.u64() as u8 & 0xe0 };
+    if map == 1 && wide == 0 && random.chance(60) {
+        bytes.extend([0xc5, high & 0x80 | low]);
+    } else {
+        bytes.extend([0xc4, high | map, wide << 7 | low]);
+    }
+}
+
+/// Legacy or VEX encoding of `form` with everything else random; `None` if the dice made another instruction.
 fn encode(form: Form, rip: u64, random: &mut Random) -> Option<(Vec<u8>, Instruction, ConstantOffsets)> {
     let info = form.code.op_code();
     let kinds: Vec<_> = (0..info.op_count()).map(|i| info.op_kind(i)).collect();
@@ -156,14 +232,15 @@ fn encode(form: Form, rip: u64, random: &mut Random) -> Option<(Vec<u8>, Instruc
     // With a 16-bit operand size, vendors disagree about near branches in 64-bit mode.
     let branch = form.mode != MODE_32 && is_near_branch(form.code);
     let default_size = if form.mode == MODE_32 { 32 } else { 64 };
-    if random.chance(if info.can_use_lock_prefix() { 25 } else { 1 }) {
+    let by_vex = info.encoding() == EncodingKind::VEX;
+    if !by_vex && random.chance(if info.can_use_lock_prefix() { 25 } else { 1 }) {
         bytes.push(0xf0);
     }
     if random.chance(8) {
         // Not FS: in the native process it is somebody else's.
         bytes.push(random.pick(&[0x26, 0x2e, 0x36, 0x3e, 0x65, 0x65]));
     }
-    if info.operand_size() == 16 || random.chance(2) && !branch {
+    if !by_vex && (info.operand_size() == 16 || random.chance(2) && !branch) {
         bytes.push(0x66);
     }
     let wants_other_address_size = info.address_size() != 0 && info.address_size() != default_size;
@@ -174,12 +251,13 @@ fn encode(form: Form, rip: u64, random: &mut Random) -> Option<(Vec<u8>, Instruc
         bytes.push(random.pick(&[0xf3, 0xf3, 0xf2]));
     }
     match info.mandatory_prefix() {
+        _ if by_vex => {}
         MandatoryPrefix::P66 => bytes.push(0x66),
         MandatoryPrefix::PF3 => bytes.push(0xf3),
         MandatoryPrefix::PF2 => bytes.push(0xf2),
         _ => {}
     }
-    if form.mode != MODE_32 {
+    if form.mode != MODE_32 && !by_vex {
         let wide = info.operand_size() == 64 && !branch || info.w() != 0;
         if wide || random.chance(40) {
             let low = random.u64() as u8 & 7;
@@ -187,6 +265,7 @@ fn encode(form: Form, rip: u64, random: &mut Random) -> Option<(Vec<u8>, Instruc
         }
     }
     match info.table() {
+        _ if by_vex => vex(form, &mut bytes, random),
         OpCodeTableKind::T0F => bytes.push(0x0f),
         OpCodeTableKind::T0F38 => bytes.extend([0x0f, 0x38]),
         OpCodeTableKind::T0F3A => bytes.extend([0x0f, 0x3a]),
@@ -211,35 +290,39 @@ fn encode(form: Form, rip: u64, random: &mut Random) -> Option<(Vec<u8>, Instruc
         }
         let has_modrm = kinds.iter().any(|kind| {
             use OpCodeOperandKind::*;
-            matches!(
-                kind,
-                mem | r8_or_mem
-                    | r16_or_mem
-                    | r32_or_mem
-                    | r64_or_mem
-                    | mm_or_mem
-                    | xmm_or_mem
-                    | r8_reg
-                    | r16_reg
-                    | r32_reg
-                    | r64_reg
-                    | r16_rm
-                    | r32_rm
-                    | r64_rm
-                    | seg_reg
-                    | cr_reg
-                    | dr_reg
-                    | mm_reg
-                    | mm_rm
-                    | xmm_reg
-                    | xmm_rm
-            )
+            by_vex
+                || matches!(
+                    kind,
+                    mem | r8_or_mem
+                        | r16_or_mem
+                        | r32_or_mem
+                        | r64_or_mem
+                        | mm_or_mem
+                        | xmm_or_mem
+                        | r8_reg
+                        | r16_reg
+                        | r32_reg
+                        | r64_reg
+                        | r16_rm
+                        | r32_rm
+                        | r64_rm
+                        | seg_reg
+                        | cr_reg
+                        | dr_reg
+                        | mm_reg
+                        | mm_rm
+                        | xmm_reg
+                        | xmm_rm
+                )
         });
         if info.group_index() >= 0 || has_modrm {
             match form.shape {
                 Shape::Memory if modrm >= 0xc0 => modrm = modrm & 0x3f | random.pick(&[0, 0x40, 0x80]),
                 Shape::Register => modrm |= 0xc0,
                 Shape::Memory => {}
+            }
+            if kinds.iter().any(|kind| is_vector_indexed(*kind)) {
+                modrm = modrm & 0xf8 | 4;
             }
         }
         bytes.push(modrm);
@@ -339,7 +422,9 @@ pub fn generate(form: Form, random: &mut Random) -> Option<Case> {
     for chunk in window.chunks_exact_mut(16) {
         chunk.copy_from_slice(&(u128::from(random.u64()) << 64 | u128::from(random.u64())).to_le_bytes());
     }
-    let mut registers = Registers { fx: fx_image(random), gpr: [0; 16], rip, rflags: 0x202 | random.u64() & 0x8d5 };
+    let ymm_high = if crate::native::has_avx() { std::array::from_fn(|_| random.vector()) } else { [0; 16] };
+    let rflags = 0x202 | random.u64() & 0x8d5;
+    let mut registers = Registers { fx: fx_image(random), ymm_high, gpr: [0; 16], rip, rflags };
     if random.chance(20) {
         registers.rflags |= 0x400;
     }
@@ -394,6 +479,8 @@ pub fn generate(form: Form, random: &mut Random) -> Option<Case> {
             } else {
                 registers.gpr[base] = aimed.wrapping_sub(displacement);
             }
+        } else if index.is_vector_register() {
+            // All depends on the indices, which `steer` chooses.
         } else if let Some(index) = number(index) {
             registers.gpr[index] = aimed.wrapping_sub(displacement) / scale.max(1);
             address =
@@ -411,7 +498,7 @@ pub fn generate(form: Form, random: &mut Random) -> Option<Case> {
     if instruction.op_count() > 0 && inside.contains(&instruction.near_branch_target()) {
         return None; // It would run for ever, or run its own second half.
     }
-    // EAX must choose x87 and SSE only: the host has more components than we.
+    // EAX must choose x87, SSE and AVX only: the host has more components than we.
     let is_xsave = instruction
         .code()
         .cpuid_features()
@@ -420,6 +507,10 @@ pub fn generate(form: Form, random: &mut Random) -> Option<Case> {
     if is_xsave
         && [instruction.memory_base(), instruction.memory_index()].into_iter().filter_map(number).any(|r| r == 0 || r == 2)
     {
+        return None;
+    }
+    // Where AVX's part alone lies outside, CPUs differ in whether they look at it when it is in its initial state.
+    if is_xsave && place.is_some_and(|offset| (WINDOW_BYTES - 832 + 1..=WINDOW_BYTES - 576).contains(&offset)) {
         return None;
     }
     if let Some(offset) = place {
@@ -432,6 +523,7 @@ pub fn generate(form: Form, random: &mut Random) -> Option<Case> {
         }
         registers.gpr[8..].fill(0);
         registers.fx.0[288..416].fill(0);
+        registers.ymm_high[8..].fill(0);
     }
     if registers.rip + code.len() as u64 > CODE_BASE + CODE_BYTES as u64 {
         return None;
@@ -449,11 +541,31 @@ fn fill_operand(instruction: &Instruction, window: &mut [u8], offset: usize, ran
         10 if instruction.mnemonic() == Mnemonic::Fbld => random.bcd_bits().to_le_bytes()[..10].to_vec(),
         10 => random.f80_bits().to_le_bytes()[..10].to_vec(),
         16 => random.vector().to_le_bytes().to_vec(),
+        32 => [random.vector(), random.vector()].map(u128::to_le_bytes).concat(),
         _ => return,
     };
     for (place, byte) in window.iter_mut().skip(offset).zip(bytes) {
         *place = byte;
     }
+}
+
+/// Indices of a gather that lead into the window, from its base register; few beyond.
+fn aim_gather(instruction: &Instruction, registers: &mut Registers, random: &mut Random) {
+    let index = instruction.memory_index().number();
+    let scale = u64::from(instruction.memory_index_scale());
+    if let Some(base) = number(instruction.memory_base()) {
+        let middle = WINDOW_BASE + if random.chance(80) { 0x1000 } else { random.below(0x2000) };
+        registers.gpr[base] = middle.wrapping_sub(instruction.memory_displacement64());
+    }
+    let reach = (if random.chance(80) { 0xfe0 } else { 0x1008 }) / scale;
+    let mut value = || random.below(2 * reach).wrapping_sub(reach);
+    let mut half = || match instruction.is_vsib64() {
+        false => (0..4).fold(0, |half, _| half << 32 | u128::from(value() as u32)),
+        true => (0..2).fold(0, |half, _| half << 64 | u128::from(value())),
+    };
+    let halves = [half(), half()];
+    registers.fx.put(160 + 16 * index, &halves[0].to_le_bytes());
+    registers.ymm_high[index] = halves[1];
 }
 
 /// Values that make an instruction do something rather than fault.
@@ -469,6 +581,10 @@ fn steer(
     let word = if mode == MODE_32 { 4 } else { 8 };
     let code_address = CODE_BASE + 0x40 + random.below(0x600);
     let stack = registers.gpr[4].wrapping_sub(WINDOW_BASE) as usize;
+    if instruction.is_vsib() {
+        aim_gather(instruction, registers, random);
+        return;
+    }
     let registers_gpr = &mut registers.gpr;
     match instruction.mnemonic() {
         _ if instruction.is_string_instruction() => {
@@ -492,7 +608,7 @@ fn steer(
             }
         }
         Xlatb => registers_gpr[3] = target(256, mode, random),
-        Maskmovq | Maskmovdqu => registers_gpr[7] = target(16, mode, random),
+        Maskmovq | Maskmovdqu | Vmaskmovdqu => registers_gpr[7] = target(16, mode, random),
         Ret if random.chance(80) => put(window, stack, word, code_address),
         Push if mode == MODE_32 && instruction.op0_register().is_segment_register() => {
             // CPUs differ in whether they write two bytes or four: not where that shows.
@@ -540,22 +656,24 @@ fn steer(
                 }
             }
         }
-        Pcmpestri | Pcmpestrm | Pcmpestri64 | Pcmpestrm64 => {
+        Pcmpestri | Pcmpestrm | Pcmpestri64 | Pcmpestrm64 | Vpcmpestri | Vpcmpestrm | Vpcmpestri64 | Vpcmpestrm64 => {
             for register in [0, 2] {
                 if Some(register) != number(instruction.memory_base()) && Some(register) != number(instruction.memory_index()) {
                     registers_gpr[register] = random.below(40).wrapping_sub(20);
                 }
             }
         }
-        Fxrstor | Fxrstor64 | Xrstor | Xrstor64 | Frstor | Fldenv | Fldcw | Ldmxcsr => {
+        Fxrstor | Fxrstor64 | Xrstor | Xrstor64 | Frstor | Fldenv | Fldcw | Ldmxcsr | Vldmxcsr => {
             let taken = [number(instruction.memory_base()), number(instruction.memory_index())];
             if matches!(instruction.mnemonic(), Xrstor | Xrstor64) && !taken.contains(&Some(0)) && !taken.contains(&Some(2)) {
-                (registers_gpr[0], registers_gpr[2]) = (random.below(4), random.below(2) * random.u64());
+                (registers_gpr[0], registers_gpr[2]) = (random.below(8), random.below(2) * random.u64());
             }
             let Some(offset) = place else { return };
             let mut image = fx_image(random).0.to_vec();
             match instruction.mnemonic() {
-                Ldmxcsr => image = (mxcsr(random) | (random.below(10) as u32 / 9) << 16 & 0xf_0000).to_le_bytes().to_vec(),
+                Ldmxcsr | Vldmxcsr => {
+                    image = (mxcsr(random) | (random.below(10) as u32 / 9) << 16 & 0xf_0000).to_le_bytes().to_vec()
+                }
                 Fldcw => image.truncate(2),
                 Fldenv | Frstor => {
                     let mut environment = Vec::new();
@@ -573,7 +691,13 @@ fn steer(
                         put(&mut image, 26, 2, 1);
                     }
                     image.extend([0; 64]);
-                    image[512] = random.below(4) as u8;
+                    image[512] = random.below(8) as u8;
+                    if random.chance(30) {
+                        // The compacted format: XCOMP_BV has what XSTATE_BV has, mostly.
+                        image[520] = image[512] | random.below(8) as u8;
+                        image[527] = 0x80;
+                    }
+                    image.extend((0..16).flat_map(|_| random.vector().to_le_bytes()));
                     if random.chance(5) {
                         // Not among the components that the host may have and the guest has not.
                         let wrong = 516 + random.below(20) as usize;
@@ -593,7 +717,7 @@ fn steer(
         Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 => {
             let taken = [number(instruction.memory_base()), number(instruction.memory_index())];
             if !taken.contains(&Some(0)) && !taken.contains(&Some(2)) {
-                (registers_gpr[0], registers_gpr[2]) = (random.below(4), 0);
+                (registers_gpr[0], registers_gpr[2]) = (random.below(8), 0);
             }
             if let Some(offset) = place {
                 for place in window.iter_mut().skip(offset.saturating_add(512)).take(64) {

@@ -153,7 +153,13 @@ impl Interpreted {
         let stub = after.rip.wrapping_sub(SYSTEM + STUBS) / STUB_BYTES;
         if exit != Exit::Kicked || stub > 0xff {
             // A triple fault, or something else that must not happen: certainly a difference.
-            let registers = Registers { fx: to_image(&after.fpu), gpr: after.gpr, rip: after.rip, rflags: after.rflags };
+            let registers = Registers {
+                fx: to_image(&after.fpu),
+                ymm_high: after.fpu.ymm_high,
+                gpr: after.gpr,
+                rip: after.rip,
+                rflags: after.rflags,
+            };
             return Ok(Outcome { registers, fault: Some(Fault { vector: 0xff, error: 0, address: 0 }), window });
         }
         let vector = stub as u8;
@@ -165,7 +171,7 @@ impl Interpreted {
             *word = u64::from_le_bytes(self.memory.read_array(frame + 8 * (i - first) as u64)?);
         }
         let [error, rip, _cs, rflags, rsp, _ss] = words;
-        let mut registers = Registers { fx: to_image(&after.fpu), gpr: after.gpr, rip, rflags };
+        let mut registers = Registers { fx: to_image(&after.fpu), ymm_high: after.fpu.ymm_high, gpr: after.gpr, rip, rflags };
         registers.gpr[4] = rsp;
         let fault = if vector == 3 {
             registers.rip = registers.rip.wrapping_sub(1);
@@ -258,7 +264,7 @@ fn supervisor_state() -> X86State {
     state.cr3 = PML4;
     state.cr4 = 0x4_06a0;
     state.msr.efer = 0xd01;
-    state.xcr0 = 3;
+    state.xcr0 = if crate::native::has_avx() { 7 } else { 3 };
     state
 }
 
@@ -269,7 +275,7 @@ fn state_of(base: &X86State, case: &Case) -> X86State {
     state.rflags = case.registers.rflags;
     let attributes = if case.mode == MODE_32 { (0x23, 0xc0fb) } else { (0x33, 0xa0fb) };
     state.segments[1] = Segment { selector: attributes.0, base: 0, limit: u32::MAX, attributes: attributes.1 };
-    state.fpu = from_image(&case.registers.fx);
+    state.fpu = FpuState { ymm_high: case.registers.ymm_high, ..from_image(&case.registers.fx) };
     state
 }
 

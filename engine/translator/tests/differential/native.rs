@@ -15,6 +15,8 @@ use std::{
 
 /// Cases in a batch.
 pub const BATCH: usize = 256;
+/// Where the kernel's image has the upper halves of the YMM registers, as its XSAVE does.
+const AVX_AREA: usize = 576;
 /// GS base while cases run.
 pub const GS_BASE: u64 = 0x40;
 
@@ -275,6 +277,11 @@ extern "C" fn handler(_signal: i32, _info: *mut libc::siginfo_t, context: *mut l
             slot.registers.rip = context.gregs[libc::REG_RIP as usize] as u64;
             slot.registers.rflags = context.gregs[libc::REG_EFL as usize] as u64;
             ptr::copy_nonoverlapping(image, slot.registers.fx.0.as_mut_ptr(), 512);
+            if has_avx() {
+                let in_use = image.add(512).cast::<u64>().read_unaligned() & 4 != 0;
+                let from = image.add(AVX_AREA).cast::<[u128; 16]>();
+                slot.registers.ymm_high = if in_use { from.read_unaligned() } else { [0; 16] };
+            }
             slot.trap = context.gregs[libc::REG_TRAPNO as usize] as u32;
             slot.error = context.gregs[libc::REG_ERR as usize] as u64;
             slot.cr2 = context.gregs[libc::REG_CR2 as usize] as u64;
@@ -304,10 +311,18 @@ extern "C" fn handler(_signal: i32, _info: *mut libc::siginfo_t, context: *mut l
         context.gregs[libc::REG_CSGSFS as usize] = (segments | selector | 0x2b << 48) as i64;
         // The bytes from 464 on belong to the kernel: what follows the image, and how long it is.
         ptr::copy_nonoverlapping(slot.registers.fx.0.as_ptr(), image, 416);
-        // XSTATE_BV: x87 and SSE are not in their initial state.
+        // XSTATE_BV: x87, SSE and AVX are not in their initial state.
         let header = image.add(512).cast::<u64>();
-        header.write_unaligned(header.read_unaligned() | 3);
+        header.write_unaligned(header.read_unaligned() | if has_avx() { 7 } else { 3 });
+        if has_avx() {
+            image.add(AVX_AREA).cast::<[u128; 16]>().write_unaligned(slot.registers.ymm_high);
+        }
     }
+}
+
+/// Whether the kernel saves YMM registers.
+pub fn has_avx() -> bool {
+    std::arch::is_x86_feature_detected!("avx")
 }
 
 /// Tells that a batch is done (if one was) and waits for the next.

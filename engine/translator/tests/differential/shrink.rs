@@ -40,6 +40,7 @@ pub fn shrink(engine: Engine, case: &Case, differences: &[String]) -> anyhow::Re
     for i in 0..16 {
         attempt(&|case| case.registers.gpr[i] = 0)?;
         attempt(&|case| case.registers.fx.put(160 + 16 * i, &[0; 16]))?;
+        attempt(&|case| case.registers.ymm_high[i] = 0)?;
     }
     for i in 0..8 {
         attempt(&|case| case.registers.fx.put(32 + 16 * i, &[0; 16]))?;

@@ -129,6 +129,32 @@ mod tests {
     }
 
     #[test]
+    fn vex_needs_protected_mode_and_a_system_that_saves_ymm_registers() {
+        const VADDPS: &[u8] = &[0xc5, 0xf0, 0x58, 0xc2]; // xmm0, xmm1, xmm2
+        const ANDN: &[u8] = &[0xc4, 0xe2, 0x70, 0xf2, 0xc2]; // eax, ecx, edx
+        const LDS: &[u8] = &[0xc5, 0x06, 0x00, 0x10]; // ax, [1000h]: VEX only where it names registers
+        let mut cpu = cpu();
+        cpu.cr4 |= cr4::OSXSAVE;
+        cpu.xcr0 = 7;
+        assert_eq!(execute(&mut cpu, VADDPS), fault(vector::UD), "real mode");
+        assert_eq!(execute(&mut cpu, ANDN), fault(vector::UD));
+        assert_ne!(execute(&mut cpu, LDS), fault(vector::UD));
+        cpu.cr0 |= cr0::PE;
+        cpu.fpu.ymm_high[0] = 1;
+        assert_eq!(execute(&mut cpu, VADDPS), Ok(()));
+        assert_eq!(cpu.fpu.ymm_high[0], 0, "128 bits clear the rest");
+        for xcr0 in [1, 3] {
+            cpu.xcr0 = xcr0;
+            assert_eq!(execute(&mut cpu, VADDPS), fault(vector::UD), "XCR0 {xcr0}");
+        }
+        (cpu.xcr0, cpu.cr0) = (7, cpu.cr0 | cr0::TS | cr0::EM);
+        assert_eq!(execute(&mut cpu, VADDPS), fault(vector::NM), "EM is no matter");
+        cpu.cr4 &= !cr4::OSXSAVE;
+        assert_eq!(execute(&mut cpu, VADDPS), fault(vector::UD), "before #NM");
+        assert_eq!(execute(&mut cpu, ANDN), Ok(()), "general registers need nothing");
+    }
+
+    #[test]
     fn an_unmasked_exception_is_xm_or_undefined() {
         let mut cpu = cpu();
         cpu.fpu.xmm[0] = 0x3f80_0000; // 1.0 / 0.0 in the lowest lane

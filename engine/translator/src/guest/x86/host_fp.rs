@@ -7,7 +7,8 @@
 //! decides from the flags, [`super::sse`]); x87 ones run unmasked, because the x87 defers its exceptions to the next
 //! waiting instruction, and there is none before `fnclex`.
 //!
-//! Only x86-64 hosts with SSE4.2 are served: [`available`] says so, and without it the guest gets #UD for everything here.
+//! Only x86-64 hosts with SSE4.2 are served: [`available`] says so, and without it the guest gets #UD for everything here. What needs
+//! more of the host (FMA, F16C, AES …) is in `extensions.rs`; CPUID offers it only where it is there.
 //! Other host architectures want a softfloat behind the same traits; that is to come.
 //! See: Intel SDM volume 1, chapters 8, 10 and 11.
 
@@ -417,3 +418,7 @@ string_compares! {
     Pcmpistri "pcmpistri" 0 Pcmpistrm "pcmpistrm" 1
     Pcmpestri "pcmpestri" 0 Pcmpestrm "pcmpestrm" 1
 }
+
+// Behind the macros that it uses.
+mod extensions;
+pub use extensions::*;

@@ -124,7 +124,7 @@ fn locked_immediate<C: Change, T: Int>(cpu: &mut Cpu, op: &Op) -> Exec {
 
 /// The second operand, register or memory.
 #[inline(always)]
-fn source<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<T, super::fault::Stop> {
+pub(super) fn source<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<T, super::fault::Stop> {
     if op.has_memory() { cpu.read(op.segment, cpu.operand_address(op)) } else { Ok(T::get(cpu, op.rm)) }
 }
 

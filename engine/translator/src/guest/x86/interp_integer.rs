@@ -1,10 +1,12 @@
-//! The table of integer instructions. The handlers are in `interp_*.rs`: arithmetic, moves, shifts, bits, multiplication, decimal, strings,
+//! The table of integer instructions. The handlers are in `interp_*.rs`: arithmetic, moves, shifts, bits, BMI, multiplication, decimal, strings,
 //! control flow. They are monomorphised by operation, size and operand form, so that nothing is decided twice.
 
 use super::access::Word;
 use super::cpu::Cpu;
 use super::op::Handler;
-use super::{interp_alu, interp_bits, interp_decimal, interp_flow, interp_move, interp_multiply, interp_shift, interp_string};
+use super::{
+    interp_alu, interp_bits, interp_bmi, interp_decimal, interp_flow, interp_move, interp_multiply, interp_shift, interp_string,
+};
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 /// An operand size: arithmetic is done in 64 bits and cut.
@@ -193,6 +195,7 @@ pub(super) fn handler(code: Code, instruction: &Instruction) -> Option<Handler> 
         .or_else(|| interp_shift::handler(instruction))
         .or_else(|| interp_bits::handler(instruction))
         .or_else(|| interp_multiply::handler(instruction))
+        .or_else(|| interp_bmi::handler(instruction))
         .or_else(|| interp_string::handler(instruction))
         .or_else(|| interp_decimal::handler(code))
 }

@@ -9,7 +9,7 @@
 use super::cpu::{Cpu, cr0, cr4, reg};
 use super::fault::{Exec, Stop};
 use super::flags::bit;
-use super::host_fp::{Float, FloatFlags, FloatImmediate, FromInteger, Lanes, StringCompare, ToInteger};
+use super::host_fp::{Float, FloatFlags, FloatImmediate, FromInteger, Lanes, StringCompare, StringMatch, ToInteger, sha256rnds2};
 use super::op::{HIGH_BYTE, Op};
 use super::shuffle::{Shuffle, blend_bytes};
 use super::sse_unmasked::{self, Elements, MASKS};
@@ -44,7 +44,7 @@ fn enter_mmx(cpu: &mut Cpu) {
 // ---- Operands --------------------------------------------------------------------------------------------------
 
 #[inline(always)]
-fn xmm(cpu: &Cpu, number: u8) -> u128 {
+pub(super) fn xmm(cpu: &Cpu, number: u8) -> u128 {
     cpu.fpu.xmm[usize::from(number & 15)]
 }
 
@@ -127,7 +127,7 @@ impl<const BYTES: u8> Source for M<BYTES> {
 
 /// A general register or memory of `BYTES` bytes.
 #[inline(always)]
-fn general<const BYTES: u8>(cpu: &mut Cpu, op: &Op) -> Result<u64, Stop> {
+pub(super) fn general<const BYTES: u8>(cpu: &mut Cpu, op: &Op) -> Result<u64, Stop> {
     if op.has_memory() {
         return Ok(M::<BYTES>::get(cpu, op)? as u64);
     }
@@ -135,7 +135,7 @@ fn general<const BYTES: u8>(cpu: &mut Cpu, op: &Op) -> Result<u64, Stop> {
 }
 
 #[inline(always)]
-fn store<const BYTES: u8>(cpu: &mut Cpu, op: &Op, value: u128) -> Exec {
+pub(super) fn store<const BYTES: u8>(cpu: &mut Cpu, op: &Op, value: u128) -> Exec {
     let offset = cpu.operand_address(op);
     match BYTES {
         1 => cpu.write(op.segment, offset, value as u8),
@@ -151,7 +151,11 @@ fn store<const BYTES: u8>(cpu: &mut Cpu, op: &Op, value: u128) -> Exec {
 /// Runs `operation` under the guest's MXCSR; if it raises an unmasked exception, that is the result and nothing else has
 /// changed but the flags. `check` is [`sse_unmasked::check`] with the operands.
 #[inline(always)]
-fn under_mxcsr<R>(cpu: &mut Cpu, operation: impl Fn(u32) -> (R, u32), check: impl Fn(&mut Cpu, u32) -> Exec) -> Result<R, Stop> {
+pub(super) fn under_mxcsr<R>(
+    cpu: &mut Cpu,
+    operation: impl Fn(u32) -> (R, u32),
+    check: impl Fn(&mut Cpu, u32) -> Exec,
+) -> Result<R, Stop> {
     let mxcsr = cpu.fpu.mxcsr;
     if mxcsr & MASKS == MASKS {
         let (result, mxcsr) = operation(mxcsr);
@@ -169,8 +173,8 @@ fn unmasked<R>(cpu: &mut Cpu, operation: impl Fn(u32) -> (R, u32), check: impl F
 }
 
 /// The check of what can neither overflow nor underflow.
-fn simple(cpu: &mut Cpu, after: u32) -> Exec {
-    sse_unmasked::check(cpu, Elements::Simple, 0, 0, 0, after)
+pub(super) fn simple(cpu: &mut Cpu, after: u32) -> Exec {
+    sse_unmasked::check(cpu, Elements::Simple, &[[0; 2]], 0, after)
 }
 
 // ---- Shapes ----------------------------------------------------------------------------------------------------
@@ -235,7 +239,7 @@ pub(super) fn float<O: Float, S: Source>(cpu: &mut Cpu, op: &Op) -> Exec {
     let result = under_mxcsr(
         cpu,
         |mxcsr| O::run(destination, source, mxcsr),
-        |cpu, after| sse_unmasked::check(cpu, O::ELEMENTS, destination, source, 0, after),
+        |cpu, after| sse_unmasked::check(cpu, O::ELEMENTS, &[[destination, source]], 0, after),
     )?;
     set_xmm(cpu, op.reg, result);
     Ok(())
@@ -249,7 +253,7 @@ pub(super) fn float_immediate<O: FloatImmediate, S: Source>(cpu: &mut Cpu, op: &
     let result = under_mxcsr(
         cpu,
         |mxcsr| O::run(destination, source, mxcsr, immediate),
-        |cpu, after| sse_unmasked::check(cpu, O::ELEMENTS, destination, source, immediate, after),
+        |cpu, after| sse_unmasked::check(cpu, O::ELEMENTS, &[[destination, source]], immediate, after),
     )?;
     set_xmm(cpu, op.reg, result);
     Ok(())
@@ -315,7 +319,9 @@ pub(super) fn to_mmx<O: Float, S: Source, const HALF: bool>(cpu: &mut Cpu, op: &
 
 /// PCMPISTRI: ECX ← index
 pub(super) fn string_index<O: StringCompare, S: Source>(cpu: &mut Cpu, op: &Op) -> Exec {
-    let found = string_compare::<O, S>(cpu, op)?;
+    sse_ready(cpu)?;
+    let source = S::get(cpu, op)?;
+    let found = string_compare::<O>(cpu, op, source);
     cpu.set_reg64(reg::CX, found.result as u64);
     cpu.flags.set_arithmetic(found.rflags);
     Ok(())
@@ -323,24 +329,31 @@ pub(super) fn string_index<O: StringCompare, S: Source>(cpu: &mut Cpu, op: &Op) 
 
 /// PCMPISTRM: XMM0 ← mask
 pub(super) fn string_mask<O: StringCompare, S: Source>(cpu: &mut Cpu, op: &Op) -> Exec {
-    let found = string_compare::<O, S>(cpu, op)?;
+    sse_ready(cpu)?;
+    let source = S::get(cpu, op)?;
+    let found = string_compare::<O>(cpu, op, source);
     set_xmm(cpu, 0, found.result);
     cpu.flags.set_arithmetic(found.rflags);
     Ok(())
 }
 
+/// Compares the strings in ModRM.reg's register and `source`.
 #[inline(always)]
-fn string_compare<O: StringCompare, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<super::host_fp::StringMatch, Stop> {
-    use iced_x86::Code;
-    sse_ready(cpu)?;
-    let source = S::get(cpu, op)?;
-    let wide = matches!(op.code, Code::Pcmpestri64_xmm_xmmm128_imm8 | Code::Pcmpestrm64_xmm_xmmm128_imm8);
+pub(super) fn string_compare<O: StringCompare>(cpu: &Cpu, op: &Op, source: u128) -> StringMatch {
+    use iced_x86::Code::*;
+    let wide = matches!(
+        op.code,
+        Pcmpestri64_xmm_xmmm128_imm8
+            | Pcmpestrm64_xmm_xmmm128_imm8
+            | VEX_Vpcmpestri64_xmm_xmmm128_imm8
+            | VEX_Vpcmpestrm64_xmm_xmmm128_imm8
+    );
     let length = |number| {
         let whole = cpu.reg64(number) as i64;
         let length = if wide { whole } else { i64::from(whole as i32) };
         length.clamp(-16, 16) as i32
     };
-    Ok(O::run(xmm(cpu, op.reg), source, [length(reg::AX), length(reg::DX)], op.imm as u8))
+    O::run(xmm(cpu, op.reg), source, [length(reg::AX), length(reg::DX)], op.imm as u8)
 }
 
 // ---- Moves -----------------------------------------------------------------------------------------------------
@@ -537,12 +550,17 @@ pub(super) fn masked_store<const MMX: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
         sse_ready(cpu)?;
         (xmm(cpu, op.reg), xmm(cpu, op.rm), 16)
     };
-    let start = cpu.reg64(reg::DI) & op.address_mask();
     if MMX {
         enter_mmx(cpu);
     }
+    store_masked(cpu, op, value, mask, bytes)
+}
+
+/// Stores the bytes of `value` whose byte of `mask` has its top bit set at DS:rDI.
+pub(super) fn store_masked(cpu: &mut Cpu, op: &Op, value: u128, mask: u128, bytes: u64) -> Exec {
+    let start = cpu.reg64(reg::DI) & op.address_mask();
     // All faults first, and as if every byte were written: so do the CPUs at hand. Alignment to 8 bytes is enough.
-    if MMX {
+    if bytes == 8 {
         cpu.probe_write(op.segment, start, bytes)?;
     } else {
         let linear = cpu.spans[usize::from(op.segment & 7)].base.wrapping_add(start);
@@ -561,7 +579,7 @@ pub(super) fn masked_store<const MMX: bool>(cpu: &mut Cpu, op: &Op) -> Exec {
 // ---- Single elements -------------------------------------------------------------------------------------------
 
 /// Sign bits of `count` lanes of `bits` each.
-fn sign_mask(value: u128, bits: u32, count: u32) -> u64 {
+pub(super) fn sign_mask(value: u128, bits: u32, count: u32) -> u64 {
     (0..count).map(|lane| ((value >> (bits * (lane + 1) - 1)) as u64 & 1) << lane).sum()
 }
 
@@ -638,6 +656,15 @@ pub(super) fn blend_by_xmm0<S: Source, const BITS: u32>(cpu: &mut Cpu, op: &Op) 
     let source = S::get(cpu, op)?;
     let selector = sign_mask(xmm(cpu, 0), BITS, 128 / BITS);
     let result = blend_bytes(xmm(cpu, op.reg), source, selector, BITS / 8);
+    set_xmm(cpu, op.reg, result);
+    Ok(())
+}
+
+/// SHA256RNDS2: message and constants come in XMM0.
+pub(super) fn sha256_rounds<S: Source>(cpu: &mut Cpu, op: &Op) -> Exec {
+    sse_ready(cpu)?;
+    let source = S::get(cpu, op)?;
+    let result = sha256rnds2(xmm(cpu, op.reg), source, xmm(cpu, 0));
     set_xmm(cpu, op.reg, result);
     Ok(())
 }

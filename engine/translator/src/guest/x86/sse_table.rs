@@ -1,7 +1,7 @@
-//! Which MMX or SSE instruction is which shape of `sse.rs` with which operation.
+//! Which MMX or SSE instruction (AES, SHA and PCLMULQDQ among them) is which shape of `sse.rs` with which operation.
 //!
 //! A line of the table is: the code, the operation, where the second operand is when it is a register, where it is when it is
-//! memory. `M128` must be aligned.
+//! memory. `M128` must be aligned. (For SHA that is so on Intel's CPUs but not on AMD's; no program can tell but by the fault.)
 
 use super::host_fp::*;
 use super::op::Handler;
@@ -158,6 +158,16 @@ fn table(code: Code, instruction: &Instruction) -> Option<Handler> {
             Pmaxud_xmm_xmmm128 = Pmaxud | Xmm | M128;
             Pmulld_xmm_xmmm128 = Pmulld | Xmm | M128;
             Phminposuw_xmm_xmmm128 = Phminposuw | Xmm | M128;
+            Aesenc_xmm_xmmm128 = Aesenc | Xmm | M128;
+            Aesenclast_xmm_xmmm128 = Aesenclast | Xmm | M128;
+            Aesdec_xmm_xmmm128 = Aesdec | Xmm | M128;
+            Aesdeclast_xmm_xmmm128 = Aesdeclast | Xmm | M128;
+            Aesimc_xmm_xmmm128 = Aesimc | Xmm | M128;
+            Sha1nexte_xmm_xmmm128 = Sha1nexte | Xmm | M<16>;
+            Sha1msg1_xmm_xmmm128 = Sha1msg1 | Xmm | M<16>;
+            Sha1msg2_xmm_xmmm128 = Sha1msg2 | Xmm | M<16>;
+            Sha256msg1_xmm_xmmm128 = Sha256msg1 | Xmm | M<16>;
+            Sha256msg2_xmm_xmmm128 = Sha256msg2 | Xmm | M<16>;
         }
         float {
             Sqrtps_xmm_xmmm128 = Sqrtps | Xmm | M128;
@@ -234,6 +244,9 @@ fn table(code: Code, instruction: &Instruction) -> Option<Handler> {
             Pblendw_xmm_xmmm128_imm8 = Pblendw | Xmm | M128;
             Palignr_xmm_xmmm128_imm8 = Palignr | Xmm | M128;
             Mpsadbw_xmm_xmmm128_imm8 = Mpsadbw | Xmm | M128;
+            Aeskeygenassist_xmm_xmmm128_imm8 = Aeskeygenassist | Xmm | M128;
+            Pclmulqdq_xmm_xmmm128_imm8 = Pclmulqdq | Xmm | M128;
+            Sha1rnds4_xmm_xmmm128_imm8 = Sha1rnds4 | Xmm | M<16>;
         }
         mmx {
             Punpcklbw_mm_mmm32 = Punpcklbw | Mm | M<4>;
@@ -431,6 +444,7 @@ fn moves(code: Code, instruction: &Instruction) -> Option<Handler> {
         Pblendvb_xmm_xmmm128 => either(blend_by_xmm0::<Xmm, 8>, blend_by_xmm0::<M128, 8>),
         Blendvps_xmm_xmmm128 => either(blend_by_xmm0::<Xmm, 32>, blend_by_xmm0::<M128, 32>),
         Blendvpd_xmm_xmmm128 => either(blend_by_xmm0::<Xmm, 64>, blend_by_xmm0::<M128, 64>),
+        Sha256rnds2_xmm_xmmm128 => either(sha256_rounds::<Xmm>, sha256_rounds::<M<16>>),
         Ptest_xmm_xmmm128 => either(test::<Xmm>, test::<M128>),
         Crc32_r32_rm8 | Crc32_r64_rm8 => crc32::<1>,
         Crc32_r32_rm16 => crc32::<2>,

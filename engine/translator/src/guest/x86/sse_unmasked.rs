@@ -84,6 +84,19 @@ impl Width {
         }
     }
 
+    /// A finite number taken apart.
+    fn parts(self, value: u64) -> Parts {
+        let (fraction_bits, bias) = match self {
+            Self::Single => (23, 127),
+            Self::Double => (52, 1023),
+        };
+        let negative = value >> (self.bits() - 1) != 0;
+        let exponent = (value >> fraction_bits) as i32 & (2 * bias + 1);
+        let fraction = u128::from(value & ((1 << fraction_bits) - 1));
+        let hidden = if exponent == 0 { 0 } else { 1 << fraction_bits };
+        Parts::new(negative, hidden | fraction, exponent.max(1) - bias - fraction_bits)
+    }
+
     /// As the operation sees it.
     fn operand(self, value: u64, mxcsr: u32) -> u64 {
         if mxcsr & DENORMALS_ARE_ZERO != 0 && self.is_denormal(value) { value & 1 << (self.bits() - 1) } else { value }
@@ -180,14 +193,23 @@ pub(super) fn raise(cpu: &mut Cpu, mut raised: u32) -> Exec {
     Err(if cpu.cr4 & cr4::OSXMMEXCPT != 0 { Stop::plain(vector::XM) } else { Stop::ud() })
 }
 
-/// Raises what an instruction raises that combines `elements` of its operands; `masked` are the flags that the host gave
-/// with everything masked.
-pub(super) fn check(cpu: &mut Cpu, elements: Elements, destination: u128, source: u128, immediate: u8, masked: u32) -> Exec {
+/// Raises what an instruction raises that combines `elements` of its operands, destination and source in pairs of 128 bits; `masked` are the
+/// flags that the host gave with everything masked.
+pub(super) fn check(cpu: &mut Cpu, elements: Elements, operands: &[[u128; 2]], immediate: u8, masked: u32) -> Exec {
     // For the x87 of the host.
     cpu.x87_from_host();
+    if let Elements::DotProduct(width) = elements {
+        return dot_product(cpu, width, operands, immediate);
+    }
     let mxcsr = cpu.fpu.mxcsr;
-    let raised = match elements {
-        Elements::Simple => masked & FLAGS,
+    let raised = operands.iter().fold(0, |all, pair| all | raised(mxcsr, elements, *pair, masked));
+    raise(cpu, raised)
+}
+
+/// What the elements of one pair raise; a dot product is not asked for here.
+fn raised(mxcsr: u32, elements: Elements, [destination, source]: [u128; 2], masked: u32) -> u32 {
+    match elements {
+        Elements::Simple | Elements::DotProduct(_) => masked & FLAGS,
         Elements::Vertical(basic, width, lanes) => (0..lanes)
             .map(|lane| element(mxcsr, basic, width, width.get(destination, lane), width.get(source, lane)).1)
             .fold(0, |all, flags| all | flags),
@@ -207,27 +229,163 @@ pub(super) fn check(cpu: &mut Cpu, elements: Elements, destination: u128, source
         Elements::Narrowing(count) => {
             (0..count).map(|lane| narrow(mxcsr, Width::Double.get(source, lane)).1).fold(0, |all, flags| all | flags)
         }
-        Elements::DotProduct(width) => return dot_product(cpu, width, destination, source, immediate),
-    };
+    }
+}
+
+fn dot_product(cpu: &mut Cpu, width: Width, operands: &[[u128; 2]], immediate: u8) -> Exec {
+    let mxcsr = cpu.fpu.mxcsr;
+    let add = |a, b| element(mxcsr, Basic::Add, width, a, b);
+    // Each stage is done for all pairs before the next.
+    let mut values = [[0; 4]; 2];
+    let mut raised = 0;
+    for (values, [destination, source]) in values.iter_mut().zip(operands) {
+        for lane in (0..width.lanes()).filter(|lane| immediate >> (4 + lane) & 1 != 0) {
+            let (a, b) = (width.get(*destination, lane), width.get(*source, lane));
+            let (value, flags) = element(mxcsr, Basic::Multiply, width, a, b);
+            values[lane as usize] = value;
+            raised |= flags;
+        }
+    }
+    raise(cpu, raised)?;
+    raised = 0;
+    let mut sums = [[0; 2]; 2];
+    for (sums, values) in sums.iter_mut().zip(values) {
+        for (sum, pair) in sums.iter_mut().zip(values.chunks_exact(2)) {
+            let (value, flags) = add(pair[0], pair[1]);
+            *sum = value;
+            raised |= flags;
+        }
+    }
+    raise(cpu, raised)?;
+    if width == Width::Double {
+        return Ok(());
+    }
+    let raised = sums.into_iter().fold(0, |all, [low, high]| all | add(low, high).1);
     raise(cpu, raised)
 }
 
-fn dot_product(cpu: &mut Cpu, width: Width, destination: u128, source: u128, immediate: u8) -> Exec {
+/// Which of the operands of a fused multiplication and addition (destination, second, third) are multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Destination and third.
+    O132,
+    /// Second and destination.
+    O213,
+    /// Second and third.
+    O231,
+}
+
+/// Whether the addend has the product's sign turned around.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Signs {
+    /// VFMADD and VFNMSUB: both keep their signs, or both lose them.
+    Same,
+    /// VFMSUB and VFNMADD.
+    Opposite,
+    /// VFMADDSUB: opposite in even lanes.
+    EvenOpposite,
+    /// VFMSUBADD: opposite in odd lanes.
+    OddOpposite,
+}
+
+/// Raises what a fused operation raises. `run` gives result and flags of one element in its place, all others being zero.
+pub(super) fn check_fused(
+    cpu: &mut Cpu,
+    (order, signs, width, lanes): (Order, Signs, Width, u32),
+    operands: &[[u128; 3]],
+    run: fn(u128, u128, u128, u32) -> (u128, u32),
+) -> Exec {
     let mxcsr = cpu.fpu.mxcsr;
-    let mut values = [0; 4];
     let mut raised = 0;
-    for lane in (0..width.lanes()).filter(|lane| immediate >> (4 + lane) & 1 != 0) {
-        let (value, flags) = element(mxcsr, Basic::Multiply, width, width.get(destination, lane), width.get(source, lane));
-        values[lane as usize] = value;
+    for [a, b, c] in operands {
+        for lane in 0..lanes {
+            let [a, b, c] = [a, b, c].map(|vector| width.get(*vector, lane));
+            let place = |value: u64| u128::from(value) << (lane * width.bits());
+            let (result, after) = run(place(a), place(b), place(c), environment(mxcsr));
+            let opposite = match signs {
+                Signs::Same => false,
+                Signs::Opposite => true,
+                Signs::EvenOpposite => lane & 1 == 0,
+                Signs::OddOpposite => lane & 1 != 0,
+            };
+            let inexact = || {
+                let [a, b, c] = [a, b, c].map(|value| width.operand(value, mxcsr));
+                let (x, y, addend) = match order {
+                    Order::O132 => (a, c, b),
+                    Order::O213 => (b, a, c),
+                    Order::O231 => (b, c, a),
+                };
+                is_fused_inexact(width, x, y, addend, opposite)
+            };
+            raised |= complete(mxcsr, after & FLAGS, width, width.get(result, lane), inexact);
+        }
+    }
+    raise(cpu, raised)
+}
+
+/// Whether the finite `x * y + addend` (or minus) has more significant bits than a number of `width` can hold.
+fn is_fused_inexact(width: Width, x: u64, y: u64, addend: u64, opposite: bool) -> bool {
+    let [x, y, addend] = [x, y, addend].map(|value| width.parts(value));
+    let product = Parts::new(
+        x.negative != y.negative,
+        u128::from(x.significand as u64) * u128::from(y.significand as u64),
+        x.exponent + y.exponent,
+    );
+    let addend = Parts { negative: addend.negative != opposite, ..addend };
+    let precision = match width {
+        Width::Single => 24,
+        Width::Double => 53,
+    };
+    product.sum_bits(addend).is_none_or(|bits| bits > precision)
+}
+
+/// A finite number: an odd significand (or zero) times a power of two.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    negative: bool,
+    significand: u128,
+    exponent: i32,
+}
+
+impl Parts {
+    fn new(negative: bool, significand: u128, exponent: i32) -> Self {
+        let zeros = if significand == 0 { 0 } else { significand.trailing_zeros() };
+        Self { negative, significand: significand >> zeros, exponent: exponent + zeros as i32 }
+    }
+
+    /// How many significant bits the sum of two has. `None`: more than 120, for they lie so far apart.
+    fn sum_bits(self, other: Self) -> Option<u32> {
+        let bits = |value: u128| if value == 0 { 0 } else { 128 - value.leading_zeros() - value.trailing_zeros() };
+        if self.significand == 0 || other.significand == 0 {
+            return Some(bits(self.significand | other.significand));
+        }
+        let (low, high) = if self.exponent <= other.exponent { (self, other) } else { (other, self) };
+        let shift = (high.exponent - low.exponent) as u32;
+        if shift + (128 - high.significand.leading_zeros()) > 120 {
+            return None;
+        }
+        let (low_value, high_value) = (low.significand, high.significand << shift);
+        Some(bits(if low.negative == high.negative { low_value + high_value } else { low_value.abs_diff(high_value) }))
+    }
+}
+
+/// Raises what VCVTPS2PH raises for these singles. `run` gives the flags of one.
+pub(super) fn check_to_half(cpu: &mut Cpu, singles: &[u32], run: impl Fn(u32, u32) -> (u16, u32)) -> Exec {
+    let mxcsr = cpu.fpu.mxcsr;
+    let allowed = !(mxcsr >> MASK_SHIFT) & FLAGS;
+    let mut raised = 0;
+    for single in singles {
+        let (half, after) = run(*single, environment(mxcsr));
+        let mut flags = after & FLAGS;
+        if allowed & UNDERFLOW != 0 && half & 0x7fff != 0 && half & 0x7c00 == 0 {
+            flags |= UNDERFLOW;
+        }
+        if flags & allowed & (OVERFLOW | UNDERFLOW) != 0 {
+            let operand = Width::Single.operand(u64::from(*single), mxcsr);
+            let bits = Width::Single.parts(operand).significand;
+            flags = flags & !INEXACT | if bits >> 11 != 0 { INEXACT } else { 0 };
+        }
         raised |= flags;
     }
-    raise(cpu, raised)?;
-    let (low, mut raised) = element(mxcsr, Basic::Add, width, values[0], values[1]);
-    if width == Width::Double {
-        return raise(cpu, raised);
-    }
-    let (high, flags) = element(mxcsr, Basic::Add, width, values[2], values[3]);
-    raised |= flags;
-    raise(cpu, raised)?;
-    raise(cpu, element(mxcsr, Basic::Add, width, low, high).1)
+    raise(cpu, raised)
 }

@@ -1,5 +1,7 @@
 //! The table of CPU features: where CPUID shows each, under which names the command line knows it, and who gets it.
 
+use super::super::host_fp::{self, Extension};
+
 /// A word of CPUID that holds feature bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Word {
@@ -137,6 +139,11 @@ const fn on(feature: Feature, names: &'static [&'static str], needs: Feature) ->
     Row { feature, names, offer: Offer::Always, needs: Some(needs), host: anywhere }
 }
 
+/// What the host's own instructions carry out.
+const fn by_host(feature: Feature, names: &'static [&'static str], needs: Feature, host: fn() -> bool) -> Row {
+    Row { feature, names, offer: Offer::Always, needs: Some(needs), host }
+}
+
 fn anywhere() -> bool {
     true
 }
@@ -177,6 +184,20 @@ pub const TABLE: &[Row] = &[
     on(f::XSAVEOPT, &["xsaveopt"], f::XSAVE),
     on(f::XSAVEC, &["xsavec"], f::XSAVE),
     on(f::XGETBV1, &["xgetbv1"], f::XSAVE),
+    by_host(f::AES, &["aes", "aes-ni"], f::SSE2, || Extension::Aes.is_here()),
+    by_host(f::PCLMULQDQ, &["pclmulqdq", "pclmuldq"], f::SSE2, || Extension::Pclmulqdq.is_here()),
+    by_host(f::SHA, &["sha-ni"], f::SSE2, || Extension::Sha.is_here()),
+    by_host(f::AVX, &["avx"], f::XSAVE, host_fp::available),
+    on(f::AVX2, &["avx2"], f::AVX),
+    by_host(f::FMA, &["fma"], f::AVX, || Extension::Fma.is_here()),
+    by_host(f::F16C, &["f16c"], f::AVX, || Extension::F16c.is_here()),
+    by_host(f::VAES, &["vaes"], f::AVX2, || Extension::Aes.is_here()),
+    by_host(f::VPCLMULQDQ, &["vpclmulqdq"], f::AVX2, || Extension::Pclmulqdq.is_here()),
+    row(f::MOVBE, &["movbe"]),
+    row(f::LZCNT, &["abm", "lzcnt"]),
+    row(f::BMI1, &["bmi1"]),
+    row(f::BMI2, &["bmi2"]),
+    row(f::ADX, &["adx"]),
     row(f::RDRAND, &["rdrand"]),
     row(f::RDSEED, &["rdseed"]),
     row(f::HYPERVISOR, &["hypervisor"]),
@@ -211,39 +232,25 @@ pub const TABLE: &[Row] = &[
 /// Features that exist and that this backend does not have: `-flag` is always true of them, `+flag` is refused.
 pub const NOT_YET: &[(&[&str], Feature)] = &[
     (&["vme"], f::VME),
-    (&["pclmulqdq", "pclmuldq"], f::PCLMULQDQ),
     (&["monitor"], Feature(Word::Leaf1Ecx, 3)),
     (&["vmx"], Feature(Word::Leaf1Ecx, 5)),
     (&["smx"], Feature(Word::Leaf1Ecx, 6)),
     (&["est"], Feature(Word::Leaf1Ecx, 7)),
-    (&["fma"], f::FMA),
     (&["pdcm"], Feature(Word::Leaf1Ecx, 15)),
-    (&["movbe"], f::MOVBE),
-    (&["aes", "aes-ni"], f::AES),
-    (&["avx"], f::AVX),
-    (&["f16c"], f::F16C),
     (&["ds"], Feature(Word::Leaf1Edx, 21)),
     (&["acpi"], Feature(Word::Leaf1Edx, 22)),
-    (&["bmi1"], f::BMI1),
     (&["hle"], Feature(Word::Leaf7Ebx, 4)),
-    (&["avx2"], f::AVX2),
-    (&["bmi2"], f::BMI2),
     (&["rtm"], Feature(Word::Leaf7Ebx, 11)),
     (&["mpx"], Feature(Word::Leaf7Ebx, 14)),
     (&["avx512f"], Feature(Word::Leaf7Ebx, 16)),
-    (&["adx"], f::ADX),
     (&["clflushopt"], Feature(Word::Leaf7Ebx, 23)),
     (&["clwb"], Feature(Word::Leaf7Ebx, 24)),
-    (&["sha-ni"], f::SHA),
-    (&["vaes"], f::VAES),
-    (&["vpclmulqdq"], f::VPCLMULQDQ),
     (&["pku"], Feature(Word::Leaf7Ecx, 3)),
     (&["la57"], Feature(Word::Leaf7Ecx, 16)),
     (&["rdpid"], Feature(Word::Leaf7Ecx, 22)),
     (&["md-clear"], Feature(Word::Leaf7Edx, 10)),
     (&["xsaves"], f::XSAVES),
     (&["svm"], Feature(Word::Extended1Ecx, 2)),
-    (&["abm", "lzcnt"], f::LZCNT),
     (&["sse4a"], Feature(Word::Extended1Ecx, 6)),
     (&["xop"], Feature(Word::Extended1Ecx, 11)),
     (&["fma4"], Feature(Word::Extended1Ecx, 16)),
