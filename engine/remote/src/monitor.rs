@@ -502,8 +502,13 @@ fn registers(state: &X86State) -> String {
         state.fpu.control, state.fpu.status, state.fpu.tags, state.fpu.mxcsr
     )
     .ok();
-    for (index, xmm) in state.fpu.xmm.iter().enumerate() {
-        writeln!(text, "XMM{index:02}={xmm:032x}").ok();
+    let has_ymm = state.xcr0 & 4 != 0;
+    for (index, (xmm, high)) in state.fpu.xmm.iter().zip(&state.fpu.ymm_high).enumerate() {
+        if has_ymm {
+            writeln!(text, "YMM{index:02}={high:032x}{xmm:032x}").ok();
+        } else {
+            writeln!(text, "XMM{index:02}={xmm:032x}").ok();
+        }
     }
     text
 }
