@@ -11,6 +11,9 @@ use super::{BlockId, FLAGS, GuestState, Region, SlotValue, To};
 const PLACES: usize = 64;
 const FLAGS_PLACE: usize = PLACES - 1;
 
+/// How often parameters are gone through.
+const ROUNDS: usize = 12;
+
 /// What each place holds; `NONE`: nobody has asked yet for what it held at the entry.
 type Held = [Val; PLACES];
 
@@ -250,7 +253,8 @@ fn drop_unchanged(region: &mut Region) {
 
 /// Removes parameters that are handed one value only (besides themselves), and those that are handed the same as another of their block.
 pub(crate) fn remove_needless_params(region: &mut Region) {
-    loop {
+    // Each round may show more of them. What is left after some does no harm.
+    for _ in 0..ROUNDS {
         let mut alias = vec![Val::NONE; region.insts.len()];
         let resolve = |alias: &[Val], mut value: Val| {
             while alias[value.index()].is_some() {

@@ -182,3 +182,52 @@ fn golden_regions_are_what_forming_and_all_passes_give() {
         compare_golden(name, &found);
     }
 }
+
+/// Code from a file, as `BELLGLASS_CODE=FILE:ENTRY` says (offset of the entry, hexadecimal; the file's first page is looked at), or all samples.
+fn code_to_measure() -> Vec<(u64, [u8; 4096])> {
+    let page_of = |bytes: &[u8]| {
+        let mut page = [0xcc; 4096];
+        let len = bytes.len().min(4096);
+        page[..len].copy_from_slice(&bytes[..len]);
+        page
+    };
+    match std::env::var("BELLGLASS_CODE") {
+        Ok(place) => {
+            let (file, entry) = place.rsplit_once(':').expect("FILE:ENTRY");
+            let bytes = std::fs::read(file).expect("the file can be read");
+            vec![(u64::from_str_radix(entry, 16).expect("a hexadecimal offset"), page_of(&bytes))]
+        }
+        Err(_) => REGIONS.iter().map(|(_, _, bytes)| (0, page_of(bytes))).collect(),
+    }
+}
+
+#[test]
+#[ignore = "a measurement: cargo test --release -p engine_translator --lib -- --ignored --nocapture regions_cost"]
+fn regions_cost_so_many_nanoseconds_an_instruction() {
+    use crate::ir::region::pass;
+    const ROUNDS: u32 = 200;
+    let sets = InstructionSets::all();
+    for (entry, page) in code_to_measure() {
+        let form = || {
+            let region =
+                super::region::form_region(0x40_1000 + entry, mode(64), &sets, |base| (base == 0x40_1000).then_some(&page));
+            region.expect("there is something to lift")
+        };
+        let formed = form();
+        let count: u32 = formed.blocks.iter().map(|block| u32::from(block.retired)).sum();
+        let measure = |passes: &[pass::Pass]| {
+            let start = cpu_nanoseconds();
+            for _ in 0..ROUNDS {
+                pass::run(&mut form(), passes);
+            }
+            (cpu_nanoseconds() - start) / f64::from(ROUNDS * count)
+        };
+        let (forming, all) = (measure(&[]), measure(pass::PIPELINE));
+        let mut region = form();
+        pass::run(&mut region, pass::PIPELINE);
+        if std::env::var_os("BELLGLASS_CODE").is_some() {
+            println!("{formed}\n{region}");
+        }
+        println!("{count} instructions: forming {forming:.0} ns, passes {:.0} ns each", all - forming);
+    }
+}

@@ -12,8 +12,27 @@ const DEEPEST: usize = 3;
 
 /// The pass.
 pub(super) fn run(region: &mut Region) {
+    skip_useless(region);
     split_params(region);
     find_needs(region);
+}
+
+/// Old tokens that bring nothing of what is taken from them give way to their own old ones, so that a chain of INCs does not keep alive what it started from.
+fn skip_useless(region: &mut Region) {
+    for block in 0..region.blocks.len() {
+        for at in 0..region.blocks[block].body.len() {
+            let value = region.blocks[block].body[at];
+            let inst = *region.def(value);
+            if inst.op != Op::FlagsOf || !inst.args[1].is_some() {
+                continue;
+            }
+            // The old one has been shortened already, if it stands before.
+            let (taken, old) = (kept(region, &inst), *region.def(inst.args[1]));
+            if old.op == Op::FlagsOf && old.args[1].is_some() && !region.def(old.args[0]).op.flags_written().intersects(taken) {
+                region.insts[value.index()].args[1] = old.args[1];
+            }
+        }
+    }
 }
 
 // ---- Parameters ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 mod dead_values;
 mod flags;
+mod forward;
 mod loops;
 mod probes;
 mod simplify;
@@ -23,6 +24,8 @@ pub(crate) const PIPELINE: &[Pass] = &[
     Pass { name: "simplify", run: simplify::run },
     Pass { name: "flags", run: flags::run },
     Pass { name: "probes", run: probes::run },
+    Pass { name: "forward", run: forward::run },
+    Pass { name: "simplify again", run: simplify::run },
     Pass { name: "dead_values", run: dead_values::run },
 ];
 

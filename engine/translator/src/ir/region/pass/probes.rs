@@ -116,7 +116,7 @@ impl Splitting<'_> {
 }
 
 /// What an address of 64 bits is relative to, and by how much, as far as constants were added.
-fn root_of(region: &Region, mut address: Val) -> (Val, u64) {
+pub(super) fn root_of(region: &Region, mut address: Val) -> (Val, u64) {
     let mut distance = 0u64;
     loop {
         let def = region.def(address);
