@@ -1,14 +1,16 @@
 //! Copies of small loops, made while values do not yet leave their blocks.
 //!
-//! * *Peeling*: the first iteration of an innermost loop stands in front of it. What it computes or probes holds in the loop too, and later passes find it there:
+//! * *Peeling*: the first iteration of a loop stands in front of it. What it computes or probes holds in the loop too, and later passes find it there:
 //!   so hoisting needs no speculation, and every access still happens where the guest makes it.
 //! * *Unrolling*: a small loop's body several times behind each other, with one poll, and with what one iteration knows told to the next.
 
 use super::super::{BlockId, Loop, Loops, Region, To, arrange};
 use crate::ir::{NO_SNAPSHOT, Op, Val};
 
-/// Most instructions of a loop that is peeled.
+/// Most instructions of an innermost loop that is peeled.
 const PEELED: usize = 240;
+/// Most instructions of a loop around others that is peeled.
+const PEELED_WHOLE: usize = 80;
 /// Most instructions of all copies of an unrolled loop.
 const UNROLLED: usize = 160;
 /// Most copies of an unrolled loop.
@@ -19,22 +21,26 @@ const LARGEST: usize = 4000;
 /// The pass.
 pub(super) fn run(region: &mut Region) {
     debug_assert!(!region.is_ssa);
-    // Each round changes blocks' numbers: heads are recognised by a poll that leads back to them.
+    // Each round changes blocks' numbers: heads are known by their pc. Of a loop and its copies one is treated.
     let mut done: Vec<u64> = Vec::new();
     loop {
         let loops = Loops::find(region);
-        let next = loops.loops.iter().find(|of| {
-            let head = region.blocks[of.head as usize].pc;
-            is_innermost(of, &loops) && !done.contains(&head) && instructions(region, of) <= PEELED
-        });
+        let fits =
+            |of: &&Loop, most: usize| !done.contains(&region.blocks[of.head as usize].pc) && instructions(region, of) <= most;
+        // Outer loops first, as long as they are small; then of inner loops those that are not in the copies.
+        let outer = loops.loops.iter().rev().find(|of| !is_innermost(of, &loops) && fits(of, PEELED_WHOLE));
+        let next = outer.or_else(|| loops.loops.iter().find(|of| is_innermost(of, &loops) && fits(of, PEELED)));
         let Some(of) = next else { return };
+        let is_innermost = is_innermost(of, &loops);
         done.push(region.blocks[of.head as usize].pc);
         if region.insts.len() > LARGEST {
             return;
         }
         let count = instructions(region, of).max(1);
         peel(region, of);
-        unroll(region, of, (UNROLLED / count).clamp(1, COPIES));
+        if is_innermost {
+            unroll(region, of, (UNROLLED / count).clamp(1, COPIES));
+        }
         super::straighten::run(region);
         arrange(region);
     }
