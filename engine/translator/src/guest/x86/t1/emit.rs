@@ -249,7 +249,7 @@ impl<'a> Emitter<'a> {
             self.asm.bind(resume);
             let mut site = self.new_site(Cause::RareCase);
             // It comes before the first instruction.
-            (site.next, site.behind) = (site.start, self.sources.len() as u32);
+            (site.next, site.behind) = (site.start, site.behind + 1);
             (site.op.handler, site.flags, site.leaves, site.holds_x87) = (x87::nothing, false, false, true);
             let site = self.keep(site);
             self.x87_fill = Some((fill, resume, site));

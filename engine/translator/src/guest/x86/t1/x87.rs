@@ -17,7 +17,7 @@
 
 use super::emit::{ALL_FLAGS, Emitter, field, state};
 use super::{VECTOR, X87};
-use crate::guest::x86::cpu::{Cpu, Span, seg};
+use crate::guest::x86::cpu::{Cpu, seg};
 use crate::guest::x86::fault::Exec;
 use crate::guest::x86::host_fp::whole_x87::{self, MASKED};
 use crate::guest::x86::op::Op;
@@ -181,7 +181,9 @@ impl Emitter<'_> {
             let mem = self.memory(stores(mnemonic), bytes)?;
             self.asm.x87_memory(byte, digit, mem);
             if !matches!(mnemonic, Fnstcw | Fnstsw) {
-                self.note_data_pointer();
+                let known = self.address();
+                debug_assert_eq!(known, Some(()), "the operand has just been found");
+                self.asm.mov(W::B8, state(field!(fpu.data_pointer)), R::Ax);
                 self.note = Some(Note { start: source.start, data_segment: Some(source.op.segment) });
             }
             return Some(());
@@ -226,18 +228,66 @@ impl Emitter<'_> {
         self.asm.x87_memory(0xd9, 5, scratch);
         Some(())
     }
+}
 
-    /// The offset of the memory operand that [`Emitter::memory`] has just found becomes the data pointer: RAX holds its linear address. Spoils RDX.
-    fn note_data_pointer(&mut self) {
-        let segment = self.source().op.segment;
-        let mut offset = R::Ax;
-        if matches!(segment, seg::FS | seg::GS) {
-            let base = field!(spans) + i32::from(segment) * size_of::<Span>() as i32 + offset_of!(Span, base) as i32;
-            let w = self.pointer();
-            offset = R::Dx;
-            self.asm.mov(w, offset, R::Ax);
-            self.asm.alu_load(Alu::Sub, w, offset, state(base));
-        }
-        self.asm.mov(W::B8, state(field!(fpu.data_pointer)), offset);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::x86::cpu::CodeSize;
+    use crate::guest::x86::cpuid::InstructionSets;
+    use crate::guest::x86::decode::{Decoded, decode};
+    use iced_x86::{Decoder, DecoderOptions};
+
+    fn is_native_in(key: u8, bytes: &[u8]) -> bool {
+        let Decoded::Op(op) = decode(bytes, CodeSize::Bits64, 0, &InstructionSets::all()) else {
+            panic!("incomplete: {bytes:02x?}")
+        };
+        is_native(&op, &Decoder::new(64, bytes, DecoderOptions::NONE).decode(), key)
+    }
+
+    #[test]
+    fn x87_and_mmx_are_native_and_environments_are_not() {
+        let native: &[&'static [u8]] = &[
+            &[0xdd, 0x00],             // fld qword [rax]
+            &[0xd8, 0xc1],             // fadd st0, st1
+            &[0xdb, 0x38],             // fstp tword [rax]
+            &[0xdf, 0xe0],             // fnstsw ax
+            &[0xd9, 0x28],             // fldcw [rax]
+            &[0x9b],                   // wait
+            &[0x0f, 0xfc, 0xc1],       // paddb mm0, mm1
+            &[0x48, 0x0f, 0x6e, 0xc0], // movq mm0, rax
+            &[0x0f, 0x77],             // emms
+        ];
+        let others: &[&'static [u8]] = &[
+            &[0xdb, 0xe3],             // fninit
+            &[0xd9, 0x30],             // fnstenv [rax]
+            &[0xdd, 0xc1],             // ffree st1
+            &[0x0f, 0xf7, 0xc1],       // maskmovq mm0, mm1
+            &[0x0f, 0x58, 0xc1],       // addps xmm0, xmm1
+            &[0x0f, 0x2a, 0x00],       // cvtpi2ps xmm0, [rax]
+            &[0x48, 0x0f, 0xae, 0x00], // fxsave64 [rax]
+        ];
+        let list =
+            |of: &[&'static [u8]], are| of.iter().copied().filter(|bytes| is_native_in(X87, bytes) != are).collect::<Vec<_>>();
+        assert_eq!((list(native, true), list(others, false)), (Vec::new(), Vec::new()));
+        let between: &[u8] = &[0x0f, 0x2a, 0xc1]; // cvtpi2ps xmm0, mm1
+        assert_eq!([X87, VECTOR, X87 | VECTOR].map(|key| is_native_in(key, between)), [false, false, true]);
+    }
+
+    #[test]
+    fn whoever_looks_at_the_x87_state_is_known() {
+        let touches = |bytes: &[u8]| touches_x87(&Decoder::new(64, bytes, DecoderOptions::NONE).decode());
+        let yes: &[&'static [u8]] = &[
+            &[0xdb, 0xe3],
+            &[0xd9, 0x30],
+            &[0x0f, 0xf7, 0xc1],
+            &[0x0f, 0xae, 0x00],
+            &[0x0f, 0xae, 0x20],
+            &[0x0f, 0xc7, 0x20],
+            &[0x9b],
+        ];
+        let no: &[&'static [u8]] = &[&[0x0f, 0x58, 0xc1], &[0x0f, 0xae, 0x10], &[0x0f, 0xa2], &[0xf3, 0xa4]];
+        assert!(yes.iter().all(|bytes| touches(bytes)), "fninit, fnstenv, maskmovq, fxsave, xsave, xsavec, wait");
+        assert!(!no.iter().any(|bytes| touches(bytes)), "addps, ldmxcsr, cpuid, rep movsb");
     }
 }
