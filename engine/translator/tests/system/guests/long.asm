@@ -294,6 +294,36 @@ after_null:
         mov     rax, cr0
         and     eax, 0x7fffffff
         FAULT64 "#GP from clearing PG under PCIDE", 13 << 16, {mov cr0, rax}
+        ; --- registers that keep what is written, and those that take only some values
+        mov     ecx, 0x1a0                              ; IA32_MISC_ENABLE
+        mov     eax, 0x00c51889
+        mov     edx, 4
+        wrmsr
+        xor     eax, eax
+        rdmsr
+        mov     eax, eax
+        CHECK   "IA32_MISC_ENABLE is kept", rax, 0x00c51889
+        mov     ecx, 0x400                              ; IA32_MC0_CTL
+        mov     eax, -1
+        mov     edx, -1
+        wrmsr
+        rdmsr
+        mov     eax, eax
+        CHECK   "IA32_MC0_CTL takes all ones", rax, 0xffffffff
+        mov     eax, 0x55555555
+        mov     edx, 0xaaaaaaaa
+        FAULT64 "#GP from some bits in IA32_MC0_CTL", 13 << 16, {wrmsr}
+        mov     ecx, 0x402                              ; IA32_MC0_ADDR
+        mov     eax, 0x55555555
+        mov     edx, 0xaaaaaaaa
+        wrmsr
+        rdmsr
+        mov     eax, eax
+        CHECK   "IA32_MC0_ADDR takes anything", rax, 0x55555555
+        mov     ecx, 0x401                              ; IA32_MC0_STATUS
+        mov     eax, 1
+        xor     edx, edx
+        FAULT64 "#GP from setting a bit of IA32_MC0_STATUS", 13 << 16, {wrmsr}
         jmp     finish64
 
         align 8

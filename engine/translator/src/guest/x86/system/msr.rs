@@ -67,9 +67,10 @@ mod number {
 const MTRRCAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// Banks of machine-check registers; MCG_CTL is there.
 const MC_BANKS: u64 = 10;
-/// Misc enable: fast strings; no branch trace storage, no PEBS.
+/// Misc enable: no branch trace storage, no PEBS. All else is kept and changes nothing: fast strings, thermal control, performance monitoring,
+/// SpeedStep, MONITOR, the limit of CPUID, xTPR messages, no-execute.
 const MISC_ENABLE_ALWAYS: u64 = 1 << 11 | 1 << 12;
-const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 22 | 1 << 34;
+const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 7 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 
 const GP: Stop = Stop::Exception(super::super::fault::Exception { vector: super::super::fault::vector::GP, error: Some(0) });
 
@@ -273,8 +274,13 @@ fn write_msr(cpu: &mut Cpu, msr: u32, value: u64) -> Exec {
                 cpu.msr.mtrr_fixed[range] = value;
             }
             (_, Some((bank, register))) => {
-                // Control takes all ones or zeroes as well as single bits; the rest can only be cleared.
-                if register != 0 && value != 0 {
+                // Control takes all ones or zeroes, but kernels leave out bits 0 and 10; status can only be cleared; address and miscellany take all.
+                let taken = match register {
+                    0 => value == 0 || value | 1 | 1 << 10 == u64::MAX,
+                    1 => value == 0,
+                    _ => true,
+                };
+                if !taken {
                     return Err(GP);
                 }
                 if let Some(bank) = cpu.msr.mc_banks.get_mut(bank) {
