@@ -4,14 +4,14 @@
 //! where the host's file system can. When raw was only guessed (a command line without `format=`), the guest may not
 //! write a first sector that would be taken for another format the next time.
 
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::block_file::Access;
+use crate::block_file::{Access, fill_with_zeros};
 use crate::fenced_file::FencedFile;
 use crate::formats::{Driver, Format, Opening};
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
-use crate::open::CreateOptions;
+use crate::open::{CreateOptions, Preallocation};
 use crate::probe::recognise;
 use crate::{BlockFile, DiskError, ProbedRaw};
 
@@ -29,17 +29,14 @@ pub(crate) const DRIVER: Driver = Driver {
 
 const SECTOR: u64 = 512;
 
-/// Zeros are written in pieces of this many bytes where the file system cannot punch holes.
-const ZERO_PIECE: usize = 256 * 1024;
-
 /// An open raw disk.
 struct Raw {
     file: FencedFile,
     access: Access,
     first_sector: ProbedRaw,
-    size: u64,
-    /// Bytes that the file had when it was opened; reads below it must find data.
-    stored: u64,
+    size: AtomicU64,
+    /// Bytes that the file had when it was opened or resized; reads below it must find data.
+    stored: AtomicU64,
 }
 
 impl Raw {
@@ -47,6 +44,7 @@ impl Raw {
         let file = FencedFile::new(opening.file);
         let stored = file.len()?;
         let size = stored.checked_next_multiple_of(SECTOR).unwrap_or(stored);
+        let (size, stored) = (AtomicU64::new(size), AtomicU64::new(stored));
         Ok(Self { file, access: opening.access, first_sector: opening.first_sector, size, stored })
     }
 
@@ -55,7 +53,7 @@ impl Raw {
             return Err(DiskError::ReadOnly { path: self.file.path().to_path_buf() });
         }
         self.file.check_fence()?;
-        check_range(self.file.path(), self.size, offset, length)
+        check_range(self.file.path(), self.len(), offset, length)
     }
 
     /// Fails if `data` at `offset` would give the file another format's signature.
@@ -79,13 +77,13 @@ impl Raw {
 
 impl DiskImage for Raw {
     fn len(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        check_range(self.file.path(), self.size, offset, buffer.len() as u64)?;
+        check_range(self.file.path(), self.len(), offset, buffer.len() as u64)?;
         // Only the tail of the last sector may be missing; more means that somebody cut the file.
-        let stored = self.stored.saturating_sub(offset).min(buffer.len() as u64) as usize;
+        let stored = self.stored.load(Ordering::Acquire).saturating_sub(offset).min(buffer.len() as u64) as usize;
         let (inside, tail) = buffer.split_at_mut(stored);
         self.file.read_exact(offset, inside)?;
         if tail.is_empty() { Ok(()) } else { self.file.read_zero_padded(offset + stored as u64, tail) }
@@ -115,14 +113,7 @@ impl DiskImage for Raw {
         if length == 0 || self.file.punch_hole(offset, length)? {
             return Ok(());
         }
-        let zeros = vec![0; ZERO_PIECE.min(length as usize)];
-        let mut done = 0;
-        while done < length {
-            let piece = (length - done).min(zeros.len() as u64);
-            self.file.write_at(offset + done, &zeros[..piece as usize])?;
-            done += piece;
-        }
-        Ok(())
+        self.file.write_zeros(offset, length)
     }
 
     fn read_only(&self) -> bool {
@@ -134,7 +125,35 @@ impl DiskImage for Raw {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
-        file_extent(&self.file, self.size, offset)
+        file_extent(&self.file, self.len(), offset)
+    }
+
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: self.file.path().to_path_buf() };
+        if !size.is_multiple_of(SECTOR) || size > i64::MAX as u64 {
+            return Err(refuse("The size of a disk must be a multiple of 512 bytes, and no larger than a file can be"));
+        }
+        if preallocation == Preallocation::Metadata {
+            return Err(refuse(NO_METADATA));
+        }
+        let old = self.file.len()?;
+        // The size changes in one step, before any space is set aside, so that a crash leaves the old one or the new one.
+        self.file.truncate(size)?;
+        if size > old {
+            let set_aside = match preallocation {
+                Preallocation::Off | Preallocation::Metadata => Ok(()),
+                Preallocation::Falloc => self.file.allocate(old, size - old),
+                Preallocation::Full => self.file.write_zeros(old, size - old),
+            };
+            if let Err(error) = set_aside {
+                self.file.truncate(old)?;
+                return Err(error);
+            }
+        }
+        self.size.store(size, Ordering::Release);
+        self.stored.store(size, Ordering::Release);
+        self.file.flush()
     }
 }
 
@@ -150,23 +169,31 @@ pub(crate) fn file_extent(file: &FencedFile, size: u64, offset: u64) -> Result<E
     Ok(Extent { host_offset: Some(offset), ..Extent::new(kind, length) })
 }
 
-fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
-    refuse_options(options, file.path())?;
-    file.truncate(options.size).map_err(|source| DiskError::host("create", file.path(), source))
-}
+const NO_METADATA: &str = "A raw disk has no metadata to set aside. Use off, falloc or full";
 
-/// Raw files have no place for options.
-fn refuse_options(options: &CreateOptions, path: &Path) -> Result<(), DiskError> {
+fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
+    let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
+    let host = |source| DiskError::host("create", file.path(), source);
     if options.backing.is_some() {
-        let reason = "A raw disk cannot be built on another file. Use qcow2 for that".into();
-        return Err(DiskError::BadOptions { reason, path: path.to_path_buf() });
+        return Err(refuse("A raw disk cannot be built on another file. Use qcow2 for that"));
     }
-    Ok(())
+    file.truncate(options.size).map_err(host)?;
+    match options.preallocation {
+        Preallocation::Off => Ok(()),
+        Preallocation::Metadata => Err(refuse(NO_METADATA)),
+        Preallocation::Falloc => match file.allocate(0, options.size) {
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => fill_with_zeros(file, 0, options.size).map_err(host),
+            other => other.map_err(host),
+        },
+        Preallocation::Full => fill_with_zeros(file, 0, options.size).map_err(host),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::{Access, CreateOptions, DiskError, DiskImage, ExtentKind, Format, OpenOptions, ProbedRaw, create, open};
+    use crate::{
+        Access, CreateOptions, DiskError, DiskImage, ExtentKind, Format, OpenOptions, Preallocation, ProbedRaw, create, open,
+    };
     use std::path::PathBuf;
     use std::sync::Arc;
 
@@ -191,6 +218,26 @@ mod tests {
         let mut buffer = [0; 7];
         open_raw(&path).read_at(999, &mut buffer).unwrap();
         assert_eq!(&buffer, b"\0hello\0");
+    }
+
+    #[test]
+    fn a_raw_disk_grows_with_zeros_and_shrinks_and_says_what_it_cannot() {
+        let (_folder, path) = disk_of(&[9; 700]);
+        let disk = open_raw(&path);
+        for (size, mode) in [(4096, Preallocation::Off), (1 << 20, Preallocation::Falloc), (2 << 20, Preallocation::Full)] {
+            disk.resize(size, mode).unwrap();
+            assert_eq!((disk.len(), std::fs::metadata(&path).unwrap().len()), (size, size));
+        }
+        let mut content = vec![1; 2 << 20];
+        disk.read_at(0, &mut content).unwrap();
+        assert!(content[..700] == [9; 700] && content[700..].iter().all(|byte| *byte == 0));
+        disk.resize(512, Preallocation::Off).unwrap();
+        assert!(disk.read_at(512, &mut [0]).is_err());
+        assert!(matches!(disk.resize(1024, Preallocation::Metadata), Err(DiskError::BadOptions { .. })));
+        assert!(matches!(disk.resize(100, Preallocation::Off), Err(DiskError::BadOptions { .. })));
+        assert_eq!(disk.len(), 512);
+        drop(disk);
+        assert_eq!(open_raw(&path).len(), 512);
     }
 
     #[test]
