@@ -6,6 +6,7 @@
 //! 3. The marks "ours alone" follow the counts.
 //! 4. The header says that the file is sound.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::DiskError;
@@ -29,6 +30,13 @@ pub(super) fn check(file: Arc<dyn BlockFile>, repair: Repair) -> Result<CheckRep
         Repair::Leaks => {
             let leaks: Vec<&Miscount> = found.miscounted.iter().filter(|miscount| miscount.counted > miscount.used).collect();
             Patient { file: &file, header: &header }.correct_counts(&leaks)?;
+            file.flush()?;
+            // What is alone again may say so, and must: an entry without the mark is an error to others.
+            let (.., lowered) = look(&file)?;
+            let known: HashSet<u64> = found.wrong_marks.iter().map(|(at, _)| *at).collect();
+            for (at, entry) in lowered.wrong_marks.iter().filter(|(at, _)| !known.contains(at)) {
+                file.write_at(*at, &entry.to_be_bytes())?;
+            }
             file.flush()?;
         }
         Repair::All => repair_all(&file)?,
