@@ -71,6 +71,18 @@ pub enum DiskError {
         /// The file.
         path: PathBuf,
     },
+    /// The content is encrypted, and nobody said the passphrase.
+    #[error("This disk is encrypted. Say its passphrase: {}", path.display())]
+    NeedsPassphrase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// No key slot opens with this passphrase.
+    #[error("This passphrase does not unlock the disk. Try another: {}", path.display())]
+    WrongPassphrase {
+        /// The file.
+        path: PathBuf,
+    },
     /// The content contradicts itself.
     #[error("This disk's records are damaged ({detail}). {advice}: {}", path.display())]
     Damaged {

@@ -8,7 +8,7 @@ use crate::block_file::{Access, BlockFile};
 use crate::check::{CheckReport, Repair};
 use crate::image::DiskImage;
 use crate::open::{Chain, CreateOptions};
-use crate::{DiskError, ProbedRaw, iso, qcow2, raw, vdi, vhd, vhdx, vmdk};
+use crate::{DiskError, Passphrase, ProbedRaw, iso, luks, qcow2, raw, vdi, vhd, vhdx, vmdk};
 
 /// A disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +25,8 @@ pub enum Format {
     Vhd,
     /// Hyper-V's disk.
     Vhdx,
+    /// A raw disk that is encrypted.
+    Luks,
     /// A CD or DVD image; read-only.
     Iso,
 }
@@ -63,6 +65,8 @@ pub(crate) struct Opening<'a> {
     pub(crate) first_sector: ProbedRaw,
     /// The id or name of the snapshot that is to be read instead of the disk as it is now.
     pub(crate) internal_snapshot: Option<&'a str>,
+    /// What unlocks it, if it is encrypted.
+    pub(crate) passphrase: Option<&'a Passphrase>,
     /// Opens base images.
     pub(crate) chain: &'a Chain,
 }
@@ -71,7 +75,7 @@ pub(crate) struct Opening<'a> {
 pub(crate) const HEAD_LENGTH: usize = 0x8800;
 
 pub(crate) static DRIVERS: &[Driver] =
-    &[raw::DRIVER, qcow2::DRIVER, vdi::DRIVER, vmdk::DRIVER, vhd::DRIVER, vhdx::DRIVER, iso::DRIVER];
+    &[raw::DRIVER, qcow2::DRIVER, vdi::DRIVER, vmdk::DRIVER, vhd::DRIVER, vhdx::DRIVER, luks::DRIVER, iso::DRIVER];
 
 impl Format {
     pub(crate) fn driver(self) -> &'static Driver {

@@ -34,6 +34,7 @@ mod image;
 mod image_info;
 mod iso;
 mod iso_volume;
+mod luks;
 mod open;
 mod overlay;
 mod probe;
@@ -54,6 +55,7 @@ pub use host_file::HostFile;
 pub use image::{DiskImage, Extent, ExtentKind};
 pub use image_info::{BackingInfo, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
 pub use iso_volume::{BootEntry, BootPlatform, GuestArch, GuestFamily, GuestGuess, VolumeDescription, describe_iso};
+pub use luks::Passphrase;
 pub use open::{
     Backing, BackingFiles, CreateOptions, Flushing, OpenOptions, Preallocation, ProbedRaw, Sharing, create, create_over, open,
 };

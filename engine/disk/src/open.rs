@@ -7,6 +7,7 @@ use crate::block_file::{Access, BlockFile, FileIdentity, read_zero_padded};
 use crate::formats::{HEAD_LENGTH, Opening, WriteEmpty};
 use crate::host_file::HostFile;
 use crate::image::DiskImage;
+use crate::luks::Passphrase;
 use crate::overlay::{Forgetful, throw_away};
 use crate::probe::recognise;
 use crate::qcow2::Qcow2Options;
@@ -35,6 +36,9 @@ pub struct OpenOptions {
     pub flushing: Flushing,
     /// The id or name of a snapshot inside the file that is to be read instead of the disk as it is now.
     pub internal_snapshot: Option<String>,
+    /// What unlocks an encrypted disk; base images are opened without. Without it such a disk is refused, unless
+    /// [`BackingFiles::LeftOut`] says that it is only looked at.
+    pub passphrase: Option<Passphrase>,
 }
 
 impl OpenOptions {
@@ -50,6 +54,7 @@ impl OpenOptions {
             sharing: Sharing::Locked,
             flushing: Flushing::Durable,
             internal_snapshot: None,
+            passphrase: None,
         }
     }
 
@@ -140,6 +145,8 @@ pub struct CreateOptions {
     pub qcow2: Qcow2Options,
     /// What kind of file a VMDK disk becomes.
     pub vmdk: VmdkKind,
+    /// Encrypts the disk, where the format can: LUKS always does, qcow2 if this is there.
+    pub passphrase: Option<Passphrase>,
 }
 
 /// A base image of a new disk.
@@ -161,6 +168,7 @@ impl CreateOptions {
             preallocation: Preallocation::Off,
             qcow2: Qcow2Options::default(),
             vmdk: VmdkKind::default(),
+            passphrase: None,
         }
     }
 }
@@ -252,7 +260,8 @@ impl Chain {
             return Err(DiskError::NotPossible { title: driver.title, action: "keep snapshots" });
         }
         let file = options.flushing.applied_to(file);
-        (driver.open)(Opening { file, access, first_sector, internal_snapshot, chain: &chain })
+        let passphrase = options.passphrase.as_ref();
+        (driver.open)(Opening { file, access, first_sector, internal_snapshot, passphrase, chain: &chain })
     }
 
     /// Opens another file that belongs to the disk at `main` and lies beside it.
@@ -376,6 +385,9 @@ fn check_create(path: &Path, options: &CreateOptions) -> Result<WriteEmpty, Disk
     };
     if !options.size.is_multiple_of(512) {
         return Err(bad("The size of a disk must be a multiple of 512 bytes"));
+    }
+    if options.passphrase.is_some() && !matches!(options.format, Format::Qcow2 | Format::Luks) {
+        return Err(bad("Disks of this format cannot be encrypted. Use qcow2 or luks"));
     }
     if options.size > i64::MAX as u64 {
         return Err(bad("This size is larger than any file can be. Choose a smaller one"));

@@ -4,9 +4,10 @@ use super::Failure;
 use super::format_options::{NewFile, asks_for_help, list};
 use super::info::one_file;
 use super::options::{Known, Options};
+use super::secrets::Secrets;
 use super::source::{How, Source, key_values};
 
-pub const SYNOPSIS: &str = "[--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename";
+pub const SYNOPSIS: &str = "[--object secret,id=…] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename";
 
 pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let options = Options::parse(arguments, &Known { short: "o:f:t:pq", long: &["object=", "image-opts", "force"] })?;
@@ -15,7 +16,8 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     }
     let name = one_file(&options)?;
     let source = Source::named(name, options.value("f"), options.has("image-opts"))?;
-    let image = source.open(&How::writing().alone())?;
+    let secrets = Secrets::of(&options)?;
+    let image = source.open(&How::writing().alone().asked_by(&options)?)?;
     if options.values("o").any(asks_for_help) {
         list(image.format())?;
         return Ok(0);
@@ -30,11 +32,11 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         }
     }
     if wanted.backing.is_some() {
-        let finished = wanted.finished(0)?;
+        let finished = wanted.finished(0, &secrets)?;
         image.set_backing(finished.backing.as_ref())?;
     }
     if let Some(size) = wanted.size {
-        let size = wanted.finished(size)?.size;
+        let size = wanted.finished(size, &secrets)?.size;
         image.resize(size, wanted.options.preallocation)?;
     }
     Ok(0)

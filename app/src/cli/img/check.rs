@@ -8,7 +8,8 @@ use super::options::{Known, Options};
 use super::source::{How, Source};
 use super::{Failure, say};
 
-pub const SYNOPSIS: &str = "[--image-opts] [-q] [-f fmt] [--output=human|json] [-r leaks|all] [-T src_cache] [-U] filename";
+pub const SYNOPSIS: &str =
+    "[--object secret,id=…] [--image-opts] [-q] [-f fmt] [--output=human|json] [-r leaks|all] [-T src_cache] [-U] filename";
 
 /// The check could not be carried out to its end.
 const CHECK_FAILED: u8 = 1;
@@ -32,7 +33,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let name = one_file(&options)?;
     let format = options.value("f").or(options.value("format"));
     let source = Source::named(name, format, options.has("image-opts"))?;
-    let how = if repair == Repair::Nothing { How::reading() } else { How::writing() }.alone().shared_if_asked(&options);
+    let how = if repair == Repair::Nothing { How::reading() } else { How::writing() }.alone().asked_by(&options)?;
     let open_options = source.open_options(&how)?;
     let format = open_options.format.unwrap_or(Format::Raw);
     let report = match engine_disk::check(&open_options, repair) {

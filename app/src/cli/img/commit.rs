@@ -16,7 +16,8 @@ use super::options::{Known, Options};
 use super::progress::Progress;
 use super::source::{How, Source};
 
-pub const SYNOPSIS: &str = "[--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] filename";
+pub const SYNOPSIS: &str =
+    "[--object secret,id=…] [--image-opts] [-q] [-f fmt] [-t cache] [-b base] [-r rate_limit] [-d] [-p] filename";
 
 /// Bytes that are moved at a time.
 const STRETCH: u64 = 2 << 20;
@@ -26,7 +27,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let options = Options::parse(arguments, &Known { short: "f:t:b:dpqr:", long: &["object=", "image-opts"] })?;
     let name = one_file(&options)?;
     rate_limit(&options)?;
-    let how = How::writing().alone().flushing_by(options.value("t").unwrap_or("writeback"))?;
+    let how = How::writing().alone().flushing_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
     let source = Source::named(name, options.value("f"), options.has("image-opts"))?;
     // Each file is opened by itself: the base must be writable, which it cannot be while it is somebody's base.
     let top = source.open(&how)?;

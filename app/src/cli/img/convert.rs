@@ -8,11 +8,12 @@ use super::copy::{Content, Copy, Zeros, usual_workers};
 use super::format_options::{NewFile, asks_for_help, list};
 use super::options::{Known, Options};
 use super::progress::Progress;
+use super::secrets::Secrets;
 use super::source::{How, Source, format_by_name, plain_path};
 use super::units::{parse_size, parse_with};
 use super::{Failure, source};
 
-pub const SYNOPSIS: &str = "[--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] \
+pub const SYNOPSIS: &str = "[--object secret,id=…] [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] \
 [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
 [-r rate_limit] [-m num_workers] [-W] [--salvage] filename [filename2 [...]] output_filename";
 
@@ -69,11 +70,11 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let size = file.size.unwrap_or(length);
     let while_converting = |failure: Failure| failure.while_doing(format!("{output}: error while converting {output_format}"));
     if !options.has("n") {
-        let finished = file.finished(size).map_err(while_converting)?;
+        let finished = file.finished(size, &Secrets::of(&options)?).map_err(while_converting)?;
         let path = plain_path(output).map_err(while_converting)?;
         engine_disk::create_over(&path, &finished).map_err(|error| while_converting(error.into()))?;
     }
-    let target = open_target(&options, output, output_format)?;
+    let target = open_target(&options, output, &file)?;
     if target.len() < length {
         return Err(Failure::new("output file is smaller than input file"));
     }
@@ -83,6 +84,9 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         (true, Some(size)) if output_format == Format::Qcow2 || info.writes_whole_clusters_compressed => Some(size),
         (true, _) => return Err(Failure::new("Compression not supported for this file format")),
     };
+    if compressed_clusters.is_some() && info.encrypted {
+        return Err(Failure::new("Compression and encryption not supported at the same time"));
+    }
     let content = if has_backing { content.without_bases() } else { content };
     let copy = Copy {
         content: &content,
@@ -90,7 +94,8 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         length,
         zeros,
         // Over a base image zeros must be written: the base would show through.
-        target_is_blank: (!options.has("n") || options.has("target-is-zero")) && !has_backing,
+        // In a LUKS file what was never written is noise.
+        target_is_blank: (!options.has("n") || options.has("target-is-zero")) && !has_backing && target.format() != Format::Luks,
         compressed_clusters,
         // qcow2 packs before it takes its lock: in any order, workers never wait for each other's packing.
         out_of_order: options.has("W") || (compressed_clusters.is_some() && output_format == Format::Qcow2),
@@ -166,17 +171,19 @@ fn open_inputs(options: &Options, inputs: &[String]) -> Result<Vec<Arc<dyn DiskI
     if internal_snapshot.is_some() && inputs.len() > 1 {
         return Err(Failure::new("No support for concatenating multiple snapshot"));
     }
-    let how = How { internal_snapshot, ..How::reading() }
-        .flushing_by(options.value("T").unwrap_or("writeback"))?
-        .shared_if_asked(options);
+    let how =
+        How { internal_snapshot, ..How::reading() }.flushing_by(options.value("T").unwrap_or("writeback"))?.asked_by(options)?;
     let open = |name: &String| Source::named(name, options.value("f"), options.has("image-opts"))?.open(&how);
     inputs.iter().map(open).collect()
 }
 
-fn open_target(options: &Options, output: &str, format: Format) -> Result<Arc<dyn DiskImage>, Failure> {
-    let how = How::writing().flushing_by(options.value("t").unwrap_or("unsafe"))?;
+fn open_target(options: &Options, output: &str, file: &NewFile) -> Result<Arc<dyn DiskImage>, Failure> {
+    let how = How::writing().flushing_by(options.value("t").unwrap_or("unsafe"))?.asked_by(options)?;
     match options.has("target-image-opts") {
         true => Source::named(output, None, true)?.open(&how),
-        false => Source::named(output, Some(format.name()), false)?.open(&how),
+        false => {
+            let source = Source::named(output, Some(file.options.format.name()), false)?;
+            Source { key_secret: file.key_secret.clone(), ..source }.open(&how)
+        }
     }
 }

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use super::format_options::{NewFile, asks_for_help, list};
 use super::options::{Known, Options};
+use super::secrets::Secrets;
 use super::source::{How, Source, format_by_name, plain_path};
 use super::units::parse_size;
 use super::{Failure, say};
 
-pub const SYNOPSIS: &str = "[-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]";
+pub const SYNOPSIS: &str =
+    "[--object secret,id=…] [-q] [-f fmt] [-b backing_file [-F backing_fmt]] [-u] [-o options] filename [size]";
 
 pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let options = Options::parse(arguments, &Known { short: "F:b:f:o:qu", long: &["object="] })?;
@@ -53,7 +55,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         }
     }
     let size = file.size.ok_or_else(|| Failure::new(format!("{name}: Image creation needs a size parameter")))?;
-    let finished = file.finished(size).map_err(told)?;
+    let finished = file.finished(size, &Secrets::of(&options)?).map_err(told)?;
     if !options.has("q") {
         file.announce(name)?;
     }

@@ -5,11 +5,11 @@ use super::copy::{Content, Copy, Zeros, usual_workers};
 use super::format_options::NewFile;
 use super::options::{Known, Options};
 use super::progress::Progress;
+use super::secrets::Secrets;
 use super::source::{How, Source, format_by_name, plain_path};
 use super::units::parse_size;
 
-pub const SYNOPSIS: &str =
-    "[--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] if=input of=output";
+pub const SYNOPSIS: &str = "[--object secret,id=…] [--image-opts] [-U] [-f fmt] [-O output_fmt] [bs=block_size] [count=blocks] [skip=blocks] if=input of=output";
 
 #[derive(Default)]
 struct Operands<'a> {
@@ -28,7 +28,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     };
     let format = format_by_name(options.value("O").unwrap_or("raw"), "Unknown file format")?;
     let source = Source::named(input, options.value("f"), options.has("image-opts"))?;
-    let image = source.open(&How::reading().shared_if_asked(&options))?;
+    let image = source.open(&How::reading().asked_by(&options)?)?;
     let block_size = operands.block_size.unwrap_or(512);
     let beyond = || Failure::new(format!("{input}: cannot skip to specified offset"));
     let skip = operands.skip.checked_mul(block_size).ok_or_else(beyond)?;
@@ -40,7 +40,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         eprintln!("bellglass img: {}", beyond().message);
     }
     let length = end.saturating_sub(skip);
-    let target = NewFile::new(format).finished(length)?;
+    let target = NewFile::new(format).finished(length, &Secrets::of(&options)?)?;
     let path = plain_path(output)?;
     let while_creating =
         |failure: Failure| failure.while_doing(format!("{output}: error while creating output image of type '{format}'"));

@@ -4,6 +4,7 @@ use engine_disk::{Backing, Compression, CreateOptions, Format, Preallocation, Vm
 
 use crate::cli::qemu::nearest;
 
+use super::secrets::Secrets;
 use super::source::{format_by_name, key_values};
 use super::units::parse_size;
 use super::{Failure, say};
@@ -31,6 +32,10 @@ pub struct NewFile {
     pub backing: Option<String>,
     /// Its format's word.
     pub backing_format: Option<String>,
+    /// The secret that will unlock it, by its name.
+    pub key_secret: Option<String>,
+    /// Whether `encrypt.format` was given.
+    is_encrypted: bool,
     preallocation_is_given: bool,
     compat_is_given: bool,
     subformat_is_given: bool,
@@ -64,6 +69,26 @@ const RAW: &[FormatOption] = &[SIZE, PREALLOCATION];
 /// In the order in which QEMU says them when a file is made.
 const QCOW2: &[FormatOption] = &[
     FormatOption {
+        name: "encrypt.format",
+        value: "<str>",
+        meaning: "Encrypt the image, format choices: 'luks'",
+        set: |file, text| {
+            file.is_encrypted = text == "luks";
+            file.is_encrypted.then_some(())
+        },
+        show: |file| file.is_encrypted.then(|| "luks".into()),
+    },
+    FormatOption {
+        name: "encrypt.key-secret",
+        value: "<str>",
+        meaning: "ID of the secret that unlocks the image",
+        set: |file, text| {
+            file.key_secret = Some(text.to_owned());
+            Some(())
+        },
+        show: |file| file.key_secret.clone(),
+    },
+    FormatOption {
         name: "cluster_size",
         value: "<size>",
         meaning: "qcow2 cluster size",
@@ -74,6 +99,13 @@ const QCOW2: &[FormatOption] = &[
         show: |file| Some(file.options.qcow2.cluster_size.to_string()),
     },
     PREALLOCATION,
+    FormatOption {
+        name: "extended_l2",
+        value: "<bool (on/off)>",
+        meaning: "Extended L2 tables (off: images with them are neither made nor opened yet)",
+        set: |_, text| (text == "off").then_some(()),
+        show: |_| Some("off".into()),
+    },
     FormatOption {
         name: "compression_type",
         value: "<str>",
@@ -200,6 +232,20 @@ const VHD: &[FormatOption] = &[
     },
 ];
 
+const LUKS: &[FormatOption] = &[
+    SIZE,
+    FormatOption {
+        name: "key-secret",
+        value: "<str>",
+        meaning: "ID of the secret that unlocks the image",
+        set: |file, text| {
+            file.key_secret = Some(text.to_owned());
+            Some(())
+        },
+        show: |file| file.key_secret.clone(),
+    },
+];
+
 const VHDX: &[FormatOption] = &[SIZE, DYNAMIC_OR_FIXED];
 
 const VMDK: &[FormatOption] = &[
@@ -224,6 +270,7 @@ fn options_of(format: Format) -> &'static [FormatOption] {
         Format::Vhd => VHD,
         Format::Vhdx => VHDX,
         Format::Vmdk => VMDK,
+        Format::Luks => LUKS,
         _ => RAW,
     }
 }
@@ -237,6 +284,8 @@ impl NewFile {
             size: None,
             backing: None,
             backing_format: None,
+            key_secret: None,
+            is_encrypted: false,
             preallocation_is_given: false,
             compat_is_given: false,
             subformat_is_given: false,
@@ -272,7 +321,7 @@ impl NewFile {
     }
 
     /// What the engine needs; the size is rounded up to whole sectors.
-    pub fn finished(&self, size: u64) -> Result<CreateOptions, Failure> {
+    pub fn finished(&self, size: u64, secrets: &Secrets) -> Result<CreateOptions, Failure> {
         let backing = match (&self.backing, &self.backing_format) {
             (Some(name), Some(format)) => {
                 Some(Backing { name: name.clone(), format: format_by_name(format, "Unknown backing file format")? })
@@ -282,7 +331,16 @@ impl NewFile {
         };
         let size = size.checked_next_multiple_of(512).filter(|size| *size <= i64::MAX as u64);
         let size = size.ok_or_else(|| Failure::new("Image size must be less than 8 EiB!"))?;
-        Ok(CreateOptions { size, backing, ..self.options.clone() })
+        let passphrase = self.key_secret.as_ref().map(|id| secrets.get(id)).transpose()?;
+        let needs_passphrase = self.is_encrypted || self.options.format == Format::Luks;
+        if needs_passphrase && passphrase.is_none() {
+            let prefix = if self.is_encrypted { "encrypt." } else { "" };
+            return Err(Failure::new(format!("Parameter '{prefix}key-secret' is required for cipher")));
+        }
+        if !needs_passphrase && passphrase.is_some() {
+            return Err(Failure::new("Parameter 'encrypt.format' is required with 'encrypt.key-secret'"));
+        }
+        Ok(CreateOptions { size, backing, passphrase, ..self.options.clone() })
     }
 }
 

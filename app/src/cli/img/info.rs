@@ -12,7 +12,7 @@ use super::source::{How, Source};
 use super::units::short_size;
 use super::{Failure, say};
 
-pub const SYNOPSIS: &str = "[--image-opts] [-f fmt] [--output=human|json] [--backing-chain] [-U] filename";
+pub const SYNOPSIS: &str = "[--object secret,id=…] [--image-opts] [-f fmt] [--output=human|json] [--backing-chain] [-U] filename";
 
 /// No chain is longer than this; one that claims to be is taken for a loop.
 const MAX_CHAIN: usize = 200;
@@ -49,7 +49,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let output = output(&options)?;
     let name = one_file(&options)?;
     let source = Source::named(name, options.value("f"), options.has("image-opts"))?;
-    let files = collect(source, options.has("backing-chain"), &How::reading().alone().shared_if_asked(&options))?;
+    let files = collect(source, options.has("backing-chain"), &How::reading().alone().asked_by(&options)?)?;
     match (output, options.has("backing-chain")) {
         (Output::Human, _) => {
             for (number, file) in files.iter().enumerate() {

@@ -12,8 +12,7 @@ use super::source::{How, Source};
 use super::units::parse_size;
 use super::{Failure, say};
 
-pub const SYNOPSIS: &str =
-    "[--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=human|json] [-U] filename";
+pub const SYNOPSIS: &str = "[--object secret,id=…] [--image-opts] [-f fmt] [--start-offset=offset] [--max-length=len] [--output=human|json] [-U] filename";
 
 /// A row of the map.
 struct Row {
@@ -31,7 +30,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         None => Ok(None),
         Some(text) => parse_size(text).map(Some).ok_or_else(|| Failure::new(format!("Invalid number: {text}"))),
     };
-    let image = source.open(&How::reading().shared_if_asked(&options))?;
+    let image = source.open(&How::reading().asked_by(&options)?)?;
     let start = number("s", "start-offset")?.unwrap_or(0).min(image.len());
     let end = number("l", "max-length")?.map_or(image.len(), |length| start.saturating_add(length).min(image.len()));
     let names = file_names(&source, &image);

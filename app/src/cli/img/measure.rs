@@ -8,12 +8,12 @@ use super::create::bad_size;
 use super::format_options::{NewFile, asks_for_help, list};
 use super::info::{Output, output, pretty};
 use super::options::{Known, Options};
+use super::secrets::Secrets;
 use super::source::{How, Source, format_by_name, snapshot_parameter};
 use super::units::parse_size;
 use super::{Failure, say};
 
-pub const SYNOPSIS: &str =
-    "[--output=human|json] [-O output_fmt] [-o options] [--size N | [--image-opts] [-f fmt] [-l snapshot_param] filename]";
+pub const SYNOPSIS: &str = "[--object secret,id=…] [--output=human|json] [-O output_fmt] [-o options] [--size N | [--image-opts] [-f fmt] [-l snapshot_param] filename]";
 
 pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let known = Known { short: "f:l:o:O:U", long: &["image-opts", "object=", "output=", "size=", "force-share"] };
@@ -34,7 +34,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         (Some(size), []) => (size, 0),
         (None, [name]) => {
             let internal_snapshot = options.value("l").map(snapshot_parameter).transpose()?;
-            let how = How { internal_snapshot, ..How::reading() }.shared_if_asked(&options);
+            let how = How { internal_snapshot, ..How::reading() }.asked_by(&options)?;
             let image = Source::named(name, options.value("f"), options.has("image-opts"))?.open(&how)?;
             let cluster = file.options.qcow2.cluster_size;
             let mut needed = 0;
@@ -55,7 +55,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         }
         (None, _) => return Err(Failure::new("Either --size N or one filename must be specified.")),
     };
-    let new = file.finished(size)?;
+    let new = file.finished(size, &Secrets::of(&options)?)?;
     let (required, full) = match format {
         Format::Raw => (new.size, new.size),
         Format::Qcow2 => {

@@ -22,6 +22,7 @@ pub mod options;
 mod progress;
 mod rebase;
 mod resize;
+pub mod secrets;
 mod snapshot;
 pub mod source;
 pub mod units;

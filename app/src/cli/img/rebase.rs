@@ -15,8 +15,7 @@ use super::options::{Known, Options};
 use super::progress::Progress;
 use super::source::{How, Source, format_by_name};
 
-pub const SYNOPSIS: &str =
-    "[--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] -b backing_file [-F backing_fmt] filename";
+pub const SYNOPSIS: &str = "[--object secret,id=…] [--image-opts] [-U] [-q] [-f fmt] [-t cache] [-T src_cache] [-p] [-u] -b backing_file [-F backing_fmt] filename";
 
 /// Bytes compared at a time.
 const STRETCH: u64 = 1 << 20;
@@ -33,7 +32,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         return Err(Failure::usage("Use backing file (-b) option"));
     };
     let source = Source::named(name, options.value("f"), options.has("image-opts"))?;
-    let how = How::writing().flushing_by(options.value("t").unwrap_or("writeback"))?;
+    let how = How::writing().flushing_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
     // In the unsafe way nothing is read, so the old base need not even be there.
     let image = source.open(&if is_unsafe { how.alone() } else { how })?;
     let folder = source.path.parent().unwrap_or(Path::new(""));

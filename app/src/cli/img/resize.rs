@@ -7,7 +7,8 @@ use super::options::{Known, Options};
 use super::source::{How, Source};
 use super::units::parse_size;
 
-pub const SYNOPSIS: &str = "[--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size";
+pub const SYNOPSIS: &str =
+    "[--object secret,id=…] [--image-opts] [-f fmt] [--preallocation=prealloc] [-q] [--shrink] filename [+ | -]size";
 
 pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     // The size comes last and may begin with a minus, so it is no option whatever it looks like.
@@ -26,7 +27,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     };
     let amount = parse_size(digits).ok_or_else(bad_size)?;
     let source = Source::named(name, options.value("f"), options.has("image-opts"))?;
-    let image = source.open(&How::writing())?;
+    let image = source.open(&How::writing().asked_by(&options)?)?;
     let now = image.len();
     let wanted = match sign {
         1 => now.checked_add(amount),

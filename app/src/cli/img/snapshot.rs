@@ -11,7 +11,8 @@ use super::source::{How, Source};
 use super::units::short_size;
 use super::{Failure, say};
 
-pub const SYNOPSIS: &str = "[--image-opts] [-U] [-q] [-f fmt] [-l | -a snapshot | -c snapshot | -d snapshot] filename";
+pub const SYNOPSIS: &str =
+    "[--object secret,id=…] [--image-opts] [-U] [-q] [-f fmt] [-l | -a snapshot | -c snapshot | -d snapshot] filename";
 
 pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let known = Known { short: "la:c:d:qUf:", long: &["object=", "image-opts", "force-share"] };
@@ -23,14 +24,14 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let source = Source::named(one_file(&options)?, options.value("f"), options.has("image-opts"))?;
     let (action, name) = actions.first().copied().unwrap_or(("l", ""));
     if action == "l" {
-        let image = source.open(&How::reading().shared_if_asked(&options))?;
+        let image = source.open(&How::reading().asked_by(&options)?)?;
         let snapshots = image.snapshots();
         if !snapshots.is_empty() {
             say!("Snapshot list:\n{}", table(&snapshots));
         }
         return Ok(0);
     }
-    let image = source.open(&How::writing())?;
+    let image = source.open(&How::writing().asked_by(&options)?)?;
     match action {
         "c" => {
             let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -10,6 +10,7 @@ use crate::cli::qemu::nearest;
 
 use super::Failure;
 use super::options::Options;
+use super::secrets::Secrets;
 
 /// An image that a command line names, before it is opened.
 #[derive(Clone, Debug)]
@@ -22,6 +23,8 @@ pub struct Source {
     pub format: Option<Format>,
     /// Whether it is only to be read, by its own options.
     pub read_only: bool,
+    /// The secret that unlocks it, by its name.
+    pub key_secret: Option<String>,
 }
 
 /// How to open one.
@@ -37,6 +40,8 @@ pub struct How {
     pub flushing: Flushing,
     /// The snapshot to read (`-l`).
     pub internal_snapshot: Option<String>,
+    /// The secrets that unlock encrypted images.
+    pub secrets: Secrets,
 }
 
 impl How {
@@ -48,6 +53,7 @@ impl How {
             sharing: Sharing::Locked,
             flushing: Flushing::Durable,
             internal_snapshot: None,
+            secrets: Secrets::default(),
         }
     }
 
@@ -56,10 +62,11 @@ impl How {
         Self { access: Access::ReadWrite, ..Self::reading() }
     }
 
-    /// Locks as `-U` (`--force-share`) among `options` says.
-    pub fn shared_if_asked(self, options: &Options) -> Self {
+    /// With locks as `-U` (`--force-share`) among `options` says, and the secrets that `--object` gives.
+    pub fn asked_by(self, options: &Options) -> Result<Self, Failure> {
         let unlocked = options.has("U") || options.has("force-share");
-        Self { sharing: if unlocked { Sharing::Unlocked } else { Sharing::Locked }, ..self }
+        let sharing = if unlocked { Sharing::Unlocked } else { Sharing::Locked };
+        Ok(Self { sharing, secrets: Secrets::of(options)?, ..self })
     }
 
     /// Without the base images.
@@ -113,12 +120,22 @@ impl Source {
             return Ok(Self { format: source.format.or(format), ..source });
         }
         let path = plain_path(name).map_err(could_not)?;
-        Ok(Self { name: name.to_owned(), path, format, read_only: false })
+        Ok(Self { name: name.to_owned(), path, format, read_only: false, key_secret: None })
     }
 
     fn from_pairs(name: &str, pairs: Vec<(String, String)>) -> Result<Self, Failure> {
-        const KNOWN: [&str; 6] = ["driver", "file", "file.driver", "file.filename", "filename", "read-only"];
-        let mut source = Self { name: name.to_owned(), path: PathBuf::new(), format: None, read_only: false };
+        const KNOWN: [&str; 9] = [
+            "driver",
+            "file",
+            "file.driver",
+            "file.filename",
+            "filename",
+            "read-only",
+            "key-secret",
+            "encrypt.format",
+            "encrypt.key-secret",
+        ];
+        let mut source = Self { name: name.to_owned(), path: PathBuf::new(), format: None, read_only: false, key_secret: None };
         let mut protocol = None;
         for (key, value) in pairs {
             match key.as_str() {
@@ -126,6 +143,8 @@ impl Source {
                 "driver" => source.format = Some(format_by_name(&value, "Unknown driver")?),
                 "file.driver" => protocol = Some(value),
                 "filename" | "file" | "file.filename" => source.path = plain_path(&value)?,
+                "key-secret" | "encrypt.key-secret" => source.key_secret = Some(value),
+                "encrypt.format" if value == "luks" => {}
                 "read-only" => source.read_only = value == "on" || value == "true",
                 // How the host reads and writes is our own business; these change nothing that is stored.
                 "file.locking" | "locking" | "cache.direct" | "cache.no-flush" | "file.aio" | "discard" | "detect-zeroes" => {}
@@ -168,6 +187,7 @@ impl Source {
             sharing: how.sharing,
             flushing: how.flushing,
             internal_snapshot: how.internal_snapshot.clone(),
+            passphrase: self.key_secret.as_ref().map(|id| how.secrets.get(id)).transpose()?,
             ..OpenOptions::new(&self.path)
         })
     }

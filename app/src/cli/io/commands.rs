@@ -554,7 +554,7 @@ fn open(session: &mut Session, options: &Options) -> Result<(), Problem> {
     if session.image().is_some() {
         return Err(Problem::Told("file open already, try 'help close'".into()));
     }
-    let mut how = How::writing().shared_if_asked(options);
+    let mut how = How::writing().asked_by(options).map_err(|failure| Problem::Told(failure.message))?;
     if options.has("r") {
         how.access = Access::ReadOnly;
     }

@@ -81,15 +81,12 @@ fn run(arguments: &[OsString]) -> Result<bool, Failure> {
         println!("bellglass io version {}", env!("CARGO_PKG_VERSION"));
         return Ok(true);
     }
-    let mut how = How::writing();
+    let mut how = How::writing().asked_by(&options)?;
     if has("r", "read-only") {
         how.access = Access::ReadOnly;
     }
     if let Some(mode) = options.value("t").or(options.value("cache")) {
         how = how.flushing_by(mode)?;
-    }
-    if has("U", "force-share") {
-        how.sharing = engine_disk::Sharing::Unlocked;
     }
     if options.operands.len() > 1 {
         return Err(Failure::new("more than one file was named; give them one after the other with the command open"));

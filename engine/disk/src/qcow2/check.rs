@@ -151,6 +151,9 @@ impl Checker<'_> {
         }
         self.count_first_level(header.l1_offset, header.l1_entries)?;
         self.count_table("snapshot table", header.snapshots_offset, snapshots.bytes);
+        if let Some((offset, length)) = header.luks {
+            self.count_table("header of the encryption", offset, length);
+        }
         let all_l1: u64 = snapshots.snapshots.iter().map(|snapshot| u64::from(snapshot.l1_entries) * 8).sum();
         if all_l1 > self.end {
             // They must overlap, and following each of them could take for ever.

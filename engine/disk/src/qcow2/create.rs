@@ -1,12 +1,14 @@
 //! Making an empty qcow2 file: header, refcount table and blocks, first-level table, in this order.
 
 use crate::block_file::{BlockFile, fill_with_zeros};
+use crate::luks;
 use crate::open::{CreateOptions, Preallocation};
 use crate::{DiskError, Format};
 
 use super::header::{
-    COMPATIBLE_LAZY_REFCOUNTS, Compression, EXTENSION_BACKING_FORMAT, EXTENSION_END, INCOMPATIBLE_COMPRESSION, MAGIC,
-    MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, MIN_CLUSTER_BITS, V2_LENGTH, V3_LENGTH, V3_LENGTH_WITH_COMPRESSION,
+    COMPATIBLE_LAZY_REFCOUNTS, Compression, EXTENSION_BACKING_FORMAT, EXTENSION_END, EXTENSION_LUKS, INCOMPATIBLE_COMPRESSION,
+    MAGIC, MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, METHOD_LUKS, MIN_CLUSTER_BITS, V2_LENGTH, V3_LENGTH,
+    V3_LENGTH_WITH_COMPRESSION,
 };
 use super::mapping::{COPIED, Geometry};
 use super::refcounts::set;
@@ -38,13 +40,15 @@ struct Layout {
     blocks: u64,
     l1_entries: u64,
     l1_clusters: u64,
+    /// The header of the encryption.
+    luks: u64,
     /// Second-level tables and data that are mapped from the beginning.
     tables: u64,
     data: u64,
 }
 
 impl Layout {
-    fn of(geometry: Geometry, size: u64, preallocation: Preallocation) -> Self {
+    fn of(geometry: Geometry, size: u64, luks: u64, preallocation: Preallocation) -> Self {
         let cluster_size = geometry.cluster_size();
         let l1_entries = size.div_ceil(cluster_size * geometry.l2_entries()).max(1);
         let l1_clusters = (l1_entries * 8).div_ceil(cluster_size);
@@ -55,10 +59,10 @@ impl Layout {
         let (mut table_clusters, mut blocks) = (1, 1);
         // Each round can only grow; it ends as soon as the blocks count everything and the table finds the blocks.
         loop {
-            let total = 1 + table_clusters + blocks + l1_clusters + tables + data;
+            let total = 1 + table_clusters + blocks + l1_clusters + luks + tables + data;
             let needed = (total.div_ceil(geometry.block_entries()), (blocks * 8).div_ceil(cluster_size));
             if needed.0 <= blocks && needed.1 <= table_clusters {
-                return Self { table_clusters, blocks, l1_entries, l1_clusters, tables, data };
+                return Self { table_clusters, blocks, l1_entries, l1_clusters, luks, tables, data };
             }
             (blocks, table_clusters) = (blocks.max(needed.0), table_clusters.max(needed.1));
         }
@@ -85,16 +89,26 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
     if options.preallocation != Preallocation::Off && options.backing.is_some() {
         return Err(refuse("A disk that is built on another cannot set space aside"));
     }
-    let layout = Layout::of(geometry, options.size, options.preallocation);
+    let luks = match &options.passphrase {
+        None => Vec::new(),
+        Some(_) if version < 3 => return Err(refuse("Version 2 disks cannot be encrypted. Use version 3")),
+        Some(_) if options.preallocation != Preallocation::Off => {
+            return Err(refuse("An encrypted disk cannot set space aside"));
+        }
+        Some(passphrase) => luks::new_header(passphrase).map_err(|source| DiskError::host("create", file.path(), source))?,
+    };
+    let luks_clusters = (luks.len() as u64).div_ceil(cluster_size);
+    let layout = Layout::of(geometry, options.size, luks_clusters, options.preallocation);
     let table_fits = layout.table_clusters * cluster_size <= MAX_REFCOUNT_TABLE_BYTES;
     if layout.l1_entries * 8 > MAX_L1_BYTES || !table_fits {
         return Err(refuse("A disk of this size needs larger clusters. Choose a larger cluster size"));
     }
-    let header = encode_header(options, geometry, &layout).ok_or_else(|| refuse("The name of the base image is too long"))?;
+    let header = encode_header(options, geometry, &layout, luks.len() as u64)
+        .ok_or_else(|| refuse("The name of the base image is too long"))?;
 
     let first_block = 1 + layout.table_clusters;
     let l1 = first_block + layout.blocks;
-    let tables = l1 + layout.l1_clusters;
+    let tables = l1 + layout.l1_clusters + layout.luks;
     let data = tables + layout.tables;
     let used = data + layout.data;
     let host = |doing: &'static str| move |source| DiskError::host(doing, file.path(), source);
@@ -111,6 +125,7 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
         }
         write((first_block + number) * cluster_size, &block)?;
     }
+    write((l1 + layout.l1_clusters) * cluster_size, &luks)?;
     write(l1 * cluster_size, &offsets(tables, layout.tables, cluster_size, COPIED))?;
     for number in 0..layout.tables {
         let mapped = number * geometry.l2_entries();
@@ -139,7 +154,7 @@ fn set_space_aside(file: &dyn BlockFile, offset: u64, length: u64, how: Prealloc
 }
 
 /// The header with its extensions and the name of the base image; `None` if that does not fit the first cluster.
-fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -> Option<Vec<u8>> {
+fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout, luks_length: u64) -> Option<Vec<u8>> {
     let cluster_size = geometry.cluster_size();
     let with_zstd = options.qcow2.compression == Compression::Zstd;
     let length = match (geometry.version, with_zstd) {
@@ -147,14 +162,20 @@ fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -
         (_, false) => V3_LENGTH,
         (_, true) => V3_LENGTH_WITH_COMPRESSION,
     };
+    let l1_offset = (1 + layout.table_clusters + layout.blocks) * cluster_size;
     let format = options.backing.as_ref().map(|backing| backing_word(backing.format).as_bytes().to_vec());
-    let extensions = encode_extensions(&format.map(|word| (EXTENSION_BACKING_FORMAT, word)).into_iter().collect::<Vec<_>>());
+    let mut extensions: Vec<_> = format.map(|word| (EXTENSION_BACKING_FORMAT, word)).into_iter().collect();
+    let is_encrypted = luks_length > 0;
+    if is_encrypted {
+        let luks_offset = l1_offset + layout.l1_clusters * cluster_size;
+        extensions.push((EXTENSION_LUKS, [luks_offset.to_be_bytes(), luks_length.to_be_bytes()].concat()));
+    }
+    let extensions = encode_extensions(&extensions);
     let name = options.backing.as_ref().map_or(&[][..], |backing| backing.name.as_bytes());
     let name_offset = if name.is_empty() { 0 } else { (length + extensions.len()) as u64 };
     if name.len() > 1023 || (length + extensions.len() + name.len()) as u64 > cluster_size || name.contains(&0) {
         return None;
     }
-    let l1_offset = (1 + layout.table_clusters + layout.blocks) * cluster_size;
     let mut header = Vec::with_capacity(length);
     header.extend(MAGIC);
     header.extend(geometry.version.to_be_bytes());
@@ -162,7 +183,7 @@ fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout) -
     header.extend((name.len() as u32).to_be_bytes());
     header.extend(geometry.cluster_bits.to_be_bytes());
     header.extend(options.size.to_be_bytes());
-    header.extend([0; 4]); // encryption: none
+    header.extend(if is_encrypted { METHOD_LUKS } else { 0 }.to_be_bytes());
     header.extend((layout.l1_entries as u32).to_be_bytes());
     header.extend(l1_offset.to_be_bytes());
     header.extend(cluster_size.to_be_bytes()); // the refcount table follows the header

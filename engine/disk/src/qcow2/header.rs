@@ -45,6 +45,9 @@ pub(super) const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
 pub(super) const EXTENSION_END: u32 = 0;
 pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xE279_2ACA;
 pub(super) const EXTENSION_BITMAPS: u32 = 0x2385_2875;
+pub(super) const EXTENSION_LUKS: u32 = 0x0537_BE77;
+/// The encryption method of the header field whose details stand in the extension.
+pub(super) const METHOD_LUKS: u32 = 2;
 
 /// How clusters are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +76,8 @@ pub(super) struct Header {
     pub(super) autoclear: u64,
     pub(super) refcount_order: u32,
     pub(super) compression: Compression,
+    /// Where the header of its encryption lies, and how long it is.
+    pub(super) luks: Option<(u64, u64)>,
     /// Bytes of the header before its extensions.
     pub(super) length: usize,
     /// Extensions in file order, the backing format among them.
@@ -140,11 +145,15 @@ impl Header {
             autoclear,
             refcount_order,
             compression,
+            luks: None,
             length: header_length,
             extensions: Vec::new(),
         };
         header.check_tables(path, file_size)?;
         header.read_extensions(path, &first_cluster, header_length)?;
+        if be32(&fixed, 32) == METHOD_LUKS {
+            header.luks = Some(header.find_luks(path, file_size)?);
+        }
         Ok(header)
     }
 
@@ -226,6 +235,19 @@ impl Header {
         Ok(())
     }
 
+    /// Where the header of its encryption lies, by the extension that tells it.
+    fn find_luks(&self, path: &Path, file_size: u64) -> Result<(u64, u64), DiskError> {
+        let Some(extension) = self.extension(EXTENSION_LUKS).filter(|extension| extension.len() >= 16) else {
+            return Err(wrong(path, "it is encrypted, but says nothing of its keys"));
+        };
+        let (offset, length) = (be64(extension, 0), be64(extension, 8));
+        let is_inside = offset.checked_add(length).is_some_and(|end| end <= file_size);
+        if offset == 0 || !offset.is_multiple_of(1 << self.cluster_bits) || length == 0 || !is_inside {
+            return Err(wrong(path, "the header of its encryption lies outside the file"));
+        }
+        Ok((offset, length))
+    }
+
     /// The data of an extension.
     pub(super) fn extension(&self, kind: u32) -> Option<&[u8]> {
         self.extensions.iter().find(|(known, _)| *known == kind).map(|(_, data)| data.as_slice())
@@ -251,7 +273,8 @@ fn refuse_unknown_features(path: &Path, incompatible: u64, crypt_method: u32) ->
     let known = INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT | INCOMPATIBLE_COMPRESSION;
     match crypt_method {
         0 => {}
-        1 | 2 => return Err(unsupported(path, "encryption".into())),
+        METHOD_LUKS => {}
+        1 => return Err(unsupported(path, "an old kind of encryption (AES-CBC), which does not protect it".into())),
         _ => return Err(wrong(path, "its encryption method does not exist")),
     }
     if incompatible & INCOMPATIBLE_DATA_FILE != 0 {

@@ -172,6 +172,7 @@ impl Metadata {
     pub(super) fn note_fixed_tables(&mut self) -> Result<(), BadEntry> {
         let mut fixed = vec![0..1, self.clusters(self.l1_offset, self.l1.len() as u64 * 8)];
         fixed.push(self.clusters(self.header.snapshots_offset, self.snapshots.bytes));
+        fixed.extend(self.header.luks.map(|(offset, length)| self.clusters(offset, length)));
         for snapshot in &self.snapshots.snapshots {
             fixed.push(self.clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8));
         }

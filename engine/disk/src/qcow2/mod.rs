@@ -1,9 +1,9 @@
 //! qcow2: a disk that grows, can be built on another, and survives a crash at any instant.
 //!
 //! Done: versions 2 and 3, all cluster sizes and refcount widths, base images, zero and compressed clusters, discard,
-//! internal snapshots with the state of a machine, resizing, space set aside, checking and repairing. Not here yet:
-//! extended second-level entries, external data files, encryption, and keeping bitmaps up to date (they stay in the
-//! file, marked as out of date).
+//! internal snapshots with the state of a machine, resizing, space set aside, LUKS, checking and repairing. Not here yet:
+//! extended second-level entries, external data files, and keeping bitmaps up to date (they stay in the file, marked as
+//! out of date). Data is encrypted in `payload.rs`, on its way to its place in the file; tables never are.
 //!
 //! ## The order of writes
 //!
@@ -31,6 +31,7 @@ mod header_edit;
 mod mapping;
 mod metadata;
 mod packing;
+mod payload;
 mod refcounts;
 mod repair;
 mod resize;
@@ -39,7 +40,7 @@ mod snapshots;
 mod write;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,6 +61,7 @@ use compressed::UnpackedCache;
 use header::{BackingName, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
 use mapping::{Geometry, Mapping};
 use metadata::{Metadata, TableError};
+use payload::Encryption;
 use snapshot_table::SnapshotTable;
 use snapshots::vm_state_start;
 
@@ -85,6 +87,7 @@ pub(crate) struct Qcow2 {
     size: AtomicU64,
     compression: header::Compression,
     backing: Option<Arc<dyn DiskImage>>,
+    encryption: Option<Encryption>,
     unpacked: UnpackedCache,
     warnings: Vec<String>,
     /// Shared by reads and by writes in place, which hold it while they touch the file, so that no cluster changes
@@ -103,12 +106,14 @@ struct Run {
 
 impl Qcow2 {
     fn open_with_chain(opening: Opening<'_>) -> Result<Self, DiskError> {
-        let Opening { file, access, first_sector: _, internal_snapshot, chain } = opening;
+        let Opening { file, access, first_sector: _, internal_snapshot, passphrase, chain } = opening;
         let path = file.path().to_path_buf();
-        Self::open_at(file, access, internal_snapshot, |backing| match chain.leaves_out_backing() {
+        let mut disk = Self::open_at(file, access, internal_snapshot, |backing| match chain.leaves_out_backing() {
             true => Ok(None),
             false => open_named_backing(chain, &path, backing).map(Some),
-        })
+        })?;
+        disk.unlock(passphrase, chain)?;
+        Ok(disk)
     }
 
     /// Opens an image; `open_backing` finds the base image that its header names.
@@ -171,6 +176,7 @@ impl Qcow2 {
             metadata.prepare_writing().map_err(|error| error.into_disk_error(&path))?;
         }
         let backing = header.backing.as_ref().map(open_backing).transpose()?.flatten();
+        let encryption = Encryption::locked(&file, &header)?;
         warnings.extend(backing.iter().flat_map(|backing| backing.warnings()));
         Ok(Self {
             file,
@@ -180,6 +186,7 @@ impl Qcow2 {
             compression: header.compression,
             is_prepared: AtomicBool::new(header.autoclear == 0),
             backing,
+            encryption,
             unpacked: UnpackedCache::new(geometry.cluster_size()),
             warnings,
             metadata: RwLock::new(metadata),
@@ -315,7 +322,10 @@ impl Qcow2 {
                 if self.file.len()? <= host {
                     return Err(self.damaged("a cluster lies past the end of the file"));
                 }
-                self.file.read_zero_padded(host + in_cluster, buffer)?;
+                self.read_payload(host + in_cluster, buffer)?;
+            }
+            Mapping::Compressed { .. } if self.encryption.is_some() => {
+                return Err(self.damaged("a cluster of an encrypted disk is compressed"));
             }
             Mapping::Compressed { start, length } => {
                 let content = self.unpacked_cluster(start, length)?;
@@ -387,7 +397,7 @@ fn open_named_backing(chain: &Chain, path: &Path, backing: &BackingName) -> Resu
     chain.open_backing(path, &backing.name, format)
 }
 
-fn describe(header: &Header) -> ImageInfo {
+fn describe(header: &Header, encryption: Option<&Encryption>) -> ImageInfo {
     let Header { version, backing, incompatible, compatible, refcount_order, compression, .. } = header;
     let compression = match compression {
         Compression::Deflate => "zlib",
@@ -401,6 +411,7 @@ fn describe(header: &Header) -> ImageInfo {
         specific.push(("lazy-refcounts", InfoValue::Flag(compatible & header::COMPATIBLE_LAZY_REFCOUNTS != 0)));
     }
     specific.push(("refcount-bits", InfoValue::Number(1 << refcount_order)));
+    specific.extend(encryption.map(|encryption| ("encrypt", InfoValue::Record(encryption.info.clone()))));
     if *version >= 3 {
         specific.push(("corrupt", InfoValue::Flag(incompatible & INCOMPATIBLE_CORRUPT != 0)));
         specific.push(("extended-l2", InfoValue::Flag(false)));
@@ -409,7 +420,7 @@ fn describe(header: &Header) -> ImageInfo {
         cluster_size: Some(1 << header.cluster_bits),
         backing: backing.as_ref().map(|name| BackingInfo { name: name.name.clone(), format: name.format.clone() }),
         dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
-        encrypted: false,
+        encrypted: encryption.is_some(),
         writes_whole_clusters_compressed: false,
         specific,
     }
@@ -465,13 +476,15 @@ impl DiskImage for Qcow2 {
         let (_unchanging, run) = self.find_run(offset, self.len() - offset)?;
         let in_cluster = offset % self.geometry.cluster_size();
         let extent = |kind| Extent::new(kind, run.length);
-        Ok(match run.mapping {
+        let extent = match run.mapping {
             Mapping::Unallocated if self.backing.is_some() => extent(ExtentKind::Backing),
             Mapping::Unallocated => Extent { present: false, ..extent(ExtentKind::Zero) },
             Mapping::Zero { host, .. } => Extent { host_offset: host.map(|host| host + in_cluster), ..extent(ExtentKind::Zero) },
             Mapping::Data { host, .. } => Extent { host_offset: Some(host + in_cluster), ..extent(ExtentKind::Data) },
             Mapping::Compressed { .. } => Extent { compressed: true, ..extent(ExtentKind::Data) },
-        })
+        };
+        // Where everything is encrypted nothing lies as it is.
+        Ok(Extent { host_offset: extent.host_offset.filter(|_| self.encryption.is_none()), ..extent })
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -483,7 +496,7 @@ impl DiskImage for Qcow2 {
     }
 
     fn info(&self) -> ImageInfo {
-        self.shared().map(|metadata| describe(&metadata.header)).unwrap_or_default()
+        self.shared().map(|metadata| describe(&metadata.header, self.encryption.as_ref())).unwrap_or_default()
     }
 
     fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {

@@ -14,6 +14,9 @@ const SECTOR: u64 = 512;
 
 impl Qcow2 {
     pub(super) fn write_packed(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
+        if self.encryption.is_some() {
+            return Err(self.cannot("store anything compressed while it is encrypted"));
+        }
         let cluster_size = self.geometry.cluster_size();
         let end = offset + data.len() as u64;
         if !offset.is_multiple_of(cluster_size) || (!end.is_multiple_of(cluster_size) && end != self.len()) {

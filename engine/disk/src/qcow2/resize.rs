@@ -28,6 +28,9 @@ impl Qcow2 {
         if preallocation != Preallocation::Off && self.backing.is_some() {
             return Err(refuse("A disk that is built on another cannot set space aside"));
         }
+        if preallocation != Preallocation::Off && self.encryption.is_some() {
+            return Err(refuse("An encrypted disk cannot set space aside"));
+        }
         let mut metadata = self.alone()?;
         if self.geometry.version < 3 && !metadata.snapshots.snapshots.is_empty() {
             return Err(refuse("A version 2 disk with snapshots cannot change its size. Delete the snapshots first"));

@@ -92,7 +92,7 @@ impl Qcow2 {
             let Ok(Some(entries)) = metadata.peek_entries(at) else { break };
             let Some((host, length)) = self.run_in_place(&metadata, entries, at, (data.len() - done) as u64) else { break };
             let end = done + length as usize;
-            self.file.write_at(host, &data[done..end])?;
+            self.write_payload(host, &data[done..end])?;
             done = end;
         }
         Ok(done)
@@ -143,7 +143,7 @@ impl Qcow2 {
                 let run = self.run_in_place(metadata, metadata.entries(table), offset, data.len() as u64);
                 let (host, length) = run.ok_or(TableError::Bad("a cluster cannot be written in place"))?;
                 let data = &data[..length as usize];
-                self.file.write_at(host, data)?;
+                self.write_payload(host, data)?;
                 return Ok(data.len());
             }
             Mapping::Zero { host: Some(host), copied: true } => {
@@ -156,7 +156,9 @@ impl Qcow2 {
                 let most = touched.min(self.geometry.l2_entries() - index as u64).min((MAX_ALLOCATION / cluster_size).max(1));
                 let wanted = self.count_needing_clusters(metadata.entries(table), index, most);
                 let allocation = metadata.allocate(wanted)?;
-                (allocation.clusters, allocation.is_fresh, true)
+                // Where everything is encrypted, what was never written does not read as zeros.
+                let is_fresh = allocation.is_fresh && self.encryption.is_none();
+                (allocation.clusters, is_fresh, true)
             }
         };
         let room = (hosts.end - hosts.start) * cluster_size - in_cluster;
@@ -196,15 +198,15 @@ impl Qcow2 {
         let head = self.old_content(metadata, new, guest, head)?;
         let tail = self.old_content(metadata, new, guest + tail_at, total - tail_at)?;
         let parts: [(u64, &[u8]); 3] = [(0, &head), (new.offset - guest, new.data), (tail_at, &tail)];
-        if (!head.is_empty() || !tail.is_empty()) && total <= MAX_ASSEMBLED {
+        if (!head.is_empty() || !tail.is_empty()) && (total <= MAX_ASSEMBLED || self.encryption.is_some()) {
             let whole: Vec<u8> = parts.iter().flat_map(|(_, part)| part.iter().copied()).collect();
             // An empty head stands for a hole of zeros, if there is anything before the data at all.
             let start = if head.is_empty() { new.offset - guest } else { 0 };
-            self.file.write_at(host + start, &whole)?;
+            self.write_payload(host + start, &whole)?;
             return Ok(());
         }
         for (at, part) in parts.into_iter().filter(|(_, part)| !part.is_empty()) {
-            self.file.write_at(host + at, part)?;
+            self.write_payload(host + at, part)?;
         }
         Ok(())
     }

@@ -249,7 +249,7 @@ impl BlockFile for Replayed {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::fields::put;
     use crate::formats::Opening;
@@ -263,12 +263,13 @@ mod tests {
     fn open(file: &Arc<SimFile>, access: Access) -> Result<Arc<dyn DiskImage>, DiskError> {
         let file: Arc<dyn BlockFile> = Arc::clone(file) as _;
         let chain = Chain::default();
-        let opening = Opening { file, access, first_sector: ProbedRaw::Stated, internal_snapshot: None, chain: &chain };
+        let opening =
+            Opening { file, access, first_sector: ProbedRaw::Stated, internal_snapshot: None, passphrase: None, chain: &chain };
         (super::super::DRIVER.open)(opening)
     }
 
     /// A disk whose first block is stored, but only its log says so. The second header is the newer one.
-    fn image_with_log(sequence: u64) -> Vec<u8> {
+    pub(crate) fn image_with_log(sequence: u64) -> Vec<u8> {
         let file = Arc::new(SimFile::new(Vec::new()));
         super::super::create_small(&*file, 4 << 20);
         let disk = open(&file, Access::ReadWrite).unwrap();

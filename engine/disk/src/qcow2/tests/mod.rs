@@ -6,7 +6,7 @@ mod exhaustive;
 mod fault;
 mod hostile;
 mod mutated;
-mod qemu;
+pub(crate) mod qemu;
 mod repairs;
 mod tools;
 

@@ -13,7 +13,7 @@ use super::*;
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A folder for one test, if QEMU's tools are there, and the right to start children.
-pub(super) fn bench(test: &str) -> Option<(tempfile::TempDir, MutexGuard<'static, ()>)> {
+pub(crate) fn bench(test: &str) -> Option<(tempfile::TempDir, MutexGuard<'static, ()>)> {
     for tool in ["qemu-img", "qemu-io"] {
         let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !found.is_ok_and(|status| status.success()) {
