@@ -227,7 +227,8 @@ fn check(file: Arc<dyn BlockFile>, repair: Repair) -> Result<CheckReport, DiskEr
     if repair != Repair::Nothing && header.allocated != known && report.errors <= 1 {
         file.write_at(AT_BLOCKS_ALLOCATED, &(known as u32).to_le_bytes())?;
         file.flush()?;
-        let still = known - report.allocated_clusters;
+        // Where two entries share a block, fewer are known than entries have one.
+        let still = known.saturating_sub(report.allocated_clusters);
         (report.leaks_fixed, report.leaks) = (report.leaks.saturating_sub(still), still);
         if known > header.allocated {
             (report.errors_fixed, report.errors) = (1, report.errors - 1);
