@@ -29,6 +29,8 @@ mod fenced_file;
 mod fields;
 mod flat;
 mod formats;
+#[cfg(test)]
+mod fuzz_tests;
 mod host_file;
 mod image;
 mod image_info;

@@ -241,6 +241,12 @@ impl Default for Chain {
 }
 
 impl Chain {
+    /// One in which every base image is refused.
+    #[cfg(test)]
+    pub(crate) fn without_bases() -> Self {
+        Self { backing_files: BackingFiles::Refused, ..Self::default() }
+    }
+
     fn open(&self, options: &OpenOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
         let opened = open_file(options)?;
         let identity = opened.file.identity();

@@ -15,6 +15,8 @@ mod copy;
 mod create;
 mod dd;
 mod format_options;
+#[cfg(test)]
+mod fuzz_tests;
 pub mod info;
 mod map;
 mod measure;

@@ -26,7 +26,7 @@ use header::{Header, Region, Regions};
 use metadata::Metadata;
 
 #[cfg(test)]
-pub(crate) use create::create_small;
+pub(crate) use {create::create_small, log::tests::image_with_log};
 
 pub(crate) const DRIVER: Driver = Driver {
     format: Format::Vhdx,
