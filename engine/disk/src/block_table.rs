@@ -13,12 +13,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::block_file::{Access, BlockFile};
 use crate::fenced_file::FencedFile;
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
 use crate::image_info::ImageInfo;
+use crate::open::Preallocation;
 use crate::{DiskError, Format};
 
 /// More blocks than this would need too much memory for their table (128 MiB).
@@ -67,6 +69,12 @@ pub(crate) trait Layout: Send + Sync {
         Ok(())
     }
 
+    /// Makes the file tell of a larger disk, with so many blocks: first entries that say "never written", durably, then, in
+    /// one write that cannot tear, the size. All else has been written down before.
+    fn grow(&self, _file: &FencedFile, _size: u64, _old_blocks: u64, _blocks: u64) -> Result<(), DiskError> {
+        Err(DiskError::NotPossible { title: self.format().driver().title, action: "change its size" })
+    }
+
     /// Whether a block that was never written counts as decided by this file.
     fn absent_is_present(&self) -> bool {
         true
@@ -101,7 +109,7 @@ pub(crate) struct BlockTableDisk<L: Layout> {
     file: FencedFile,
     access: Access,
     layout: L,
-    size: u64,
+    size: AtomicU64,
     block_size: u64,
     table: RwLock<Table>,
 }
@@ -154,7 +162,7 @@ impl<L: Layout> BlockTableDisk<L> {
             }
         }
         let table = RwLock::new(Table { places, unwritten, end, stored });
-        Ok(Self { file, access, layout, size, block_size, table })
+        Ok(Self { file, access, layout, size: AtomicU64::new(size), block_size, table })
     }
 
     fn path(&self) -> &Path {
@@ -180,7 +188,7 @@ impl<L: Layout> BlockTableDisk<L> {
             return Err(DiskError::ReadOnly { path: self.path().to_path_buf() });
         }
         self.file.check_fence()?;
-        check_range(self.path(), self.size, offset, length)
+        check_range(self.path(), self.len(), offset, length)
     }
 
     /// The pieces of a range that lie in one block each: block, position in it, length.
@@ -273,11 +281,11 @@ impl<L: Layout> BlockTableDisk<L> {
 
 impl<L: Layout> DiskImage for BlockTableDisk<L> {
     fn len(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-        check_range(self.path(), self.size, offset, buffer.len() as u64)?;
+        check_range(self.path(), self.len(), offset, buffer.len() as u64)?;
         let table = self.shared()?;
         let mut rest = buffer;
         for (index, in_block, length) in self.pieces(offset, rest.len() as u64) {
@@ -361,7 +369,7 @@ impl<L: Layout> DiskImage for BlockTableDisk<L> {
     }
 
     fn extent_at(&self, offset: u64) -> Result<Extent, DiskError> {
-        check_range(self.path(), self.size, offset, 0)?;
+        check_range(self.path(), self.len(), offset, 0)?;
         let table = self.shared()?;
         let (first, in_block) = ((offset / self.block_size) as usize, offset % self.block_size);
         let block = table.block(first);
@@ -377,7 +385,7 @@ impl<L: Layout> DiskImage for BlockTableDisk<L> {
             }
             count += 1;
         }
-        let length = (count * self.block_size - in_block).min(self.size - offset);
+        let length = (count * self.block_size - in_block).min(self.len() - offset);
         Ok(match block {
             Block::Absent => Extent { present: self.layout.absent_is_present(), ..Extent::new(ExtentKind::Zero, length) },
             Block::Zero => Extent::new(ExtentKind::Zero, length),
@@ -389,6 +397,32 @@ impl<L: Layout> DiskImage for BlockTableDisk<L> {
 
     fn info(&self) -> ImageInfo {
         self.layout.info()
+    }
+
+    fn resize(&self, size: u64, preallocation: Preallocation) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: self.path().to_path_buf() };
+        let mut table = self.alone()?;
+        let old = self.len();
+        let (old_blocks, blocks) = (old.div_ceil(self.block_size), size.div_ceil(self.block_size));
+        if size < old {
+            return Err(refuse("A disk of this format can grow but not shrink. Convert it to a smaller one"));
+        }
+        if preallocation != Preallocation::Off {
+            return Err(refuse("A disk of this format cannot set space aside while it grows"));
+        }
+        if !size.is_multiple_of(512) || size > i64::MAX as u64 || blocks > MAX_BLOCKS {
+            return Err(refuse("This size is larger than a disk of this format can be, or no multiple of 512 bytes"));
+        }
+        // What another program left behind the disk's end must not come to light.
+        if let (Block::Stored(place), rest @ 1..) = (table.block((old / self.block_size) as usize), old % self.block_size) {
+            self.wipe(place + rest, self.block_size - rest)?;
+        }
+        self.commit(&mut table)?;
+        self.layout.grow(&self.file, size, old_blocks, blocks)?;
+        table.places.resize(blocks as usize, ABSENT);
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 }
 

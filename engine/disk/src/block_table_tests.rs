@@ -7,7 +7,7 @@ use crate::block_file::{Access, BlockFile};
 use crate::check::Repair;
 use crate::formats::Opening;
 use crate::image::DiskImage;
-use crate::open::{Chain, CreateOptions, ProbedRaw};
+use crate::open::{Chain, CreateOptions, Preallocation, ProbedRaw};
 use crate::sim_file::{CrashImages, Fault, SimFile, next};
 use crate::{DiskError, Format, vhd, vhdx, vmdk};
 
@@ -187,6 +187,51 @@ fn crash(kind: &Kind, wanted: usize) -> usize {
     }
     println!("{}: {images} crash images, none inconsistent", kind.format);
     images
+}
+
+#[test]
+fn a_crash_while_a_disk_grows_leaves_the_old_size_or_the_new_one() {
+    for kind in KINDS.iter().filter(|kind| matches!(kind.format, Format::Vdi | Format::Vhdx)) {
+        let size = kind.size + (9 << 20) + 512;
+        let file = Arc::new(SimFile::new(good(kind)));
+        let image = file.start_recording();
+        let disk = open(kind.format, &file, Access::ReadWrite).unwrap();
+        disk.write_at(1 << 20, &[5; 512]).unwrap();
+        disk.resize(size, Preallocation::Off).unwrap();
+        assert_eq!(disk.len(), size);
+        disk.write_at(size - 512, &[6; 512]).unwrap();
+        drop(disk);
+        let mut seen = std::collections::BTreeMap::new();
+        let crashes = CrashImages { seed: 3, pairs: 100, random_sets: 50, all_sets_up_to: 0 };
+        crashes.visit(&image, &file.log(), |crashed_at, image| {
+            assert_eq!(errors(kind.format, image), Vec::<String>::new(), "{}, crash at {crashed_at}", kind.format);
+            let disk = open(kind.format, &Arc::new(SimFile::new(image.to_vec())), Access::ReadWrite).unwrap();
+            *seen.entry(disk.len()).or_insert(0) += 1;
+            let mut bytes = [9; 4096];
+            disk.read_at(kind.size - 4096, &mut bytes).unwrap();
+            assert_eq!(bytes, [8; 4096]);
+            if disk.len() == size {
+                disk.read_at(kind.size, &mut bytes).unwrap();
+                assert_eq!(bytes, [0; 4096]);
+                // What was written before the size changed is durable with it.
+                disk.read_at(1 << 20, &mut bytes[..512]).unwrap();
+                assert_eq!(bytes[..512], [5; 512]);
+            }
+        });
+        assert_eq!(seen.keys().copied().collect::<Vec<_>>(), [kind.size, size], "{}", kind.format);
+        let disk = open(kind.format, &file, Access::ReadWrite).unwrap();
+        let mut bytes = [9; 512];
+        disk.read_at(size - 512, &mut bytes).unwrap();
+        assert_eq!(bytes, [6; 512]);
+        for (size, mode) in [
+            (512, Preallocation::Off),
+            (size + 100, Preallocation::Off),
+            (size + 512, Preallocation::Full),
+            (1 << 60, Preallocation::Off),
+        ] {
+            assert!(matches!(disk.resize(size, mode), Err(DiskError::BadOptions { .. })), "{} to {size}", kind.format);
+        }
+    }
 }
 
 #[test]

@@ -42,6 +42,7 @@ const BLOCK_SIZE: u64 = 1 << 20;
 const DYNAMIC: u32 = 1;
 const FIXED: u32 = 2;
 
+const AT_SIZE: u64 = 0x170;
 const AT_BLOCKS_ALLOCATED: u64 = 0x184;
 const NO_BLOCK: u32 = 0xffff_ffff;
 const ZERO_BLOCK: u32 = 0xffff_fffe;
@@ -49,6 +50,7 @@ const ZERO_BLOCK: u32 = 0xffff_fffe;
 struct Vdi {
     map_offset: u64,
     data_offset: u64,
+    is_fixed: bool,
 }
 
 impl Layout for Vdi {
@@ -70,6 +72,26 @@ impl Layout for Vdi {
         1
     }
 
+    fn grow(&self, file: &FencedFile, size: u64, old_blocks: u64, blocks: u64) -> Result<(), DiskError> {
+        let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
+        if self.is_fixed {
+            return Err(refuse("A fixed VDI disk cannot grow. Convert it to a dynamic one"));
+        }
+        if self.map_offset + blocks * 4 > self.data_offset {
+            return Err(refuse("This VDI disk has no room for a larger table. Convert it to a new one"));
+        }
+        let unused: Vec<u8> = (old_blocks..blocks).flat_map(|_| NO_BLOCK.to_le_bytes()).collect();
+        file.write_at(self.map_offset + old_blocks * 4, &unused)?;
+        file.flush()?;
+        // Size, block size, bytes beside each block, and number of blocks stand side by side in one sector.
+        let mut fields = [0; 20];
+        put(&mut fields, 0, &size.to_le_bytes());
+        put(&mut fields, 8, &(BLOCK_SIZE as u32).to_le_bytes());
+        put(&mut fields, 16, &(blocks as u32).to_le_bytes());
+        file.write_at(AT_SIZE, &fields)?;
+        file.flush()
+    }
+
     /// The count first: a table that knows more blocks than the header counts is damaged to others.
     fn before_entries(&self, file: &FencedFile, end: u64, _stored: u64) -> Result<(), DiskError> {
         let count = (end.saturating_sub(self.data_offset) / BLOCK_SIZE) as u32;
@@ -84,6 +106,7 @@ struct Header {
     size: u64,
     blocks: u64,
     allocated: u64,
+    is_fixed: bool,
 }
 
 fn read_header(file: &FencedFile) -> Result<Header, DiskError> {
@@ -119,6 +142,7 @@ fn read_header(file: &FencedFile) -> Result<Header, DiskError> {
         size: fields.le64(0x170),
         blocks: fields.le32(0x180).into(),
         allocated: fields.le32(0x184).into(),
+        is_fixed: fields.le32(0x4c) == FIXED,
     };
     let end = file.len()?;
     let map_end = header.map_offset + header.blocks * 4;
@@ -146,7 +170,7 @@ fn read(file: &FencedFile) -> Result<Opened<Vdi>, DiskError> {
         number => Block::Stored(header.data_offset + u64::from(number) * BLOCK_SIZE),
     };
     let blocks = read_map(file, &header)?.into_iter().take(needed).map(block).collect();
-    let layout = Vdi { map_offset: header.map_offset, data_offset: header.data_offset };
+    let layout = Vdi { map_offset: header.map_offset, data_offset: header.data_offset, is_fixed: header.is_fixed };
     let data_start = header.data_offset;
     Ok(Opened {
         layout,
@@ -171,7 +195,8 @@ fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError
     }
     let is_fixed = options.preallocation != Preallocation::Off;
     let allocated = if is_fixed { blocks } else { 0 };
-    let data_offset = (HEADER_LENGTH as u64 + blocks * 4).next_multiple_of(512);
+    // Room for the table to grow: the hole between costs nothing.
+    let data_offset = (HEADER_LENGTH as u64 + blocks * 4).next_multiple_of(BLOCK_SIZE);
     let mut header = [0; HEADER_LENGTH];
     put(&mut header, 0, TEXT);
     for (at, value) in [

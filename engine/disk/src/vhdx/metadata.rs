@@ -20,13 +20,15 @@ const PARENT_LOCATOR: Uuid = uuid!("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C");
 
 const MAX_ENTRIES: u16 = 2047;
 const MAX_BLOCK_SIZE: u64 = 256 << 20;
-const MAX_SIZE: u64 = 64 << 40;
+pub(super) const MAX_SIZE: u64 = 64 << 40;
 const HAS_PARENT: u32 = 2;
 
 /// What we need of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Metadata {
     pub(super) size: u64,
+    /// Where in the file it stands.
+    pub(super) size_at: u64,
     pub(super) block_size: u64,
     pub(super) sector_size: u64,
 }
@@ -44,7 +46,7 @@ impl Metadata {
         if !table.starts_with(TABLE_MAGIC) || count > MAX_ENTRIES {
             return Err(wrong("its description has no table"));
         }
-        let (mut parameters, mut size, mut sector_size) = (None, None, None);
+        let (mut parameters, mut size, mut size_at, mut sector_size) = (None, None, 0, None);
         for entry in table[32..].chunks_exact(32).take(count.into()) {
             let fields = Fields(entry);
             let (offset, length, flags) = (u64::from(fields.le32(16)), u64::from(fields.le32(20)), fields.le32(24));
@@ -60,7 +62,7 @@ impl Metadata {
             let (is_user, is_required) = (flags & 1 != 0, flags & 4 != 0);
             match Uuid::from_bytes_le(fields.id(0)) {
                 FILE_PARAMETERS => parameters = Some(value(8)?),
-                DISK_SIZE => size = Some(value(8)?),
+                DISK_SIZE => (size, size_at) = (Some(value(8)?), region.offset + offset),
                 LOGICAL_SECTOR => sector_size = Some(value(4)? & u64::from(u32::MAX)),
                 DISK_ID | PHYSICAL_SECTOR => {}
                 PARENT_LOCATOR => return Err(unsupported("a base (a differencing VHDX)".into())),
@@ -86,6 +88,10 @@ impl Metadata {
         if size > MAX_SIZE || !size.is_multiple_of(sector_size) {
             return Err(wrong("its size is impossible"));
         }
-        Ok(Self { size, block_size, sector_size })
+        // A size that lies across two sectors could be torn by a crash; nobody puts it there.
+        if size_at % 8 != 0 {
+            return Err(wrong("its size stands at an impossible place"));
+        }
+        Ok(Self { size, size_at, block_size, sector_size })
     }
 }

@@ -56,7 +56,10 @@ const STATE_MASK: u64 = 7;
 const PLACE_MASK: u64 = !(MIB - 1);
 
 struct Vhdx {
-    table_offset: u64,
+    table: Region,
+    /// Where in the file the disk's size stands.
+    size_at: u64,
+    sector_size: u64,
     block_size: u64,
     chunk_ratio: u64,
 }
@@ -71,12 +74,28 @@ impl Layout for Vhdx {
     }
 
     fn entries(&self, index: usize, place: u64) -> Vec<(u64, Vec<u8>)> {
-        let at = self.table_offset + table_index(index as u64, self.chunk_ratio) * 8;
+        let at = self.table.offset + table_index(index as u64, self.chunk_ratio) * 8;
         vec![(at, (place | FULLY_PRESENT).to_le_bytes().to_vec())]
     }
 
     fn alignment(&self) -> u64 {
         MIB
+    }
+
+    fn grow(&self, file: &FencedFile, size: u64, old_blocks: u64, blocks: u64) -> Result<(), DiskError> {
+        let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
+        if size > metadata::MAX_SIZE || !size.is_multiple_of(self.sector_size) {
+            return Err(refuse("This size is larger than a VHDX disk can be, or no multiple of its sectors"));
+        }
+        let end = |blocks: u64| blocks.checked_sub(1).map_or(0, |last| table_index(last, self.chunk_ratio) + 1) * 8;
+        if end(blocks) > self.table.length {
+            return Err(refuse("This VHDX disk has no room for a larger table. Convert it to a new one"));
+        }
+        let unused = vec![0; (end(blocks) - end(old_blocks)) as usize];
+        file.write_at(self.table.offset + end(old_blocks), &unused)?;
+        file.flush()?;
+        file.write_at(self.size_at, &size.to_le_bytes())?;
+        file.flush()
     }
 }
 
@@ -141,9 +160,9 @@ fn open(opening: Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError> {
         _ => Err(damaged("a table entry has a state that does not exist")),
     };
     let blocks = contents.entries.iter().map(block).collect::<Result<Vec<_>, _>>()?;
-    let Metadata { size, block_size, sector_size } = contents.metadata;
+    let Metadata { size, size_at, block_size, sector_size } = contents.metadata;
     let chunk_ratio = chunk_ratio(sector_size, block_size);
-    let layout = Vhdx { table_offset: contents.table.offset, block_size, chunk_ratio };
+    let layout = Vhdx { table: contents.table, size_at, sector_size, block_size, chunk_ratio };
     let data_start = contents.data_start;
     let opened = Opened { layout, size, block_size, blocks, data_start, first_free: data_start, unwritten: Default::default() };
     Ok(Arc::new(BlockTableDisk::new(file, access, opened)?))
