@@ -50,7 +50,13 @@ fn spec(machine: &Machine, folder: &Path) -> Result<Spec> {
                 disk.file.display()
             )
         })?;
-        let source = ImageSource { path: folder.join(&disk.file), format: Some(format), snapshot: disposable, read_only: false };
+        let source = ImageSource {
+            path: folder.join(&disk.file),
+            format: Some(format),
+            snapshot: disposable,
+            read_only: false,
+            flushing: Default::default(),
+        };
         drives.push((places.next(), MachineDriveKind::Disk, Some(source)));
     }
     // A CD drive alone stands where PCs had it: first on the second channel.
@@ -63,6 +69,7 @@ fn spec(machine: &Machine, folder: &Path) -> Result<Spec> {
             format: None,
             snapshot: false,
             read_only: true,
+            flushing: Default::default(),
         });
         drives.push((cd_places.next(), MachineDriveKind::Cdrom, source));
     }
@@ -72,6 +79,7 @@ fn spec(machine: &Machine, folder: &Path) -> Result<Spec> {
             format: Some(Format::Raw),
             snapshot: disposable,
             read_only: false,
+            flushing: Default::default(),
         });
         drives.push((Some(DriveSlot::Floppy(unit as u8)), MachineDriveKind::Floppy, source));
     }

@@ -11,6 +11,8 @@ pub struct ImageInfo {
     pub dirty: bool,
     /// Whether it takes only whole clusters, compressed, each once: a file made to be sent.
     pub writes_whole_clusters_compressed: bool,
+    /// Where the state of a saved machine begins in the disk's address space; 0 for formats that keep none.
+    pub vm_state_offset: u64,
     /// Whether its content is encrypted.
     pub encrypted: bool,
     /// What only this format has: names as `qemu-img info` prints them in JSON, in its order.

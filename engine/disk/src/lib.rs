@@ -48,6 +48,7 @@ mod vdi;
 mod vhd;
 mod vhdx;
 mod vmdk;
+mod write_through;
 
 pub use block_file::{Access, BlockFile, FileIdentity};
 pub use check::{CheckReport, Repair, check};

@@ -12,6 +12,7 @@ use crate::overlay::{Forgetful, throw_away};
 use crate::probe::recognise;
 use crate::qcow2::Qcow2Options;
 use crate::vmdk::VmdkKind;
+use crate::write_through::WriteThrough;
 use crate::{DiskError, Format};
 
 /// How to open a disk. `OpenOptions::new(path)` asks for a writable disk with no guessing.
@@ -88,10 +89,13 @@ pub enum Sharing {
 }
 
 /// What a flush means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Flushing {
     /// What was written before it survives a crash of the host.
+    #[default]
     Durable,
+    /// The same, and no write is acknowledged before it would survive: for guests that never flush (`cache=writethrough`).
+    EachWrite,
     /// Nothing (`cache=unsafe`): for files that are made again after a crash, such as the target of a copy.
     Skipped,
 }
@@ -99,7 +103,7 @@ pub enum Flushing {
 impl Flushing {
     fn applied_to(self, file: HostFile) -> Arc<dyn BlockFile> {
         match self {
-            Flushing::Durable => Arc::new(file),
+            Flushing::Durable | Flushing::EachWrite => Arc::new(file),
             Flushing::Skipped => Arc::new(Forgetful(file)),
         }
     }
@@ -180,7 +184,11 @@ const MAX_CHAIN: usize = 64;
 pub fn open(options: &OpenOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
     let file_access = if options.snapshot { Access::ReadOnly } else { options.access };
     let disk = Chain::default().open(&OpenOptions { access: file_access, ..options.clone() })?;
-    if options.snapshot && options.access == Access::ReadWrite { throw_away(disk, &options.path) } else { Ok(disk) }
+    match (options.access, options.snapshot, options.flushing) {
+        (Access::ReadWrite, true, _) => throw_away(disk, &options.path),
+        (Access::ReadWrite, false, Flushing::EachWrite) => Ok(Arc::new(WriteThrough(disk))),
+        _ => Ok(disk),
+    }
 }
 
 /// A file that is open, and what it is taken for.

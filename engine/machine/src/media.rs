@@ -31,6 +31,7 @@ pub fn open_medium(source: &ImageSource, kind: DriveKind) -> Result<Medium, Medi
         access: if read_only { Access::ReadOnly } else { Access::ReadWrite },
         snapshot: source.snapshot && !read_only,
         probed_raw: if source.format == Some(Format::Raw) { ProbedRaw::Stated } else { ProbedRaw::Guarded },
+        flushing: source.flushing,
         ..OpenOptions::new(&source.path)
     };
     let image = engine_disk::open(&options)?;
@@ -57,7 +58,10 @@ mod tests {
     use super::*;
 
     fn cd(path: &std::path::Path, format: Option<Format>) -> Result<Medium, MediaError> {
-        open_medium(&ImageSource { path: path.into(), format, snapshot: false, read_only: true }, DriveKind::Cdrom)
+        open_medium(
+            &ImageSource { path: path.into(), format, snapshot: false, read_only: true, flushing: Default::default() },
+            DriveKind::Cdrom,
+        )
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use engine_base::ClockMode;
 use engine_bus::{CharPort, Options};
 use engine_cpu::{CpuModel, Topology};
-use engine_disk::Format;
+use engine_disk::{Flushing, Format};
 use engine_firmware::linux::DirectKernel;
 use engine_firmware::pc::BootDevice;
 use std::collections::BTreeMap;
@@ -112,6 +112,8 @@ pub struct ImageSource {
     pub snapshot: bool,
     /// Whether the guest may not write.
     pub read_only: bool,
+    /// What the guest's flushes mean, and whether each of its writes is one.
+    pub flushing: Flushing,
 }
 
 impl DriveSlot {

@@ -275,7 +275,7 @@ impl Worker {
             Command::Quit => self.end = Some(EndReason::Quit),
             Command::EndOnSignal => self.end = Some(EndReason::Signal),
             Command::InsertMedium { drive, path, reply } => {
-                let source = ImageSource { path, format: None, snapshot: false, read_only: false };
+                let source = ImageSource { path, format: None, snapshot: false, read_only: false, flushing: Default::default() };
                 let done = self.machine.insert(&self.machine_drive(&drive), &source, engine_machine::Force::Polite);
                 reply.send(done.map_err(|error| error.to_string()));
             }

@@ -78,7 +78,8 @@ impl How {
     pub fn flushing_by(self, mode: &str) -> Result<Self, Failure> {
         let flushing = match mode {
             "unsafe" => Flushing::Skipped,
-            "none" | "off" | "writeback" | "writethrough" | "directsync" => Flushing::Durable,
+            "none" | "off" | "writeback" => Flushing::Durable,
+            "writethrough" | "directsync" => Flushing::EachWrite,
             _ => return Err(Failure::new(format!("Invalid cache option: {mode}"))),
         };
         Ok(Self { flushing, ..self })

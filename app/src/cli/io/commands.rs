@@ -541,6 +541,7 @@ fn info(session: &mut Session, _: &Options) -> Result<(), Problem> {
     if let Some(cluster_size) = info.cluster_size {
         println!("cluster size: {}", size(cluster_size as f64));
     }
+    println!("vm state offset: {}", size(info.vm_state_offset as f64));
     print!("{}", specific_text(&info));
     Ok(())
 }

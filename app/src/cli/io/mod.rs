@@ -48,7 +48,7 @@ Disk exerciser; takes qemu-io's command lines
   -r, --read-only          open for reading only
   -s, --snapshot           throw writes away at the end
   -n, --nocache            short for -t none
-  -t, --cache=MODE         unsafe: a flush does nothing
+  -t, --cache=MODE         writethrough: each write is flushed; unsafe: a flush does nothing
   -U, --force-share        do not mind others who use the file
   -h, --help               display this help and exit
   -V, --version            output version information and exit

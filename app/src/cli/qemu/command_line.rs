@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use engine_base::ClockMode;
 use engine_bus::Options;
 use engine_cpu::{CpuModel, Topology};
+use engine_disk::Flushing;
 use engine_session::{
     BootDevice, DirectKernel, Display, DriveSlot, DriveSpec, ImageSource, InterruptKey, MachineDriveKind as DriveKind, OnReset,
     OnShutdown, Part, Policy, Spec, StartAs, StreamTarget,
@@ -351,14 +352,24 @@ impl Builder {
         let snapshot = values.take_switch("snapshot")?.unwrap_or(false);
         let read_only = values.take_switch("readonly")?.or(values.take_switch("read-only")?).unwrap_or(false);
         values.take("id");
-        for ignored in ["cache", "aio", "discard", "detect-zeroes", "werror", "rerror"] {
+        let flushing = match values.take("cache").as_deref() {
+            None | Some("writeback") => Flushing::Durable,
+            Some("none" | "off") => {
+                self.notes.push("-drive cache=none: the host's page cache is used all the same; flushes are as honest.".into());
+                Flushing::Durable
+            }
+            Some("writethrough" | "directsync") => Flushing::EachWrite,
+            Some("unsafe") => Flushing::Skipped,
+            Some(mode) => bail!("-drive cache={mode}: possible are none, writeback, writethrough, directsync and unsafe."),
+        };
+        for ignored in ["aio", "discard", "detect-zeroes", "werror", "rerror"] {
             if let Some(setting) = values.take(ignored) {
                 self.notes.push(format!(
                     "-drive {ignored}={setting}: this setting has no effect yet; writes reach the disk when the guest flushes."
                 ));
             }
         }
-        values.finish(&["file", "format", "if", "media", "index", "bus", "unit", "snapshot", "readonly", "id"])?;
+        values.finish(&["file", "format", "if", "media", "index", "bus", "unit", "snapshot", "readonly", "id", "cache"])?;
         let kind = match (interface.as_str(), media.as_deref()) {
             ("ide", None | Some("disk")) => DriveKind::Disk,
             ("ide", Some("cdrom")) => DriveKind::Cdrom,
@@ -380,7 +391,7 @@ impl Builder {
         };
         let format =
             format.map(|name| name.parse().map_err(|error| anyhow::anyhow!("-drive format={name}: {error}"))).transpose()?;
-        let source = file.map(|file| ImageSource { path: file.into(), format, snapshot, read_only });
+        let source = file.map(|file| ImageSource { path: file.into(), format, snapshot, read_only, flushing });
         self.drive(slot, kind, source);
         Ok(())
     }
@@ -575,7 +586,7 @@ fn ide(index: u8) -> DriveSlot {
 }
 
 fn source(path: &str) -> ImageSource {
-    ImageSource { path: path.into(), format: None, snapshot: false, read_only: false }
+    ImageSource { path: path.into(), format: None, snapshot: false, read_only: false, flushing: Flushing::default() }
 }
 
 fn topology(value: &str) -> Result<Topology> {
@@ -641,6 +652,21 @@ mod tests {
 
     fn refusal(line: &str) -> String {
         parse(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()).err().unwrap().to_string()
+    }
+
+    #[test]
+    fn cache_modes_say_what_a_flush_means() {
+        for (mode, expected) in [
+            ("", Flushing::Durable),
+            (",cache=none", Flushing::Durable),
+            (",cache=writeback", Flushing::Durable),
+            (",cache=writethrough", Flushing::EachWrite),
+            (",cache=directsync", Flushing::EachWrite),
+            (",cache=unsafe", Flushing::Skipped),
+        ] {
+            let plan = plan(&format!("-drive file=a.img,format=raw{mode}"));
+            assert_eq!(plan.spec.drives[0].source.as_ref().unwrap().flushing, expected, "{mode}");
+        }
     }
 
     #[test]

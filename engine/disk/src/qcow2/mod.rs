@@ -397,7 +397,7 @@ fn open_named_backing(chain: &Chain, path: &Path, backing: &BackingName) -> Resu
     chain.open_backing(path, &backing.name, format)
 }
 
-fn describe(header: &Header, encryption: Option<&Encryption>) -> ImageInfo {
+fn describe(header: &Header, geometry: Geometry, encryption: Option<&Encryption>) -> ImageInfo {
     let Header { version, backing, incompatible, compatible, refcount_order, compression, .. } = header;
     let compression = match compression {
         Compression::Deflate => "zlib",
@@ -421,6 +421,7 @@ fn describe(header: &Header, encryption: Option<&Encryption>) -> ImageInfo {
         backing: backing.as_ref().map(|name| BackingInfo { name: name.name.clone(), format: name.format.clone() }),
         dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
         encrypted: encryption.is_some(),
+        vm_state_offset: vm_state_start(geometry, header.size),
         writes_whole_clusters_compressed: false,
         specific,
     }
@@ -496,7 +497,7 @@ impl DiskImage for Qcow2 {
     }
 
     fn info(&self) -> ImageInfo {
-        self.shared().map(|metadata| describe(&metadata.header, self.encryption.as_ref())).unwrap_or_default()
+        self.shared().map(|metadata| describe(&metadata.header, self.geometry, self.encryption.as_ref())).unwrap_or_default()
     }
 
     fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
