@@ -629,7 +629,7 @@ fn help() -> String {
 }
 
 fn cpu_help() -> String {
-    "Available CPUs:\n  default              x86-64-v2 with all that the software CPU does exactly\n  qemu64               a plain 64-bit CPU\n  max                  everything there is\n\n+flag and -flag switch single features.\n".to_owned()
+    "Available CPUs:\n  qemu64               the default: x86-64-v3 with AES and SHA, as far as the host has them\n  max, host            everything that the software CPU does exactly\n  Nehalem Westmere SandyBridge IvyBridge Haswell Broadwell Skylake-Client Icelake-Client\n                       the features of that family\n\n+flag and -flag switch single features.\n".to_owned()
 }
 
 fn device_help() -> String {

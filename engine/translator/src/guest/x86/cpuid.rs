@@ -1,5 +1,5 @@
-//! CPUID: which CPU the guest sees. Models (`qemu64`, the default: x86-64-v3, AES and SHA; `max`: all that is exact here), `+flag` and
-//! `-flag`, and the answer to every leaf. Nothing is listed that the interpreter does not do exactly, on this host.
+//! CPUID: which CPU the guest sees. Models (`qemu64`, the default: x86-64-v3, AES and SHA; `max`: all that is exact here; Intel's families by
+//! name), `+flag` and `-flag`, and the answer to every leaf. Nothing is listed that the interpreter does not do exactly, on this host.
 //!
 //! The vendor is GenuineIntel and the signature that of a Westmere (family 6, model 2Ch). Guests go by the feature bits; what they know by
 //! the numbers of later families are their errata. Linux takes the crystal clock of leaf 15h from Intel only, reads no vendor MSR of
@@ -9,6 +9,7 @@
 
 mod features;
 mod instruction_sets;
+mod models;
 
 pub use features::{Feature, feature};
 pub use instruction_sets::InstructionSets;
@@ -28,7 +29,6 @@ const HYPERVISOR: &[u8; 12] = b"BellglassVM\0";
 const LAST_BASIC: u32 = 0x16;
 const LAST_HYPERVISOR: u32 = 0x4000_0010;
 const LAST_EXTENDED: u32 = 0x8000_0008;
-const MODELS: [&str; 3] = ["qemu64", "max", "host"];
 
 /// What parts of the answers follow from the asking CPU's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,22 +61,14 @@ impl CpuidPolicy {
     /// # Errors
     /// For a model or flag that is not known (the nearest one is named), or known and not there yet.
     pub fn new(model: &CpuModel) -> Result<Self, CpuError> {
-        let mut features = FeatureSet::default();
-        let wanted = match model.name.as_str() {
-            "" | "default" | "qemu64" => features::Offer::Always,
-            // The best that this backend can do; what `host` means for a software CPU.
-            "max" | "host" => features::Offer::Max,
-            other => {
-                let nearest = nearest(other, MODELS.into_iter()).unwrap_or("qemu64");
-                return Err(CpuError::Model(format!(
-                    "There is no CPU model “{other}”. The nearest one is “{nearest}”; the models are {}.",
-                    MODELS.join(", ")
-                )));
-            }
+        let Some(mut features) = models::features(&model.name) else {
+            let (name, known) = (&model.name, models::names().collect::<Vec<_>>());
+            let nearest = nearest(name, known.iter().copied()).unwrap_or("qemu64");
+            return Err(CpuError::Model(format!(
+                "There is no CPU model “{name}”. The nearest one is “{nearest}”; the models are {}.",
+                known.join(", ")
+            )));
         };
-        for row in TABLE {
-            features.set(row.feature, row.offer <= wanted && (row.host)());
-        }
         for (name, on) in &model.features {
             features.set(find_feature(name, *on)?, *on);
         }
@@ -404,6 +396,20 @@ mod tests {
         for row in TABLE.iter().filter(|row| !(row.host)()) {
             assert!(!policy.has(row.feature), "{:?}", row.names);
         }
+    }
+
+    #[test]
+    fn each_family_has_what_it_brought_and_nothing_later() {
+        let has = |name: &str| {
+            let policy = policy(name, &[]).unwrap();
+            [feature::SSE4_2, feature::XSAVE, feature::AVX, feature::BMI2, feature::SMAP, feature::XSAVEC].map(|f| policy.has(f))
+        };
+        assert_eq!(has("Nehalem"), [true, false, false, false, false, false]);
+        assert_eq!(has("SandyBridge"), [true, true, true, false, false, false]);
+        assert_eq!(has("haswell"), [true, true, true, true, false, false], "in any case of letters");
+        assert_eq!(has("Skylake-Client"), [true; 6]);
+        assert!(!policy("Nehalem", &[]).unwrap().has(feature::AVX2), "what stands on AVX goes with it");
+        assert!(policy("Nehalem", &[("avx", true), ("xsave", true)]).unwrap().has(feature::AVX), "+flag adds");
     }
 
     #[test]

@@ -25,11 +25,11 @@ const WORDS: usize = Word::PowerEdx as usize + 1;
 pub struct Feature(Word, u8);
 
 /// Which model has a feature without asking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offer {
-    /// Every model.
+    /// Every model whose family had it.
     Always,
-    /// Only `max`: exact, but it costs speed.
+    /// Not the default: it is exact, but it costs speed.
     Max,
 }
 
@@ -127,6 +127,13 @@ pub mod feature {
     pub const RDTSCP: Feature = Feature(Extended1Edx, 27);
     pub const LM: Feature = Feature(Extended1Edx, 29);
     pub const INVARIANT_TSC: Feature = Feature(PowerEdx, 8);
+}
+
+impl Row {
+    /// Whether it costs no speed.
+    pub fn is_free(&self) -> bool {
+        self.offer == Offer::Always
+    }
 }
 
 use feature as f;
