@@ -17,7 +17,7 @@ use engine_display::Screen;
 use engine_firmware::FirmwareError;
 use engine_input::{InputEvent, KeyboardLeds};
 use engine_memory::{Contents, GuestMemory, MemoryError};
-use engine_translator::{Interpreter, TranslatorOptions, WatchOptions};
+use engine_translator::{Interpreter, Tier2Options, TranslatorOptions, WatchOptions};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -280,7 +280,8 @@ impl Machine {
         let cpus = spec.cpu.topology.cpus();
         let backend: Arc<dyn CpuBackend> = Arc::new(if spec.translator {
             let watch = WatchOptions { profile: spec.profile.is_some(), perf_map: spec.perf_map };
-            Interpreter::translating(memory, TranslatorOptions { watch, ..TranslatorOptions::default() })
+            let tier2 = spec.tier2.map(|threshold| Tier2Options { threshold, ..Tier2Options::default() });
+            Interpreter::translating(memory, TranslatorOptions { tier2, watch, ..TranslatorOptions::default() })
         } else {
             Interpreter::new(memory)
         });

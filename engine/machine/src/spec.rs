@@ -39,6 +39,8 @@ pub struct Spec {
     pub clock: ClockMode,
     /// Whether hot guest code is translated to host code, or all of it interpreted. (A clock that counts instructions needs the interpreter.)
     pub translator: bool,
+    /// After how many rounds a loop of translated code is compiled once more by the optimising tier; `None`: never.
+    pub tier2: Option<u32>,
     /// Where a profile of the hottest guest code is written at the end. Taking it costs memory and a little time.
     pub profile: Option<PathBuf>,
     /// Whether `perf` is told which host code is which guest code, by `/tmp/perf-PID.map`.
@@ -157,6 +159,7 @@ impl Default for Spec {
             char_ports: BTreeMap::new(),
             clock: ClockMode::Real,
             translator: true,
+            tier2: None,
             profile: None,
             perf_map: false,
             notices: Vec::new(),

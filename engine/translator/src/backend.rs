@@ -50,12 +50,29 @@ pub struct TranslatorOptions {
     pub watch: WatchOptions,
     /// For tests: what goes wrong on purpose.
     pub chaos: Option<Chaos>,
+    /// The optimising tier, if it is on.
+    pub tier2: Option<Tier2Options>,
 }
 
 impl Default for TranslatorOptions {
     /// 128 MiB; 16 executions, after which the interpreter has cost as much as the translation will.
     fn default() -> Self {
-        Self { code_bytes: 128 << 20, hot: 16, watch: WatchOptions::default(), chaos: None }
+        Self { code_bytes: 128 << 20, hot: 16, tier2: None, watch: WatchOptions::default(), chaos: None }
+    }
+}
+
+/// What the optimising tier does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tier2Options {
+    /// How often a loop goes round before it is compiled. 0: every block is compiled as soon as it is translated.
+    pub threshold: u32,
+    /// Compile on a thread of its own. Tests do it at once.
+    pub background: bool,
+}
+
+impl Default for Tier2Options {
+    fn default() -> Self {
+        Self { threshold: 8192, background: true }
     }
 }
 

@@ -32,7 +32,7 @@ mod run;
 mod shared;
 mod watch;
 
-pub use backend::{Interpreter, TranslatorOptions};
+pub use backend::{Interpreter, Tier2Options, TranslatorOptions};
 pub use chaos::Chaos;
 pub use guest::x86::evaluate::{Evaluation, EvaluationUnit, REGION_PASSES};
 pub use watch::code_log::WatchOptions;

@@ -13,8 +13,9 @@ use engine_cpu::{
     x86::{FpuState, Segment, TableRegister, X86State},
 };
 use engine_memory::{Contents, GuestMemory, Layer};
-use engine_translator::{Chaos, Evaluation, Interpreter, TranslatorOptions};
+use engine_translator::{Chaos, Evaluation, Interpreter, Tier2Options, TranslatorOptions};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where the supervisor's pages are: far from what cases touch.
 const SYSTEM: u64 = 0xffff_9000_0000_0000;
@@ -42,6 +43,8 @@ const STUB_BYTES: u64 = 16;
 struct Board {
     clock: Clock,
     kicker: OnceLock<Kicker>,
+    /// A stub has said that the case is over.
+    over: AtomicBool,
 }
 
 impl CpuIo for Board {
@@ -49,6 +52,7 @@ impl CpuIo for Board {
         u32::MAX
     }
     fn port_write(&self, _port: u16, _bytes: u8, _value: u32) {
+        self.over.store(true, Ordering::Relaxed);
         if let Some(kicker) = self.kicker.get() {
             kicker.kick();
         }
@@ -99,6 +103,21 @@ impl Interpreted {
         Ok(Self { approaches: true, ..Self::with(|memory| Interpreter::translating(memory, options))? })
     }
 
+    /// The same with the optimising tier, which compiles everything as soon as it is translated.
+    pub fn optimizing() -> anyhow::Result<Self> {
+        let tier2 = Some(Tier2Options { threshold: 0, background: false });
+        let options = TranslatorOptions { hot: 0, tier2, ..TranslatorOptions::default() };
+        Ok(Self { approaches: true, ..Self::with(|memory| Interpreter::translating(memory, options))? })
+    }
+
+    /// Both.
+    pub fn optimizing_in_chaos(seed: u64) -> anyhow::Result<Self> {
+        let tier2 = Some(Tier2Options { threshold: 0, background: false });
+        let chaos = Some(Chaos::from_seed(seed));
+        let options = TranslatorOptions { hot: 0, code_bytes: 8 << 20, tier2, chaos, ..TranslatorOptions::default() };
+        Ok(Self { approaches: true, ..Self::with(|memory| Interpreter::translating(memory, options))? })
+    }
+
     /// The same in chaos mode, with as little memory for code as possible.
     pub fn in_chaos(seed: u64) -> anyhow::Result<Self> {
         let chaos = Some(Chaos::from_seed(seed));
@@ -116,7 +135,7 @@ impl Interpreted {
             CpuModel { name: "max".into(), features: Vec::new(), topology: Topology { sockets: 1, cores: 1, threads: 1 } };
         let vcpu = backend.create_vcpu(0, &model)?;
         let clock = Clock::new(ClockMode::Real, VmTime::ZERO);
-        let board = Board { clock, kicker: OnceLock::new() };
+        let board = Board { clock, kicker: OnceLock::new(), over: AtomicBool::new(false) };
         board.kicker.set(vcpu.kicker()).ok();
         Ok(Self { memory, board, vcpu, base: supervisor_state(), retired: 0, approaches: false })
     }
@@ -134,6 +153,11 @@ impl Interpreted {
         self
     }
 
+    /// What disturbs it, from any thread.
+    pub fn kicker(&self) -> Kicker {
+        self.vcpu.kicker()
+    }
+
     pub fn run(&mut self, case: &Case) -> anyhow::Result<Outcome> {
         self.memory.write(CODE + (case.registers.rip - CODE_BASE), &case.code)?;
         self.memory.write(WINDOW, &case.window[..])?;
@@ -143,7 +167,12 @@ impl Interpreted {
         }
         self.vcpu.set_state(&CpuState::X86(Box::new(state)))?;
         let before = self.vcpu.retired_instructions();
-        let exit = self.vcpu.run(&self.board);
+        let mut exit = self.vcpu.run(&self.board);
+        // Somebody else may have kicked.
+        while exit == Exit::Kicked && !self.board.over.load(Ordering::Relaxed) {
+            exit = self.vcpu.run(&self.board);
+        }
+        self.board.over.store(false, Ordering::Relaxed);
         self.retired = self.vcpu.retired_instructions() - before;
         let CpuState::X86(after) = self.vcpu.state()?;
         self.memory.write(CODE + (case.registers.rip - CODE_BASE), &vec![0xcc; case.code.len()])?;

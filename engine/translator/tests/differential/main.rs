@@ -18,6 +18,7 @@ mod compare;
 mod generate;
 mod interpret;
 mod native;
+mod optimized;
 mod regions;
 mod shrink;
 mod translated;

@@ -42,6 +42,32 @@ fn is_shift(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd) && !by_one
 }
 
+/// RFLAGS bits that any instruction of a case leaves undefined, whatever way it takes. `None`: another may look at such a flag, or a result is undefined.
+pub fn undefined_anywhere(case: &Case) -> Option<u64> {
+    let decoder = || Decoder::with_ip(case.mode, &case.code, case.registers.rip, DecoderOptions::NONE);
+    let anywhere = decoder().iter().fold(0, |flags, instruction| flags | undefined(&instruction));
+    let targets: Vec<u64> = decoder()
+        .iter()
+        .filter(|instruction| instruction.op_count() > 0)
+        .map(|instruction| instruction.near_branch_target())
+        .collect();
+    let mut flags = 0;
+    for instruction in decoder().iter() {
+        if targets.contains(&instruction.ip()) {
+            flags = anywhere;
+        }
+        let narrow = matches!(instruction.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) && instruction.op1_register().size() == 2;
+        if instruction.rflags_read() & flags != 0 || narrow {
+            return None;
+        }
+        if !is_shift(&instruction) {
+            flags &= !(instruction.rflags_written() | instruction.rflags_cleared() | instruction.rflags_set());
+        }
+        flags |= undefined(&instruction);
+    }
+    Some(PLACES.iter().filter(|(flag, _)| anywhere & flag != 0).map(|(_, place)| place).sum())
+}
+
 /// RFLAGS bits that are undefined when the case ends where `outcome` says. `None`: an instruction before that looks at such flags.
 fn undefined_at_end(case: &Case, outcome: &Outcome) -> Option<u64> {
     let mut decoder = Decoder::with_ip(case.mode, &case.code, case.registers.rip, DecoderOptions::NONE);

@@ -134,6 +134,8 @@ impl Cond {
     pub const E: Self = Self(4);
     pub const NE: Self = Self(5);
     pub const A: Self = Self(7);
+    pub const S: Self = Self(8);
+    pub const NS: Self = Self(9);
 }
 
 /// What a VEX prefix says besides registers.
@@ -364,6 +366,20 @@ impl Asm {
     pub fn lea(&mut self, w: W, reg: R, mem: Mem) {
         self.worded(w, &[0x8d], reg as u8, mem.into());
     }
+    /// `lea reg, [index << scale + disp]`
+    pub fn lea_scaled(&mut self, w: W, reg: R, index: R, scale: u8, disp: i32) {
+        debug_assert!(index != R::Sp && scale < 4);
+        let rex = u8::from(w == W::B8) << 3 | reg as u8 >> 3 << 2 | index as u8 >> 3 << 1;
+        if w == W::B2 {
+            self.byte(0x66);
+        }
+        if rex != 0 {
+            self.byte(0x40 | rex);
+        }
+        // Base 5 without a displacement in ModRM is none, and 32 bits follow.
+        self.code.extend_from_slice(&[0x8d, (reg as u8 & 7) << 3 | 4, scale << 6 | (index as u8 & 7) << 3 | 5]);
+        self.dword(disp);
+    }
     /// `xchg rm, reg`
     pub fn xchg(&mut self, w: W, rm: impl Into<Rm>, reg: R) {
         self.sized(w, &[0x86], reg as u8, rm.into(), true);
@@ -390,6 +406,15 @@ impl Asm {
             self.byte(0x41);
         }
         self.byte(0x58 | reg as u8 & 7);
+    }
+
+    /// `push qword mem`
+    pub fn push_mem(&mut self, mem: Mem) {
+        self.encode(None, false, (false, false), &[0xff], 6, mem.into());
+    }
+    /// `pop qword mem`
+    pub fn pop_mem(&mut self, mem: Mem) {
+        self.encode(None, false, (false, false), &[0x8f], 0, mem.into());
     }
 
     // ---- Arithmetic --------------------------------------------------------------------------------------------
@@ -431,7 +456,7 @@ impl Asm {
         self.sized(w, &[0xf6], 0, rm.into(), false);
         self.immediate(w, value);
     }
-    /// F6/F7: NOT (2), NEG (3), MUL (4), IMUL (5).
+    /// F6/F7: NOT (2), NEG (3), MUL (4), IMUL (5), DIV (6), IDIV (7).
     pub fn group3(&mut self, number: u8, w: W, rm: impl Into<Rm>) {
         self.sized(w, &[0xf6], number, rm.into(), false);
     }
@@ -452,6 +477,10 @@ impl Asm {
     pub fn double_shift_imm(&mut self, left: bool, w: W, rm: impl Into<Rm>, reg: R, count: u8) {
         self.worded(w, &[0x0f, if left { 0xa4 } else { 0xac }], reg as u8, rm.into());
         self.byte(count);
+    }
+    /// SHLD (`left`) or SHRD by CL.
+    pub fn double_shift_cl(&mut self, left: bool, w: W, rm: impl Into<Rm>, reg: R) {
+        self.worded(w, &[0x0f, if left { 0xa5 } else { 0xad }], reg as u8, rm.into());
     }
     /// `imul reg, rm`
     pub fn imul(&mut self, w: W, reg: R, rm: impl Into<Rm>) {
@@ -499,6 +528,11 @@ impl Asm {
             _ => {}
         }
         self.byte(0x99);
+    }
+
+    /// MFENCE
+    pub fn mfence(&mut self) {
+        self.code.extend_from_slice(&[0x0f, 0xae, 0xf0]);
     }
 
     /// LAHF
@@ -732,6 +766,8 @@ mod tests {
         assert_eq!(text(|asm| asm.movsx(W::B8, W::B4, R::Si, R::R9)), ["movsxd rsi,r9d"]);
         assert_eq!(text(|asm| asm.movsx(W::B2, W::B1, R::Si, R::Di)), ["movsx si,dil"]);
         assert_eq!(text(|asm| asm.lea(W::B4, R::R12, Mem::sum(R::R13, R::R12))), ["lea r12d,[r13+r12]"]);
+        assert_eq!(text(|asm| asm.lea_scaled(W::B8, R::R12, R::R13, 3, -8)), ["lea r12,[r13*8-8]"]);
+        assert_eq!(text(|asm| asm.lea_scaled(W::B4, R::Ax, R::Bp, 2, 0x100)), ["lea eax,[rbp*4+100h]"]);
         assert_eq!(text(|asm| asm.set(R::R9, 5)), ["mov r9d,5"]);
         assert_eq!(text(|asm| asm.set(R::R9, u64::MAX)), ["mov r9,0FFFFFFFFFFFFFFFFh"]);
         assert_eq!(text(|asm| asm.set(R::Bx, 0x1234_5678_9abc)), ["mov rbx,123456789ABCh"]);
@@ -744,6 +780,9 @@ mod tests {
         assert_eq!(text(|asm| asm.imul(W::B4, R::Bx, R::R8)), ["imul ebx,r8d"]);
         assert_eq!(text(|asm| asm.imul_imm(W::B2, R::Bx, R::R8, 300)), ["imul bx,r8w,12Ch"]);
         assert_eq!(text(|asm| asm.double_shift_imm(true, W::B4, R::Bx, R::R8, 3)), ["shld ebx,r8d,3"]);
+        assert_eq!(text(|asm| asm.double_shift_cl(false, W::B8, R::Bx, R::R8)), ["shrd rbx,r8,cl"]);
+        assert_eq!(text(|asm| (asm.push_mem(m), asm.pop_mem(m)).0), ["push qword [rbp+100h]", "pop qword [rbp+100h]"]);
+        assert_eq!(text(|asm| asm.mfence()), ["mfence"]);
         assert_eq!(text(|asm| asm.bswap(W::B8, R::R8)), ["bswap r8"]);
         assert_eq!(text(|asm| asm.xadd(W::B1, m, R::Di)), ["xadd [rbp+100h],dil"]);
         assert_eq!(

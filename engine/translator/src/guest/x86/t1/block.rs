@@ -15,6 +15,7 @@
 
 use super::emit::{ALL_FLAGS, Emitter, Source, field, state};
 use super::integer::may_keep_all_flags;
+use super::regions::{Compiled, Compiler, Published};
 use crate::backend::TranslatorOptions;
 use crate::guest::x86::op::{Op, OpFlags};
 use crate::host::x64::asm::{Alu, Asm, Cond, Mem, R, W};
@@ -27,16 +28,16 @@ use crate::watch::sampler::Place;
 use crate::watch::tally::Cause;
 use engine_memory::{Block, PageState};
 use iced_x86::{Mnemonic, OpKind};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use std::time::Duration;
 
 /// Why translated code was left: in the low bits of what the stub returns; the rest is a place in the page, or a link's number.
 pub(super) mod leave {
-    pub const MASK: u32 = 7;
-    pub const SHIFT: u32 = 3;
+    pub const MASK: u32 = 15;
+    pub const SHIFT: u32 = 4;
     /// RIP is in the state: go on there.
     pub const LOOK_UP: u32 = 1;
     /// A link that is not made yet.
@@ -51,6 +52,10 @@ pub(super) mod leave {
     pub const PANIC: u32 = 6;
     /// RIP is in the state: poll, then go on there.
     pub const ATTEND: u32 = 7;
+    /// A loop has become hot; the argument is the number of its counter.
+    pub const HOT: u32 = 8;
+    /// A region has bailed often; go on at a place in the page. The key of its block is in `t1.scratch`.
+    pub const USELESS: u32 = 9;
 }
 
 /// What of an op depends on where it was decoded.
@@ -111,6 +116,19 @@ pub(super) struct Link {
     pub target: u32,
 }
 
+/// A place in a page that counts how often it is jumped back to.
+pub(super) struct Heat {
+    pub left: Box<AtomicI32>,
+    pub target: u32,
+}
+
+/// What a region that is wanted will replace.
+pub(super) struct Wanted {
+    pub state: *const PageState,
+    pub page: *const u8,
+    pub entry: u64,
+}
+
 /// A block in the table.
 struct Translated {
     /// Its first byte in the space.
@@ -121,6 +139,8 @@ struct Translated {
     page: *const u8,
     /// The first instruction's place in the page.
     start: u32,
+    /// What runs in its stead.
+    region: Option<Published>,
 }
 
 /// The distance from a block's start to the page generation in its entry check.
@@ -137,9 +157,13 @@ struct Inner {
     blocks: HashMap<u64, Translated, Mixed>,
     links: Vec<Link>,
     sites: Sites,
+    heats: Vec<Heat>,
+    /// Blocks for which a region has been asked.
+    wanted: HashSet<u64>,
     /// Replaced blocks may still be executed: what they point to stays.
     #[allow(clippy::vec_box, reason = "translated code and sites hold their addresses")]
     replaced: Vec<Box<BlockInfo>>,
+    replaced_regions: Vec<Published>,
     held: Vec<Block>,
 }
 
@@ -196,6 +220,12 @@ pub(crate) struct Counters {
     pub replaced: AtomicU64,
     pub spaces: AtomicU64,
     pub nanoseconds: AtomicU64,
+    pub regions: AtomicU64,
+    pub region_instructions: AtomicU64,
+    pub region_bytes: AtomicU64,
+    pub useless_regions: AtomicU64,
+    pub refused_regions: AtomicU64,
+    pub region_nanoseconds: AtomicU64,
 }
 
 /// The translator of one machine: which space is current, and what it has done.
@@ -210,6 +240,8 @@ pub(crate) struct Translations {
     pub watch: WatchOptions,
     /// Which host code is whose, where somebody wants to know.
     pub log: CodeLog,
+    /// The optimising tier's.
+    pub compiler: Compiler,
 }
 
 /// Everything a block is made from.
@@ -230,7 +262,8 @@ impl Translations {
     pub fn new(options: TranslatorOptions) -> Self {
         let space_bytes = (options.code_bytes / 2).next_multiple_of(4096).max(4 * MAX_BLOCK_BYTES);
         let watch = options.watch;
-        Self { space_bytes, hot: options.hot, watch, log: CodeLog::new(watch), ..Self::off() }
+        let compiler = Compiler::new(options.tier2);
+        Self { space_bytes, hot: options.hot, compiler, watch, log: CodeLog::new(watch), ..Self::off() }
     }
 
     /// No translator.
@@ -242,6 +275,7 @@ impl Translations {
             space_bytes: 0,
             hot: 0,
             counters: Counters::default(),
+            compiler: Compiler::new(None),
             watch,
             log: CodeLog::new(watch),
         }
@@ -275,7 +309,23 @@ impl Translations {
                 ("code memories so far", of(&counters.spaces)),
             ],
         };
-        vec![tier_1]
+        let mut figures = vec![tier_1];
+        if self.compiler.options.is_some() {
+            figures.push(TierFigures {
+                title: "Tier 2",
+                pieces: of(&counters.regions),
+                instructions: of(&counters.region_instructions),
+                made_bytes: of(&counters.region_bytes),
+                used_bytes: 0,
+                most_bytes: 0,
+                spent: Duration::from_nanos(of(&counters.region_nanoseconds)),
+                more: vec![
+                    ("regions refused", of(&counters.refused_regions)),
+                    ("regions given up", of(&counters.useless_regions)),
+                ],
+            });
+        }
+        figures
     }
 
     /// The current space's number.
@@ -350,7 +400,7 @@ impl Space {
         host: u64,
         key: u8,
         counters: &Counters,
-        mark: impl FnOnce(*const PageState, *const u8, u64, u64),
+        mut mark: impl FnMut(*const PageState, *const u8, u64, u64),
     ) -> Option<u64> {
         let (page, start, len) = {
             let inner = self.lock();
@@ -379,16 +429,140 @@ impl Space {
         }
         mark(state, page, u64::from(start), len as u64);
         read(&mut now);
-        let inner = self.lock();
-        let found = inner.blocks.get(&block_key(host, key))?;
+        let ranges = self.lock().blocks.get(&block_key(host, key))?.region.as_ref().map(|region| region.ranges.clone());
+        let same_region =
+            ranges.as_ref().map(|ranges| Published::is_unchanged(ranges, page, |first, len| mark(state, page, first, len)));
+        let mut inner = self.lock();
+        let found = inner.blocks.get_mut(&block_key(host, key))?;
         if *found.bytes != *now {
             return None;
         }
+        match (&found.region, same_region) {
+            (Some(region), Some(true)) => self.memory.patch(region.entry + GENERATION_AT, &generation.to_le_bytes()),
+            (Some(_), _) => {
+                let region = self.take_back(found);
+                inner.replaced_regions.extend(region);
+                inner.wanted.remove(&block_key(host, key));
+            }
+            (None, _) => {}
+        }
+        let found = inner.blocks.get(&block_key(host, key))?;
         found.info.generation.store(generation, Ordering::Relaxed);
         self.memory.patch(found.offset + GENERATION_AT, &generation.to_le_bytes());
         counters.revived.fetch_add(1, Ordering::Relaxed);
         Some(self.memory.address(found.offset))
     }
+
+    // ---- Regions -----------------------------------------------------------------------------------------------
+
+    /// The address of a byte.
+    pub fn address(&self, offset: usize) -> u64 {
+        self.memory.address(offset)
+    }
+
+    /// Its stubs.
+    pub fn stubs(&self) -> Stubs {
+        self.stubs
+    }
+
+    /// A counter has run out: it begins anew, far away, and says where it is counted.
+    pub fn heat_target(&self, number: u32) -> u32 {
+        let inner = self.lock();
+        let heat = &inner.heats[number as usize];
+        heat.left.store(i32::MAX, Ordering::Relaxed);
+        heat.target
+    }
+
+    /// A region is wanted in place of the block at a host address, if there is one and nobody has asked before: its key, and what must be known of it.
+    pub fn want_region(&self, host: u64, key: u8) -> Option<(u64, Wanted)> {
+        let mut inner = self.lock();
+        let key = block_key(host, key);
+        let block = inner.blocks.get(&key).filter(|block| block.info.is_fresh())?;
+        let wanted = Wanted { state: block.info.page, page: block.page, entry: self.memory.address(block.offset) };
+        inner.wanted.insert(key).then_some((key, wanted))
+    }
+
+    /// There will be no region in place of a block now; it may be asked for again.
+    pub fn forget_region(&self, key: u64) {
+        self.lock().wanted.remove(&key);
+    }
+
+    /// Sets room aside for a region's code and its links: where it begins, and the first link's number.
+    pub fn reserve(&self, bytes: usize, links: usize) -> Option<(usize, u32)> {
+        let mut inner = self.lock();
+        let offset = inner.used.next_multiple_of(64);
+        if offset + bytes + MAX_BLOCK_BYTES > self.memory.len() {
+            return None;
+        }
+        inner.used = offset + bytes;
+        let first_link = inner.links.len();
+        inner.links.resize(first_link + links, Link { at: 0, target: 0 });
+        Some((offset, first_link as u32))
+    }
+
+    /// Puts a region in place of its block, if that is still the one.
+    pub fn publish(&self, mut compiled: Compiled, translations: &Translations) {
+        let counters = &translations.counters;
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let Some(block) = inner.blocks.get_mut(&compiled.block()) else { return };
+        if block.info.generation.load(Ordering::Relaxed) != compiled.generation() || block.region.is_some() {
+            return;
+        }
+        self.memory.write_at(compiled.offset, &compiled.code);
+        for (at, link) in compiled.links.iter().enumerate() {
+            inner.links[compiled.first_link as usize + at] = Link { at: link.at + compiled.offset, ..*link };
+        }
+        counters.regions.fetch_add(1, Ordering::Relaxed);
+        counters.region_instructions.fetch_add(compiled.instructions, Ordering::Relaxed);
+        counters.region_bytes.fetch_add(compiled.code.len() as u64, Ordering::Relaxed);
+        self.point_block_at(block.offset, compiled.entry);
+        if translations.log.is_on() {
+            translations.log.add(Placed {
+                tier: Place::Tier2,
+                space: self.number,
+                offset: compiled.offset as u32,
+                address: self.memory.address(compiled.offset),
+                rip: compiled.rip(),
+                bits: 64,
+                user: compiled.is_user(),
+                guest: compiled.first_bytes(),
+                host: compiled.code.clone().into_boxed_slice(),
+            });
+        }
+        block.region = Some(Published::new(&mut compiled));
+    }
+
+    /// `jmp entry` in place of the first instruction of a block, which lies in one aligned word.
+    fn point_block_at(&self, block: usize, entry: usize) {
+        let relative = self.memory.address(entry).wrapping_sub(self.memory.address(block + 5)) as i32;
+        let mut jump = [0xe9, 0, 0, 0, 0];
+        jump[1..].copy_from_slice(&relative.to_le_bytes());
+        self.memory.patch(block, &jump);
+    }
+
+    /// The block itself runs again. Gives the region, which may be executed still, and counts in there.
+    fn take_back(&self, block: &mut Translated) -> Option<Published> {
+        let mut asm = Asm::new(0);
+        // SAFETY: the space holds the page's block of memory.
+        asm.set_wide(R::Ax, std::ptr::from_ref(unsafe { (*block.info.page).code_generation_cell() }) as u64);
+        self.memory.patch(block.offset, &asm.finish()[..5]);
+        block.region.take()
+    }
+
+    /// The region in place of a block has bailed often: perhaps it is not worth it.
+    pub fn consider(&self, key: u64, counters: &Counters) {
+        let mut inner = self.lock();
+        if let Some(block) = inner.blocks.get_mut(&key)
+            && block.region.as_mut().is_some_and(Published::is_useless)
+        {
+            let region = self.take_back(block);
+            inner.replaced_regions.extend(region);
+            counters.useless_regions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    // ---- Blocks ------------------------------------------------------------------------------------------------
 
     /// The place in the page that a link leads to.
     pub fn link_target(&self, number: u32) -> u32 {
@@ -406,6 +580,7 @@ impl Space {
     /// Translates. `None`: the space is full.
     pub fn translate(&self, request: &Request, hold: impl FnOnce(&mut Vec<Block>), translations: &Translations) -> Option<u64> {
         let counters = &translations.counters;
+        let threshold = translations.compiler.options.map(|options| options.threshold);
         let first = request.sources.first()?;
         let host = request.page as u64 + u64::from(first.start);
         let mut inner = self.lock();
@@ -420,7 +595,7 @@ impl Space {
             return None;
         }
         let info = Box::new(BlockInfo { page: request.state, generation: AtomicU32::new(request.generation) });
-        let emitter = Emitter::new(
+        let mut emitter = Emitter::new(
             self.memory.address(offset),
             self.stubs,
             request.key,
@@ -429,12 +604,14 @@ impl Space {
             &*info,
             inner.links.len() as u32,
         );
-        let (code, links, sites) = write_block(emitter, &info);
+        emitter.count_heat(threshold, inner.heats.len() as u32);
+        let (code, links, sites, heats) = write_block(emitter, &info);
         assert!(code.len() <= MAX_BLOCK_BYTES, "a block of {} bytes", code.len());
         self.memory.write_at(offset, &code);
         inner.used = offset + code.len();
         inner.links.extend(links.into_iter().map(|link| Link { at: link.at + offset, ..link }));
         inner.sites.extend(sites);
+        inner.heats.extend(heats);
         hold(&mut inner.held);
         counters.blocks.fetch_add(1, Ordering::Relaxed);
         counters.instructions.fetch_add(request.sources.len() as u64, Ordering::Relaxed);
@@ -453,14 +630,13 @@ impl Space {
                 host: code.into_boxed_slice(),
             });
         }
-        let translated = Translated { offset, info, bytes: request.bytes.clone(), page: request.page, start: first.start };
+        let translated =
+            Translated { offset, info, bytes: request.bytes.clone(), page: request.page, start: first.start, region: None };
         if let Some(old) = inner.blocks.insert(key, translated) {
-            // `jmp entry` in place of the first instruction of the old block, which lies in one aligned word.
-            let relative = entry.wrapping_sub(self.memory.address(old.offset + 5)) as i32;
-            let mut jump = [0xe9, 0, 0, 0, 0];
-            jump[1..].copy_from_slice(&relative.to_le_bytes());
-            self.memory.patch(old.offset, &jump);
+            self.point_block_at(old.offset, offset);
             inner.replaced.push(old.info);
+            inner.replaced_regions.extend(old.region);
+            inner.wanted.remove(&key);
             counters.replaced.fetch_add(1, Ordering::Relaxed);
         }
         Some(entry)
@@ -468,7 +644,7 @@ impl Space {
 }
 
 /// Writes a block: code, links, sites.
-fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link>, Sites) {
+fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link>, Sites, Vec<Heat>) {
     let count = emitter.sources.len();
     let start = emitter.sources[0].start;
     // The entry: ten bytes, then a comparison whose immediate lies at `GENERATION_AT`.
@@ -509,7 +685,8 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
     emitter.asm.bind(stale);
     emitter.leave(start << leave::SHIFT | leave::STALE);
     let (links, sites) = (std::mem::take(&mut emitter.links), std::mem::take(&mut emitter.sites));
-    (emitter.asm.finish(), links, sites)
+    let heats = std::mem::take(&mut emitter.heats);
+    (emitter.asm.finish(), links, sites, heats)
 }
 
 /// Says of each instruction which flags somebody wants before and behind it. Behind the block everybody wants all, and so

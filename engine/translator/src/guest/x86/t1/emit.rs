@@ -7,7 +7,7 @@
 //! flags calls [`Emitter::spoil_flags`], which saves them if anybody still wants them: a later instruction of the block, whatever
 //! follows the block, or the frame of a fault that this or a later instruction may raise.
 
-use super::block::{BlockInfo, Link, Relative, Site, Sites, leave};
+use super::block::{BlockInfo, Heat, Link, Relative, Site, Sites, leave};
 use super::x87::{self, Note, emit_note};
 use crate::guest::x86::cpu::{Span, reg, seg};
 use crate::guest::x86::op::{NO_REGISTER, Op, OpFlags};
@@ -18,6 +18,7 @@ use crate::mmu::{read_table, write_table};
 use crate::watch::tally::Cause;
 use iced_x86::{Instruction, OpKind, Register, RflagsBits};
 use std::mem::offset_of;
+use std::sync::atomic::AtomicI32;
 
 /// All six arithmetic flags, as iced names them.
 pub(super) const ALL_FLAGS: u32 =
@@ -135,6 +136,12 @@ pub(super) struct Emitter<'a> {
     pub links: Vec<Link>,
     pub sites: Sites,
     first_link: u32,
+    /// After how many jumps back a loop is hot, if anybody wants to know.
+    threshold: Option<u32>,
+    pub heats: Vec<Heat>,
+    first_heat: u32,
+    /// Where loops that have become hot leave, and the numbers of their counters.
+    hot: Vec<(Label, u32)>,
 }
 
 impl<'a> Emitter<'a> {
@@ -170,7 +177,16 @@ impl<'a> Emitter<'a> {
             links: Vec::new(),
             sites: Vec::new(),
             first_link,
+            threshold: None,
+            heats: Vec::new(),
+            first_heat: 0,
+            hot: Vec::new(),
         }
+    }
+
+    /// Jumps back are to be counted, by counters numbered from `first`.
+    pub fn count_heat(&mut self, threshold: Option<u32>, first: u32) {
+        (self.threshold, self.first_heat) = (threshold.filter(|_| self.wide), first);
     }
 
     /// The instruction being translated.
@@ -631,6 +647,10 @@ impl<'a> Emitter<'a> {
             self.asm.call_to(self.stubs.call);
             self.asm.jmp(resume);
         }
+        for (label, number) in std::mem::take(&mut self.hot) {
+            self.asm.bind(label);
+            self.leave(number << leave::SHIFT | leave::HOT);
+        }
         if let Some((fill, resume)) = self.fill.take() {
             self.asm.bind(fill);
             self.fill_vectors();
@@ -666,17 +686,35 @@ impl<'a> Emitter<'a> {
         self.asm.jmp_to(stub);
     }
 
+    /// Looks at the attention word: if it is wanted, translated code is left and goes on at a place in this page. Spoils RAX and flags.
+    pub fn poll(&mut self, target: u32) {
+        let go_on = self.asm.label();
+        self.asm.load(W::B8, R::Ax, state(field!(t1.attention)));
+        self.asm.alu_imm(Alu::Cmp, W::B4, Mem::at(R::Ax, 0), 0);
+        self.asm.jcc(Cond::E, go_on);
+        self.leave(target << leave::SHIFT | leave::POLL);
+        self.asm.bind(go_on);
+    }
+
+    /// Counts a jump back to a place in this page.
+    fn count_jump(&mut self, target: u32) {
+        let Some(threshold) = self.threshold else { return };
+        let left = Box::new(AtomicI32::new(threshold as i32));
+        self.asm.set_wide(R::Ax, std::ptr::from_ref(&*left) as u64);
+        self.asm.alu_imm(Alu::Sub, W::B4, Mem::at(R::Ax, 0), 1);
+        let label = self.asm.label();
+        self.asm.jcc(Cond::S, label);
+        self.hot.push((label, self.first_heat + self.heats.len() as u32));
+        self.heats.push(Heat { left, target });
+    }
+
     /// Goes on at a place in this page: a link, made when its target has been translated. `poll` looks at the attention word first.
     pub fn go_to(&mut self, target: u32, poll: bool) {
         debug_assert!(target < 4096);
         debug_assert_ne!(self.flags, FlagsAt::Host { saved: false });
         if poll {
-            let go_on = self.asm.label();
-            self.asm.load(W::B8, R::Ax, state(field!(t1.attention)));
-            self.asm.alu_imm(Alu::Cmp, W::B4, Mem::at(R::Ax, 0), 0);
-            self.asm.jcc(Cond::E, go_on);
-            self.leave(target << leave::SHIFT | leave::POLL);
-            self.asm.bind(go_on);
+            self.poll(target);
+            self.count_jump(target);
         }
         let number = self.first_link + self.links.len() as u32;
         // The displacement is patched while others run: it lies in one aligned word.

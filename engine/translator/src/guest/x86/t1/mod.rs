@@ -6,6 +6,7 @@
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
 //! * `integer.rs`, `bits.rs`, `vector.rs`, `x87.rs`, `flow.rs`: the instructions; `same.rs`: how the guest's own is written with other operands.
 //! * `jumps.rs`: where indirect transfers find their targets' code.
+//! * `regions.rs`: the optimising tier, whose code takes the place of blocks.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
 //! # What is translated
@@ -22,6 +23,7 @@ mod emit;
 mod flow;
 mod integer;
 mod jumps;
+mod regions;
 mod same;
 mod vector;
 mod x87;
@@ -81,6 +83,8 @@ pub(crate) struct Translator {
     /// The offset in CS of the page that is executed.
     page_base: u64,
     scratch: [u64; 2],
+    /// Where regions keep values for which they have no register.
+    cells: [u64; regions::CELLS],
     /// The CPU's attention word.
     attention: *const AtomicU32,
     /// The jump caches, by key.
@@ -114,6 +118,7 @@ impl Translator {
             host_mxcsr: host_fp::HOST_MXCSR,
             page_base: 0,
             scratch: [0; 2],
+            cells: [0; regions::CELLS],
             attention,
             tables: jumps.tables(),
             panic: None,
@@ -349,6 +354,9 @@ impl Cpu {
             entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
         }
         translations.counters.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        if translations.compiler.options.is_some_and(|options| options.threshold == 0) {
+            self.want_region(&space);
+        }
         entry
     }
 
@@ -382,6 +390,7 @@ impl Cpu {
         self.running.count = 0;
         let mut link: Option<u32> = None;
         loop {
+            self.publish_regions();
             let Some(space) = self.t1.space.clone() else { return Left::At };
             if let Some(number) = link.take() {
                 space.make_link(number, entry);
@@ -418,6 +427,14 @@ impl Cpu {
                 leave::STALE => {
                     self.rip = place(self, argument);
                     found = Found::Stale;
+                }
+                leave::HOT => {
+                    self.rip = place(self, space.heat_target(argument));
+                    self.want_region(&space);
+                }
+                leave::USELESS => {
+                    self.rip = place(self, argument);
+                    space.consider(self.t1.scratch[0], &self.fabric.translations.counters);
                 }
                 leave::PANIC => match self.t1.panic.take() {
                     Some(panic) => {

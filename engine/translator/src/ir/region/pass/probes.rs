@@ -77,7 +77,7 @@ impl Splitting<'_> {
             let span = Span { low: 0, high: bytes.into() };
             return self.probe(block, address, span, rights, inst.snapshot, body);
         };
-        let span = Span { low, high: low + i32::from(bytes) };
+        let span = Span { low, high: low.saturating_add(bytes.into()) };
         self.shared(block, root, span, rights).unwrap_or_else(|| self.probe(block, root, span, rights, inst.snapshot, body))
     }
 
@@ -96,7 +96,7 @@ impl Splitting<'_> {
             let both = has.union(span);
             // Whoever is seldom here must not make those fail who are always there.
             let often = weight(self.region, block) >= weight(self.region, known.block) / 4 * 3;
-            if often && both.high - both.low <= WIDEST {
+            if often && both.high.checked_sub(both.low).is_some_and(|wide| wide <= WIDEST) {
                 let raised = if rights & !inst.aux & PROBE_WRITE != 0 { PROBE_RAISED } else { 0 };
                 let inst = &mut self.region.insts[known.probe.index()];
                 (inst.imm, inst.aux) = (both.pack(), inst.aux | rights | raised);

@@ -1,0 +1,516 @@
+//! The optimising tier as this guest sees it: when a loop is hot enough to become a region, what a region's code finds where, and how it takes the place of a block.
+//!
+//! A region is the code of one page at one offset in CS. Its way in is that of the block at its first instruction: `jmp region` stands there instead of the block's first
+//! instruction, so links and jump caches lead to the region without knowing of it. Like a block it begins with a look at the page's generation and at `t1.page_base`; if either is not what
+//! it was made for, the block runs instead, and so it does when something rare happens in the region's very first instruction. Elsewhere a bail goes on with the block at
+//! the instruction in question. All ways out poll, so no cycle of regions and blocks is deaf.
+//!
+//! # Publishing
+//! A thread of the machine ([`Compiler`]) works on a copy of the page. What it has made a vCPU publishes: it looks at the generation, marks all of the region's bytes as code, compares them with those
+//! that were compiled, and only then points the block at it. A write before the mark shows in the bytes; one after it raises the generation.
+
+use super::block::{BlockInfo, Link, Space, leave};
+use super::emit::{Emitter, field, state};
+use crate::backend::Tier2Options;
+use crate::guest::x86::cpu::{CodeSize, Cpu, Span, seg};
+use crate::guest::x86::cpuid::InstructionSets;
+use crate::guest::x86::lift::region::form_region;
+use crate::guest::x86::lift::{GPR, LiftMode, SEGMENT_BASE, SLOTS};
+use crate::guest::x86::trace::copy_code;
+use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, W};
+use crate::host::x64::stubs::{PINNED, Stubs};
+use crate::host::x64::t2::{self, Frame, Home, Ways};
+use crate::ir::Op;
+use crate::ir::region::{Exit, Region, pass};
+use crate::mmu::{PAGE_MASK, class, read_table, write_table};
+use crate::shared::{CpuShared, attention};
+use engine_memory::PageState;
+use std::collections::VecDeque;
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Cells of eight bytes that a region may keep values in.
+pub(super) const CELLS: usize = 96;
+/// Requests that wait at most; those beyond are forgotten, to come again.
+const QUEUE: usize = 64;
+/// Bails after which a look is taken at whether a region is worth it …
+pub(super) const BAILS: i32 = 1000;
+/// … and in what time they may happen.
+const BAIL_TIME: Duration = Duration::from_millis(2);
+/// Bytes of the first instruction of every block, the one that a region takes the place of.
+const FIRST_INSTRUCTION: u64 = 10;
+
+/// A page of memory and its state, kept alive by the space that the request belongs to.
+#[derive(Clone, Copy)]
+struct Page {
+    state: *const PageState,
+    first: *const u8,
+}
+
+// SAFETY: only vCPUs look at what is behind the pointers; the thread in between carries them.
+unsafe impl Send for Page {}
+
+/// What is to be compiled.
+pub(super) struct Request {
+    space: Arc<Space>,
+    page: Page,
+    generation: u32,
+    bytes: Box<[u8; 4096]>,
+    key: u8,
+    /// The key and address of the block that it is to replace, and that block's code.
+    block: u64,
+    block_entry: u64,
+    /// The page's offset in CS, and where in it the region begins.
+    page_base: u64,
+    start: u32,
+    mode: LiftMode,
+    sets: InstructionSets,
+    cpu: Arc<CpuShared>,
+}
+
+/// What has come of it.
+pub(super) struct Compiled {
+    request: Request,
+    /// Its first byte in the space, and its way in.
+    pub offset: usize,
+    pub entry: usize,
+    pub code: Vec<u8>,
+    pub first_link: u32,
+    pub links: Vec<Link>,
+    /// Runs of guest bytes that it was made of: places in the page, and the bytes themselves.
+    pub ranges: Vec<(u32, Box<[u8]>)>,
+    pub bails: Box<AtomicI32>,
+    pub instructions: u64,
+}
+
+impl Compiled {
+    pub fn block(&self) -> u64 {
+        self.request.block
+    }
+    pub fn generation(&self) -> u32 {
+        self.request.generation
+    }
+    /// The pc of its first instruction.
+    pub fn rip(&self) -> u64 {
+        self.request.page_base + u64::from(self.request.start)
+    }
+    pub fn is_user(&self) -> bool {
+        self.request.key & super::CLASS == class::USER
+    }
+    /// The bytes of its first block.
+    pub fn first_bytes(&self) -> Box<[u8]> {
+        let first = self.ranges.iter().find(|(first, _)| *first == self.request.start);
+        first.map_or_else(Box::default, |(_, bytes)| bytes.clone())
+    }
+}
+
+/// A region that has taken the place of a block.
+pub(super) struct Published {
+    /// Its way in, from the space's start.
+    pub entry: usize,
+    pub ranges: Vec<(u32, Box<[u8]>)>,
+    pub bails: Box<AtomicI32>,
+    since: Instant,
+}
+
+impl Published {
+    pub fn new(compiled: &mut Compiled) -> Self {
+        let bails = std::mem::take(&mut compiled.bails);
+        Self { entry: compiled.entry, ranges: std::mem::take(&mut compiled.ranges), bails, since: Instant::now() }
+    }
+
+    /// It has bailed [`BAILS`] times more: whether that was too often for the time. If not, it may do so again.
+    pub fn is_useless(&mut self) -> bool {
+        let spent = self.since.elapsed();
+        self.since = Instant::now();
+        self.bails.store(BAILS, Ordering::Relaxed);
+        spent < BAIL_TIME
+    }
+
+    /// Whether the page still holds what the region was made of. `mark` says of each run that it is code.
+    pub fn is_unchanged(ranges: &[(u32, Box<[u8]>)], page: *const u8, mut mark: impl FnMut(u64, u64)) -> bool {
+        ranges.iter().all(|(first, bytes)| {
+            mark((*first).into(), bytes.len() as u64);
+            let mut now = vec![0; bytes.len()];
+            copy_code(page, (*first).into(), &mut now);
+            *now == **bytes
+        })
+    }
+}
+
+// ---- The thread ------------------------------------------------------------------------------------------------------
+
+/// The machine's compiler: what waits for it, and what it has done.
+pub(crate) struct Compiler {
+    pub options: Option<Tier2Options>,
+    shared: Arc<Shared>,
+    started: AtomicBool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+    /// Something is in `done`.
+    has_done: AtomicBool,
+    done: Mutex<Vec<Outcome>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    requests: VecDeque<Request>,
+    ends: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poison| poison.into_inner())
+}
+
+impl Compiler {
+    pub fn new(options: Option<Tier2Options>) -> Self {
+        Self { options, shared: Arc::default(), started: AtomicBool::new(false) }
+    }
+
+    /// Asks for a region. Says whether it will be looked at.
+    fn ask(&self, request: Request) -> bool {
+        if !self.started.swap(true, Ordering::AcqRel) {
+            let shared = self.shared.clone();
+            let thread = std::thread::Builder::new().name("optimiser".to_owned());
+            if let Err(error) = thread.spawn(move || shared.work()) {
+                tracing::warn!("the optimising translator is off: no thread: {error}");
+            }
+        }
+        let mut queue = lock(&self.shared.queue);
+        let has_room = queue.requests.len() < QUEUE;
+        if has_room {
+            queue.requests.push_back(request);
+            self.shared.wake.notify_one();
+        }
+        has_room
+    }
+
+    /// What has been compiled since the last time.
+    fn take_done(&self) -> Vec<Outcome> {
+        if !self.shared.has_done.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        self.shared.has_done.store(false, Ordering::Release);
+        std::mem::take(&mut *lock(&self.shared.done))
+    }
+}
+
+impl Drop for Compiler {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.shared.queue);
+        queue.ends = true;
+        queue.requests.clear();
+        self.shared.wake.notify_one();
+    }
+}
+
+impl Shared {
+    /// Compiles until the machine is gone, behind everybody who has something better to do.
+    fn work(&self) {
+        let me = Some(rustix::thread::gettid());
+        if let Err(error) = rustix::process::setpriority_process(me, 5) {
+            tracing::debug!("the optimiser keeps its priority: {error}");
+        }
+        loop {
+            let request = {
+                let mut queue = lock(&self.queue);
+                loop {
+                    if queue.ends {
+                        return;
+                    }
+                    match queue.requests.pop_front() {
+                        Some(request) => break request,
+                        None => queue = self.wake.wait(queue).unwrap_or_else(|poison| poison.into_inner()),
+                    }
+                }
+            };
+            let cpu = request.cpu.clone();
+            lock(&self.done).push(compile(request));
+            self.has_done.store(true, Ordering::Release);
+            cpu.raise(attention::SELF);
+        }
+    }
+}
+
+// ---- Compiling -------------------------------------------------------------------------------------------------------
+
+/// What lifted code of a mode takes for granted: of 64-bit code the key says all of it.
+fn lift_mode(key: u8) -> LiftMode {
+    let vectors = key & super::VECTOR != 0;
+    LiftMode {
+        code_size: CodeSize::Bits64,
+        readable: 0x3f,
+        writable: 0x3f,
+        based: 1 << seg::FS | 1 << seg::GS,
+        wide_stack: true,
+        vectors,
+        masked_floats: vectors,
+        open_code: true,
+    }
+}
+
+/// Where a region's code finds everything.
+fn frame(key: u8) -> Frame {
+    let mut homes = vec![None; SLOTS.len()];
+    for number in 0..16 {
+        let memory = field!(gpr) + 8 * number as i32;
+        homes[usize::from(GPR) + number] = Some(Home { register: PINNED.get(number).copied(), memory });
+    }
+    for number in [seg::FS, seg::GS] {
+        let span = field!(spans) + i32::from(number) * size_of::<Span>() as i32;
+        homes[usize::from(SEGMENT_BASE + number)] = Some(Home { register: None, memory: span + offset_of!(Span, base) as i32 });
+    }
+    let class = key & super::CLASS;
+    Frame {
+        homes,
+        flags: field!(t1.flags),
+        retired: field!(retired),
+        cells: field!(t1.cells),
+        cell_count: CELLS,
+        attention: field!(t1.attention),
+        tables: [read_table(class) as i32, write_table(class) as i32],
+    }
+}
+
+/// What has come of a request, and how long it took.
+struct Outcome {
+    /// Nothing: no region begins there, or the back end does not know something in it.
+    compiled: Option<Compiled>,
+    spent: Duration,
+}
+
+fn compile(request: Request) -> Outcome {
+    let began = Instant::now();
+    let compiled = compile_region(request);
+    Outcome { compiled, spent: began.elapsed() }
+}
+
+fn compile_region(request: Request) -> Option<Compiled> {
+    let entry_pc = request.page_base + u64::from(request.start);
+    let page_base = request.page_base;
+    let mut region = form_region(entry_pc, request.mode, &request.sets, |page| (page == page_base).then_some(&*request.bytes))?;
+    pass::run(&mut region, pass::PIPELINE);
+    tracing::trace!("a region:\n{region}");
+    let bails = Box::new(AtomicI32::new(BAILS));
+    let frame = frame(request.key);
+    let space = request.space.clone();
+    let write = |base: u64, first_link: u32| {
+        let mut entry = 0;
+        let (asm, exits) = t2::emit(&region, &frame, || begin(&request, &region, &bails, base, first_link, &mut entry))?;
+        Ok::<_, t2::Refused>((asm.finish(), entry, exits.links))
+    };
+    // Once to know how much room it takes, which does not depend on where it is.
+    let (draft, _, links) = match write(space.address(0), 0) {
+        Ok(written) => written,
+        Err(why) => {
+            tracing::debug!("no region at {entry_pc:x}: {why}");
+            return None;
+        }
+    };
+    let (offset, first_link) = space.reserve(draft.len(), links.len())?;
+    let (code, entry, links) = write(space.address(offset), first_link).ok()?;
+    assert_eq!(code.len(), draft.len(), "a region's code depends on its place");
+    let ranges = region.code.iter().map(|run| {
+        let first = place(request.start, run.pc);
+        let bytes = request.bytes[first as usize..][..run.len as usize].into();
+        (first, bytes)
+    });
+    let ranges = ranges.collect();
+    let instructions = region.blocks.iter().map(|block| u64::from(block.retired)).sum();
+    Some(Compiled { request, offset, entry: offset + entry, code, first_link, links, ranges, bails, instructions })
+}
+
+/// The place in the page that lies `pc` from the region's start.
+fn place(start: u32, pc: u64) -> u32 {
+    start.wrapping_add(pc as u32) & !PAGE_MASK as u32
+}
+
+/// What stands before a region's blocks: the block's own first instruction and a jump to what follows it there, for those who cannot run the region; then the way in.
+fn begin<'a>(
+    request: &'a Request,
+    region: &'a Region,
+    bails: &'a AtomicI32,
+    base: u64,
+    first_link: u32,
+    entry: &mut usize,
+) -> (Asm, Exits<'a>) {
+    let mut asm = Asm::new(base);
+    // SAFETY: the page's state is in a block of memory that the space holds.
+    let cell = std::ptr::from_ref(unsafe { (*request.page.state).code_generation_cell() }) as u64;
+    let instead = asm.label();
+    asm.bind(instead);
+    asm.set_wide(R::Ax, cell);
+    asm.jmp_to(request.block_entry + FIRST_INSTRUCTION);
+    asm.align(16, 0);
+    *entry = asm.len();
+    asm.set_wide(R::Ax, cell);
+    asm.compare_wide_imm(Mem::at(R::Ax, 0), request.generation as i32);
+    asm.jcc(Cond::NE, instead);
+    asm.set_wide(R::Ax, request.page_base);
+    asm.alu(Alu::Cmp, W::B8, state(field!(t1.page_base)), R::Ax);
+    asm.jcc(Cond::NE, instead);
+    let stubs = request.space.stubs();
+    (asm, Exits { request, region, bails, base, instead, stubs, first_link, links: Vec::new() })
+}
+
+/// The ways out of a region, in the terms of blocks.
+struct Exits<'a> {
+    request: &'a Request,
+    region: &'a Region,
+    bails: &'a AtomicI32,
+    base: u64,
+    /// Where the block runs that the region stands in for.
+    instead: Label,
+    stubs: Stubs,
+    first_link: u32,
+    links: Vec<Link>,
+}
+
+impl Exits<'_> {
+    /// Writes with what writes blocks.
+    fn by_block(&mut self, asm: &mut Asm, write: impl FnOnce(&mut Emitter<'_>)) {
+        let first = self.first_link + self.links.len() as u32;
+        let nothing: *const BlockInfo = std::ptr::null();
+        let request = self.request;
+        let mut emitter = Emitter::new(self.base, self.stubs, request.key, request.page_base, &[], nothing, first);
+        std::mem::swap(&mut emitter.asm, asm);
+        write(&mut emitter);
+        std::mem::swap(&mut emitter.asm, asm);
+        self.links.append(&mut emitter.links);
+    }
+
+    fn place(&self, pc: u64) -> u32 {
+        place(self.request.start, pc)
+    }
+}
+
+impl Ways for Exits<'_> {
+    fn bail(&mut self, asm: &mut Asm, pc: u64) {
+        let place = self.place(pc);
+        asm.set_wide(R::Ax, std::ptr::from_ref(self.bails) as u64);
+        asm.alu_imm(Alu::Sub, W::B4, Mem::at(R::Ax, 0), 1);
+        let (enough, is_start, instead) = (asm.label(), place == self.request.start, self.instead);
+        asm.jcc(Cond::NS, enough);
+        asm.set_wide(R::Ax, self.request.block);
+        asm.mov(W::B8, state(field!(t1.scratch)), R::Ax);
+        asm.set(R::Ax, (place << leave::SHIFT | leave::USELESS).into());
+        asm.jmp_to(self.stubs.leave);
+        asm.bind(enough);
+        if is_start {
+            self.by_block(asm, |emitter| emitter.poll(place));
+            asm.jmp(instead);
+        } else {
+            self.by_block(asm, |emitter| emitter.go_to(place, true));
+        }
+    }
+
+    fn poll(&mut self, asm: &mut Asm, pc: u64) {
+        asm.set(R::Ax, (self.place(pc) << leave::SHIFT | leave::POLL).into());
+        asm.jmp_to(self.stubs.leave);
+    }
+
+    fn exit(&mut self, asm: &mut Asm, exit: &Exit) {
+        let is_direct = matches!(exit.op, Op::Jump | Op::Call);
+        if is_direct {
+            let target = self.region.target(exit.state.pc);
+            if target & PAGE_MASK == self.request.page_base {
+                let place = (target & !PAGE_MASK) as u32;
+                return self.by_block(asm, |emitter| emitter.go_to(place, true));
+            }
+            asm.set(R::Ax, target);
+        }
+        self.by_block(asm, |emitter| {
+            let miss = emitter.asm.label();
+            emitter.look_up(miss);
+            emitter.take_jump();
+            emitter.asm.bind(miss);
+            emitter.leave_at_ax();
+        });
+    }
+}
+
+// ---- The vCPU's side -------------------------------------------------------------------------------------------------
+
+impl Cpu {
+    /// The block at RIP has become hot: asks for a region that begins there.
+    pub(super) fn want_region(&mut self, space: &Arc<Space>) -> Option<()> {
+        let fabric = self.fabric.clone();
+        let compiler = &fabric.translations.compiler;
+        let options = compiler.options?;
+        let key = self.t1.key;
+        if key == super::NO_KEY || key & super::WIDE == 0 {
+            return None;
+        }
+        let fetch = self.fetch_page(self.rip).ok()?;
+        if fetch.page.is_null() {
+            return None;
+        }
+        let start = (self.rip & !PAGE_MASK) as u32;
+        let (block, wanted) = space.want_region(fetch.page as u64 + u64::from(start), key)?;
+        let page = Page { state: wanted.state, first: wanted.page };
+        // SAFETY: the space holds the page's block of memory.
+        let generation = unsafe { (*page.state).code_generation() };
+        let mut bytes = Box::new([0; 4096]);
+        copy_code(page.first, 0, &mut bytes[..]);
+        let request = Request {
+            space: space.clone(),
+            page,
+            generation,
+            bytes,
+            key,
+            block,
+            block_entry: wanted.entry,
+            page_base: self.rip & PAGE_MASK,
+            start,
+            mode: lift_mode(key),
+            sets: self.cpuid.instruction_sets().clone(),
+            cpu: self.shared.clone(),
+        };
+        if !options.background {
+            self.publish_region(compile(request));
+        } else if !compiler.ask(request) {
+            space.forget_region(block);
+        }
+        Some(())
+    }
+
+    /// Publishes what has been compiled.
+    pub(super) fn publish_regions(&mut self) {
+        let fabric = self.fabric.clone();
+        if fabric.translations.compiler.options.is_some() {
+            for compiled in fabric.translations.compiler.take_done() {
+                self.publish_region(compiled);
+            }
+        }
+    }
+
+    fn publish_region(&mut self, outcome: Outcome) {
+        let counters = &self.fabric.translations.counters;
+        counters.region_nanoseconds.fetch_add(outcome.spent.as_nanos() as u64, Ordering::Relaxed);
+        let Some(compiled) = outcome.compiled else {
+            counters.refused_regions.fetch_add(1, Ordering::Relaxed);
+            return;
+        };
+        let request = &compiled.request;
+        let space = request.space.clone();
+        if self.t1.space.as_ref().is_none_or(|current| current.number != space.number) {
+            return;
+        }
+        let page = request.page;
+        // SAFETY: the space holds the page's block of memory.
+        let state = unsafe { &*page.state };
+        let is_fresh = state.code_generation() == request.generation
+            && Published::is_unchanged(&compiled.ranges, page.first, |first, len| self.mark_code(state, page.first, first, len));
+        if is_fresh {
+            space.publish(compiled, &self.fabric.translations);
+        } else {
+            space.forget_region(request.block);
+        }
+    }
+}

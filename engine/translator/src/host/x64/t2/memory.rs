@@ -1,0 +1,204 @@
+//! Memory by probes, and what may bail.
+
+use super::moves::cell;
+use super::registers::{Source, bit, width_of};
+use super::{Cold, ColdKind, Emitter, Refused, Ways};
+use crate::host::x64::asm::{Alu, Cond, Label, Mem, R, Rm, W};
+use crate::ir::region::{PROBE_WRITE, Span};
+use crate::ir::{Inst, NO_SNAPSHOT, Op, Val};
+
+/// Bits of an address that count, its highest one repeated above them.
+const CANONICAL_BITS: u8 = 48;
+
+impl<W_: Ways> Emitter<'_, W_> {
+    /// Writes what `write_inst` does not know.
+    pub(super) fn write_memory(&mut self, value: Val, inst: &Inst) -> Result<(), Refused> {
+        match inst.op {
+            Op::Probe => self.probe(value, inst),
+            Op::LoadVia | Op::Load => self.load_from(value, inst),
+            Op::StoreVia | Op::Store => self.store_to(inst),
+            Op::Fence => {
+                self.asm.mfence();
+                Ok(())
+            }
+            Op::BailIf => {
+                let condition = self.truth(inst.args[0])?;
+                let label = self.bail(inst)?;
+                self.asm.jcc(condition, label);
+                Ok(())
+            }
+            Op::CheckPc => self.check_pc(inst),
+            Op::Poll => self.poll(inst),
+            op => Err(Refused::Operation(op)),
+        }
+    }
+
+    /// A way out of the way, taken with everything as it is now.
+    pub(super) fn cold(&mut self, kind: ColdKind) -> Label {
+        let label = self.asm.label();
+        self.cold.push(Cold { label, state: self.state.clone(), host_flags: self.host_flags, block: self.block as u32, kind });
+        label
+    }
+
+    /// Where an instruction bails to.
+    fn bail(&mut self, inst: &Inst) -> Result<Label, Refused> {
+        if inst.snapshot == NO_SNAPSHOT {
+            return Err(Refused::Operation(inst.op));
+        }
+        Ok(self.cold(ColdKind::Bail(inst.snapshot)))
+    }
+
+    fn poll(&mut self, inst: &Inst) -> Result<(), Refused> {
+        let pointer = self.allocate(None)?;
+        self.asm.load(W::B8, pointer, cell(self.frame.attention));
+        self.asm.alu_imm(Alu::Cmp, W::B4, Mem::at(pointer, 0), 0);
+        self.host_flags = Val::NONE;
+        let label = self.cold(ColdKind::Poll(inst.snapshot));
+        self.asm.jcc(Cond::NE, label);
+        Ok(())
+    }
+
+    fn check_pc(&mut self, inst: &Inst) -> Result<(), Refused> {
+        let target = self.read(inst.args[0])?;
+        let test = self.allocate(None)?;
+        self.asm.mov(W::B8, test, target);
+        self.asm.shift_imm(4, W::B8, test, 64 - CANONICAL_BITS);
+        self.asm.shift_imm(7, W::B8, test, 64 - CANONICAL_BITS);
+        self.asm.alu(Alu::Cmp, W::B8, test, target);
+        self.host_flags = Val::NONE;
+        let label = self.bail(inst)?;
+        self.asm.jcc(Cond::NE, label);
+        Ok(())
+    }
+
+    // ---- Probes ------------------------------------------------------------------------------------------------
+
+    fn probe(&mut self, value: Val, inst: &Inst) -> Result<(), Refused> {
+        let address = self.read(inst.args[0])?;
+        let hint = self.hint(value);
+        let addend = self.find_addend(inst, address, Span::unpack(inst.imm), inst.aux & PROBE_WRITE != 0, hint)?;
+        self.define(addend, value)
+    }
+
+    /// A register with the addend of the page in which the bytes around an address lie, if the table has it.
+    fn find_addend(&mut self, inst: &Inst, address: R, span: Span, writes: bool, hint: Option<R>) -> Result<R, Refused> {
+        let table = self.frame.tables[usize::from(writes)];
+        let entry = self.allocate(hint)?;
+        let page = self.allocate(None)?;
+        if span.low == 0 {
+            self.asm.mov(W::B4, entry, address);
+        } else {
+            self.asm.lea(W::B4, entry, Mem::at(address, span.low));
+        }
+        self.asm.shift_imm(5, W::B4, entry, 8);
+        self.asm.alu_imm(Alu::And, W::B4, entry, 0x3ff0);
+        match span.high - 1 {
+            0 => self.asm.mov(W::B8, page, address),
+            last => self.asm.lea(W::B8, page, Mem::at(address, last)),
+        }
+        self.asm.alu_imm(Alu::And, W::B8, page, -4096);
+        self.asm.alu_load(Alu::Cmp, W::B8, page, Mem { base: R::Bp, index: Some((entry, 0)), disp: table });
+        self.host_flags = Val::NONE;
+        let label = self.bail(inst)?;
+        self.asm.jcc(Cond::NE, label);
+        self.asm.load(W::B8, entry, Mem { base: R::Bp, index: Some((entry, 0)), disp: table + 8 });
+        self.busy &= !bit(page);
+        Ok(entry)
+    }
+
+    /// A host address for an access that brings its own probe.
+    fn probed_memory(&mut self, inst: &Inst) -> Result<Mem, Refused> {
+        let access = inst.access();
+        let disp = i32::try_from(inst.imm as i64).map_err(|_| Refused::Operation(inst.op))?;
+        let high = disp.checked_add(access.bytes.into()).ok_or(Refused::Operation(inst.op))?;
+        let address = self.read(inst.args[0])?;
+        if access.aligned {
+            let low = self.allocate(None)?;
+            self.asm.lea(W::B4, low, Mem::at(address, disp));
+            self.asm.test_imm(W::B1, low, i32::from(access.bytes) - 1);
+            self.host_flags = Val::NONE;
+            let label = self.bail(inst)?;
+            self.asm.jcc(Cond::NE, label);
+            self.busy &= !bit(low);
+        }
+        let writes = inst.op == Op::Store || access.for_write;
+        let addend = self.find_addend(inst, address, Span { low: disp, high }, writes, None)?;
+        Ok(Mem { base: addend, index: Some((address, 0)), disp })
+    }
+
+    /// `[address + addend + imm]`. Keeps the host's flags.
+    fn host_memory(&mut self, address: Val, addend: Val, imm: u64) -> Result<Mem, Refused> {
+        let index = self.read(address)?;
+        let base = self.read(addend)?;
+        if let Ok(disp) = i32::try_from(imm as i64) {
+            return Ok(Mem { base, index: Some((index, 0)), disp });
+        }
+        let sum = self.allocate(None)?;
+        self.asm.set(sum, imm);
+        self.asm.lea(W::B8, sum, Mem::sum(sum, index));
+        Ok(Mem::sum(base, sum))
+    }
+
+    fn load_from(&mut self, value: Val, inst: &Inst) -> Result<(), Refused> {
+        let access = inst.access();
+        let [address, addend, _] = inst.args;
+        let to_w = width_of(inst.ty).ok_or(Refused::Width(inst.op, inst.ty))?;
+        let from_w = W::of(access.bytes.into()).ok_or(Refused::Width(inst.op, inst.ty))?;
+        if from_w.bytes() > to_w.bytes() {
+            return Err(Refused::Width(inst.op, inst.ty));
+        }
+        let (from, to) = if inst.op == Op::Load {
+            let from = self.probed_memory(inst)?;
+            // The addend is nobody's: the result may take its place.
+            (from, from.base)
+        } else {
+            let from = self.host_memory(address, addend, inst.imm)?;
+            (from, self.result_register(value, &[address, addend])?)
+        };
+        match from_w {
+            W::B8 => self.asm.load(W::B8, to, from),
+            W::B4 if access.signed && to_w == W::B8 => self.asm.movsx(W::B8, W::B4, to, from),
+            W::B4 => self.asm.load(W::B4, to, from),
+            _ if access.signed => self.asm.movsx(if to_w == W::B8 { W::B8 } else { W::B4 }, from_w, to, from),
+            _ => self.asm.movzx(from_w, to, from),
+        }
+        self.define(to, value)
+    }
+
+    fn store_to(&mut self, inst: &Inst) -> Result<(), Refused> {
+        let [address, second, third] = inst.args;
+        let value = if inst.op == Op::Store { second } else { third };
+        let w = width_of(inst.ty).ok_or(Refused::Width(inst.op, inst.ty))?;
+        let from = match self.immediate(value, w) {
+            Some(value) => Source::Imm(value),
+            None => Source::Rm(Rm::Reg(self.read(value)?)),
+        };
+        let to = if inst.op == Op::Store { self.probed_memory(inst)? } else { self.host_memory(address, second, inst.imm)? };
+        match from {
+            Source::Imm(value) => self.asm.mov_imm(w, to, value),
+            Source::Rm(Rm::Reg(from)) => self.asm.mov(w, to, from),
+            Source::Rm(_) => return Err(Refused::Operation(inst.op)),
+        }
+        Ok(())
+    }
+
+    /// A register for a result that is written after all operands have been read: one of theirs if it dies.
+    pub(super) fn result_register(&mut self, value: Val, operands: &[Val]) -> Result<R, Refused> {
+        let hint = self.hint(value);
+        if let Some(hint) = hint
+            && !self.state.value_in(hint).is_some()
+            && self.busy & bit(hint) == 0
+        {
+            return self.allocate(Some(hint));
+        }
+        for operand in operands {
+            if self.dies(*operand)
+                && let Some(register) = self.state.register_of(self.plan.root(*operand))
+            {
+                self.state.put(register, Val::NONE);
+                return Ok(register);
+            }
+        }
+        self.allocate(hint)
+    }
+}
