@@ -440,6 +440,7 @@ impl Cpu {
     /// them (after a group of changes, once), before the next memory access.
     pub fn mode_changed(&mut self) {
         let cs = &self.segments[seg::CS as usize];
+        let was = self.code_size;
         self.code_size = if self.is_long() && cs.is_long() {
             CodeSize::Bits64
         } else if cs.is_big() {
@@ -457,7 +458,9 @@ impl Cpu {
             0xffff
         };
         let checks_types = self.is_protected() && !self.is_v86();
-        for number in 0..6 {
+        // In 64-bit code only the bases of FS and GS are left of segments.
+        let unchanged = if wide && was == CodeSize::Bits64 { seg::FS as usize } else { 0 };
+        for number in unchanged..6 {
             let segment = &self.segments[number];
             self.spans[number] = if wide {
                 let base = if number >= seg::FS as usize { segment.base } else { 0 };

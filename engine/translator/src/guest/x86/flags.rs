@@ -47,6 +47,9 @@ pub(crate) struct Flags {
 }
 
 impl Flags {
+    /// Where the flags that are not arithmetic lie, for translated code: in their places, in a word of their own.
+    pub const OTHERS: usize = std::mem::offset_of!(Flags, rest);
+
     /// From an RFLAGS value.
     pub fn new(value: u64) -> Self {
         let mut flags = Self { result: 0, aux: 0, rest: 0 };

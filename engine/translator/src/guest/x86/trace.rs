@@ -67,7 +67,7 @@ pub(crate) struct Trace {
     second_host: u64,
     links: [Link; 2],
     /// Executions since it was decoded, as far as the translator counts them.
-    heat: u32,
+    pub heat: u32,
 }
 
 /// What a trace was made from.
@@ -339,6 +339,17 @@ impl Traces {
         if let Some(trace) = self.traces.get_mut(at.0 as usize) {
             trace.heat = 0;
         }
+    }
+
+    /// The trace that begins where another ends, if it is known and fresh.
+    pub fn behind(&self, at: TraceRef) -> Option<TraceRef> {
+        let trace = self.get(at);
+        let bytes = u64::from(trace.bytes);
+        let (host, rip, linear) = (trace.host + bytes, trace.rip.wrapping_add(bytes), trace.linear.wrapping_add(bytes));
+        let number = self.table[table_slot(host, rip)];
+        let next = self.traces.get(number as usize)?;
+        let same = next.host == host && next.rip == rip && next.linear == linear && next.mode == trace.mode;
+        (same && next.second_state.is_null() && next.is_fresh()).then_some(TraceRef(number))
     }
 
     /// What a trace was made from; nothing if it is stale, or not from within one page of memory.

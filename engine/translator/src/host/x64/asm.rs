@@ -208,10 +208,17 @@ impl Asm {
         self.labels[label.0] = self.code.len();
     }
 
-    /// Fills with one-byte NOPs up to a multiple of `alignment` bytes, so that `offset` bytes further on are aligned.
+    /// Fills with NOPs up to a multiple of `alignment` bytes, so that `offset` bytes further on are aligned.
     pub fn align(&mut self, alignment: u64, offset: u64) {
-        while !(self.here() + offset).is_multiple_of(alignment) {
-            self.byte(0x90);
+        let mut missing = ((self.here() + offset).next_multiple_of(alignment) - (self.here() + offset)) as usize;
+        while missing > 0 {
+            let nop: &[u8] = match missing {
+                1 => &[0x90],
+                2 => &[0x66, 0x90],
+                _ => &[0x0f, 0x1f, 0x00],
+            };
+            self.code.extend_from_slice(nop);
+            missing -= nop.len();
         }
     }
 
@@ -469,6 +476,13 @@ impl Asm {
         self.sized(w, &[0xc0], number, rm.into(), false);
         self.byte(count);
     }
+    /// `rorx reg, source, count`, of 32 bits (BMI2). Keeps flags.
+    pub fn rorx(&mut self, reg: R, source: R, count: u8) {
+        let (reg, source) = (reg as u8, source as u8);
+        // VEX with inverted R, X, B; map 0F3A; W0, no vvvv, L0, prefix F2.
+        self.code.extend([0xc4, (!reg & 8) << 4 | 0x40 | (!source & 8) << 2 | 3, 0x7b, 0xf0]);
+        self.code.extend([0xc0 | (reg & 7) << 3 | source & 7, count]);
+    }
     /// The same by CL.
     pub fn shift_cl(&mut self, number: u8, w: W, rm: impl Into<Rm>) {
         self.sized(w, &[0xd2], number, rm.into(), false);
@@ -640,6 +654,16 @@ impl Asm {
         self.dword(0);
     }
 
+    /// `jcc label` whose displacement may be patched later; says where that lies.
+    pub fn jcc_link(&mut self, cond: Cond, label: Label) -> usize {
+        self.jcc(cond, label);
+        self.code.len() - 4
+    }
+    /// `jmp label` whose displacement may be patched later; says where that lies.
+    pub fn jmp_link(&mut self, label: Label) -> usize {
+        self.jmp(label);
+        self.code.len() - 4
+    }
     /// `jmp target`: an address within 2 GiB. Returns the position of the relative displacement.
     pub fn jmp_to(&mut self, target: u64) -> usize {
         self.byte(0xe9);

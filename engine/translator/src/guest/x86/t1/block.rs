@@ -1,6 +1,6 @@
 //! Translated blocks and the space they lie in.
 //!
-//! A block is a T0 trace in host code: up to 32 instructions that follow each other in one page. It belongs to a physical page, a
+//! A block is a T0 trace in host code, with those that follow it where branches are not taken: up to 64 instructions in one page. It belongs to a physical page, a
 //! place in it and a mode, and can be used at any virtual address: whatever depends on that is computed from the page's offset in CS, which is kept in
 //! the CPU (`t1.page_base`).
 //!
@@ -13,12 +13,12 @@
 //! All vCPUs of a machine share one [`Space`]. When it is full a new, empty one takes its place; each vCPU moves over when it next comes by the dispatcher, and the
 //! last to leave frees the old one. So nothing is ever freed under a vCPU that executes it, and nobody waits.
 
-use super::emit::{ALL_FLAGS, Emitter, Source, field, state};
+use super::emit::{ALL_FLAGS, Emitter, Source, field};
 use super::integer::may_keep_all_flags;
 use super::regions::{Compiled, Compiler, Published};
 use crate::backend::TranslatorOptions;
 use crate::guest::x86::op::{Op, OpFlags};
-use crate::host::x64::asm::{Alu, Asm, Cond, Mem, R, W};
+use crate::host::x64::asm::{Asm, Cond, Mem, R};
 use crate::host::x64::stubs::{self, Stubs};
 use crate::host::x64::vectors::{Residency, VectorLayout};
 use crate::run::code_memory::CodeMemory;
@@ -27,7 +27,7 @@ use crate::watch::report::TierFigures;
 use crate::watch::sampler::Place;
 use crate::watch::tally::Cause;
 use engine_memory::{Block, PageState};
-use iced_x86::{Mnemonic, OpKind};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -254,7 +254,7 @@ pub(super) struct Request {
     /// Offset of the page in CS.
     pub page_base: u64,
     pub sources: Vec<Source>,
-    pub bytes: Box<[u8]>,
+    pub bytes: Vec<u8>,
 }
 
 impl Translations {
@@ -626,12 +626,18 @@ impl Space {
                 rip: request.page_base + u64::from(first.start),
                 bits: if request.key & super::WIDE != 0 { 64 } else { 32 },
                 user: request.key & super::CLASS == crate::mmu::class::USER,
-                guest: request.bytes.clone(),
+                guest: request.bytes.as_slice().into(),
                 host: code.into_boxed_slice(),
             });
         }
-        let translated =
-            Translated { offset, info, bytes: request.bytes.clone(), page: request.page, start: first.start, region: None };
+        let translated = Translated {
+            offset,
+            info,
+            bytes: request.bytes.as_slice().into(),
+            page: request.page,
+            start: first.start,
+            region: None,
+        };
         if let Some(old) = inner.blocks.insert(key, translated) {
             self.point_block_at(old.offset, offset);
             inner.replaced.push(old.info);
@@ -656,12 +662,28 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
     debug_assert_eq!(emitter.asm.len(), GENERATION_AT + 4);
     let stale = emitter.asm.label();
     emitter.asm.jcc(Cond::NE, stale);
-    emitter.asm.alu_imm(Alu::Add, W::B8, state(field!(retired)), count as i32);
+    emitter.count_retired();
     emitter.want_x87();
     emitter.want_vectors();
-    for at in 0..count {
+    let mut at = 0;
+    while at < count {
         emitter.at = at;
         let last = emitter.source().op.flags.contains(OpFlags::LAST);
+        if at > 0 && emitter.sources[at - 1].op.flags.contains(OpFlags::LAST) {
+            // Behind a branch that was not taken.
+            emitter.count_retired();
+        }
+        let group = emitter.stack_group();
+        if group > 0 {
+            emitter.end_instruction();
+            at += group;
+            if at == count {
+                emitter.at = count - 1;
+                emitter.settle();
+                emitter.fall_through();
+            }
+            continue;
+        }
         let done = if emitter.source().interpreted {
             None
         } else if last {
@@ -670,17 +692,19 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
             emitter.transfer()
         } else {
             let done = emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.x87());
-            done.or_else(|| emitter.vector()).or_else(|| emitter.bits())
+            done.or_else(|| emitter.vector()).or_else(|| emitter.bits()).or_else(|| emitter.system())
         };
         if done.is_none() {
             emitter.interpret();
         }
         emitter.end_instruction();
-        if at + 1 == count && !last {
+        at += 1;
+        if at == count && !last {
             emitter.settle();
             emitter.fall_through();
         }
     }
+    emitter.write_sides();
     emitter.write_cold_paths();
     emitter.asm.bind(stale);
     emitter.leave(start << leave::SHIFT | leave::STALE);
@@ -696,7 +720,8 @@ pub(super) fn find_live_flags(sources: &mut [Source]) {
     for source in sources.iter_mut().rev() {
         source.live_after = live;
         let instruction = &source.instruction;
-        if may_stop(source) {
+        // So does whatever a branch in the middle of the block leads to.
+        if may_stop(source) || source.op.flags.contains(OpFlags::LAST) {
             live = ALL_FLAGS;
         } else {
             if !may_keep_all_flags(instruction) {
@@ -719,15 +744,29 @@ fn may_stop(source: &Source) -> bool {
         // All their exceptions are masked.
         return source.op.has_memory();
     }
-    let mnemonic = instruction.mnemonic();
     if source.op.code != instruction.code() {
         // This CPU model does not have it.
         return true;
     }
-    if matches!(mnemonic, Lea | Nop | Endbr32 | Endbr64) {
+    if matches!(instruction.mnemonic(), Lea | Nop | Endbr32 | Endbr64) {
         return false;
     }
-    let plain = matches!(
+    let registers = (0..instruction.op_count())
+        .filter(|at| instruction.op_kind(*at) == OpKind::Register)
+        .all(|at| instruction.op_register(at).is_gpr());
+    !is_plain_arithmetic(instruction.mnemonic()) || !registers || source.op.has_memory()
+}
+
+/// Whether an instruction works on general registers and memory alone, and does not fault but by its memory operand.
+pub(super) fn is_plain(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    let mnemonic = instruction.mnemonic();
+    matches!(mnemonic, Lea | Nop | Endbr32 | Endbr64 | Push | Pop) || is_plain_arithmetic(mnemonic)
+}
+
+fn is_plain_arithmetic(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
         mnemonic,
         Add | Or
             | Adc
@@ -775,9 +814,5 @@ fn may_stop(source: &Source) -> bool {
             | Clc
             | Cmc
     ) || super::integer::condition(mnemonic).is_some()
-        || super::bits::is_here(mnemonic);
-    let registers = (0..instruction.op_count())
-        .filter(|at| instruction.op_kind(*at) == OpKind::Register)
-        .all(|at| instruction.op_register(at).is_gpr());
-    !plain || !registers || source.op.has_memory()
+        || super::bits::is_here(mnemonic)
 }

@@ -8,6 +8,8 @@
 //! follows the block, or the frame of a fault that this or a later instruction may raise.
 
 use super::block::{BlockInfo, Heat, Link, Relative, Site, Sites, leave};
+use super::flow::Target;
+use super::recipe::Recipe;
 use super::x87::{self, Note, emit_note};
 use crate::guest::x86::cpu::{Span, reg, seg};
 use crate::guest::x86::op::{NO_REGISTER, Op, OpFlags};
@@ -75,6 +77,8 @@ pub(super) enum FlagsAt {
     State,
     /// In the host's flags; `saved`: in the state as well.
     Host { saved: bool },
+    /// Nowhere, and wanted by nobody but the frame of a fault: cold paths compute them again.
+    Again(Recipe),
 }
 
 /// An operand of a guest instruction.
@@ -93,7 +97,10 @@ pub(super) enum Operand {
 struct Cold {
     label: Label,
     resume: Label,
-    site: *const Site,
+    /// One instruction, or several that follow each other.
+    sites: Vec<*const Site>,
+    /// How to get the flags, if they are not in the state.
+    recipe: Option<Recipe>,
     /// The hot path has the flags in the host's.
     load_flags: bool,
     /// Vector registers are to be resident behind the instruction.
@@ -104,13 +111,32 @@ struct Cold {
     leaves: bool,
 }
 
+/// Translated code is left, out of the way.
+struct Exit {
+    label: Label,
+    /// The place to go on at is in RAX; it goes to RIP.
+    at_ax: bool,
+    reason: u32,
+}
+
+/// The way of a branch that is taken, where the block goes on behind it: out of the way.
+struct Side {
+    label: Label,
+    at: usize,
+    flags: FlagsAt,
+    key: u8,
+    target: Target,
+}
+
 /// A block being written.
 pub(super) struct Emitter<'a> {
     pub asm: Asm,
     stubs: Stubs,
     /// 64-bit code.
     pub wide: bool,
-    class: u8,
+    /// The host has BMI2.
+    rorx: bool,
+    /// The mode's key; its class of accesses may change within the block.
     key: u8,
     /// The offset in CS of the page's first byte, where the block was decoded.
     pub page: u64,
@@ -130,7 +156,11 @@ pub(super) struct Emitter<'a> {
     /// What has yet to be noted of the last x87 instruction.
     pub note: Option<Note>,
     info: *const BlockInfo,
+    /// How to compute the host's flags again, and whether that is known.
+    recipe: Option<(Recipe, usize)>,
     cold: Vec<Cold>,
+    exits: Vec<Exit>,
+    sides: Vec<Side>,
     /// Index in `cold` at which those of the current instruction start.
     cold_start: usize,
     pub links: Vec<Link>,
@@ -159,7 +189,7 @@ impl<'a> Emitter<'a> {
             asm: Asm::new(base),
             stubs,
             wide: key & super::WIDE != 0,
-            class: key & super::CLASS,
+            rorx: std::is_x86_feature_detected!("bmi2"),
             key,
             page,
             sources,
@@ -172,7 +202,10 @@ impl<'a> Emitter<'a> {
             x87_fill: None,
             note: None,
             info,
+            recipe: None,
             cold: Vec::new(),
+            exits: Vec::new(),
+            sides: Vec::new(),
             cold_start: 0,
             links: Vec::new(),
             sites: Vec::new(),
@@ -194,6 +227,18 @@ impl<'a> Emitter<'a> {
         &self.sources[self.at]
     }
 
+    /// The class of the block's accesses to memory.
+    pub fn class(&self) -> u8 {
+        self.key & super::CLASS
+    }
+
+    /// Accesses to memory are of another class from here on.
+    pub fn change_class(&mut self, class: u8) {
+        self.key = self.key & !super::CLASS | class;
+        self.asm.mov_imm(W::B1, state(field!(tlb_class)), class.into());
+        self.asm.mov_imm(W::B1, state(field!(t1.key)), self.key.into());
+    }
+
     /// The width of addresses and of the instruction pointer.
     pub fn pointer(&self) -> W {
         if self.wide { W::B8 } else { W::B4 }
@@ -203,24 +248,43 @@ impl<'a> Emitter<'a> {
 
     /// The host's flags are about to be lost. Spoils RAX if it saves.
     pub fn spoil_flags(&mut self) {
-        if self.flags == (FlagsAt::Host { saved: false }) && self.source().live_before != 0 {
-            self.save_flags();
+        if self.source().live_before == 0 {
+            self.flags = FlagsAt::State;
+        } else if self.flags == (FlagsAt::Host { saved: false }) {
+            self.flags = match self.recipe {
+                Some((recipe, made)) if recipe.lasts(self.sources, made, self.at) => FlagsAt::Again(recipe),
+                _ => {
+                    self.save_flags();
+                    FlagsAt::State
+                }
+            };
+        } else if self.flags == (FlagsAt::Host { saved: true }) {
+            self.flags = FlagsAt::State;
         }
-        self.flags = FlagsAt::State;
     }
 
-    /// Saves the host's flags if they are not saved yet; they stay in the host's too. Spoils RAX.
+    /// Saves the guest's flags if they are not saved yet; if they are in the host's they stay there too. Spoils RAX.
     pub fn save_flags(&mut self) {
+        if let FlagsAt::Again(recipe) = self.flags {
+            recipe.emit(&mut self.asm);
+            self.flags = FlagsAt::Host { saved: false };
+        }
         if self.flags == (FlagsAt::Host { saved: false }) {
-            self.asm.lahf();
-            self.asm.setcc(Cond::O, R::Ax);
-            self.asm.mov(W::B2, packed_flags(), R::Ax);
+            emit_save_flags(&mut self.asm);
             self.flags = FlagsAt::Host { saved: true };
+        }
+    }
+
+    /// Where the flags are computed again, they are wanted now.
+    fn settle_flags(&mut self) {
+        if matches!(self.flags, FlagsAt::Again(_)) {
+            self.save_flags();
         }
     }
 
     /// All guest flags are in the host's. Spoils RAX.
     pub fn load_flags(&mut self) {
+        self.settle_flags();
         if self.flags == FlagsAt::State {
             emit_load_flags(&mut self.asm);
             self.flags = FlagsAt::Host { saved: true };
@@ -229,6 +293,7 @@ impl<'a> Emitter<'a> {
 
     /// CF is in the host's; the others may be lost.
     pub fn load_carry(&mut self) {
+        self.settle_flags();
         if self.flags == FlagsAt::State {
             self.asm.bit_imm(4, W::B2, packed_flags(), 8);
         }
@@ -246,12 +311,24 @@ impl<'a> Emitter<'a> {
 
     /// Whether [`Emitter::keep_flags`] would spoil RAX.
     pub fn keeps_by_load(&self, written: u32) -> bool {
-        self.flags == FlagsAt::State && !matches!(self.source().live_after & !written, 0 | RflagsBits::CF)
+        let wanted = self.source().live_after & !written;
+        match self.flags {
+            FlagsAt::State => !matches!(wanted, 0 | RflagsBits::CF),
+            FlagsAt::Again(_) => wanted != 0,
+            FlagsAt::Host { .. } => false,
+        }
     }
 
     /// The last host instruction has set the guest's flags.
     pub fn wrote_flags(&mut self) {
         self.flags = FlagsAt::Host { saved: false };
+        self.recipe = None;
+    }
+
+    /// The same, and they can be computed again like this as long as its registers are what they are now.
+    pub fn wrote_flags_by(&mut self, recipe: Option<Recipe>) {
+        self.wrote_flags();
+        self.recipe = recipe.map(|recipe| (recipe, self.at));
     }
 
     // ---- x87 and vectors ---------------------------------------------------------------------------------------
@@ -403,6 +480,11 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// A register operand that is written without being read, all 64 bits of it: its own register, or RDX. [`Emitter::commit`] follows.
+    pub fn whole(&self, number: u8) -> R {
+        self.pinned(number).unwrap_or(R::Dx)
+    }
+
     /// Puts what [`Emitter::writable`] gave back to where it belongs.
     pub fn commit(&mut self, operand: Operand) {
         match operand {
@@ -482,7 +564,8 @@ impl<'a> Emitter<'a> {
         Some(())
     }
 
-    /// Probes the TLB for the memory operand: the hot path goes on with the operand at the address given, made of RAX and RCX. Spoils RDX and the host's flags.
+    /// Probes the TLB for the memory operand: the hot path goes on with the operand at the address given, made of RCX and of RAX or a register that holds a
+    /// guest's. Spoils RAX, RDX and the host's flags.
     pub fn memory(&mut self, write: bool, bytes: u8) -> Option<Mem> {
         self.operand_memory(write, bytes, 1)
     }
@@ -499,6 +582,13 @@ impl<'a> Emitter<'a> {
         }
         self.address_width()?;
         self.spoil_flags();
+        // A base register alone is the address already.
+        let base = self.plain_address().filter(|mem| mem.index.is_none() && mem.disp == 0 && self.address_width() == Some(W::B8));
+        // The x87 notes the address, in RAX.
+        if let Some(mem) = base.filter(|_| !matches!(segment, seg::FS | seg::GS) && !self.source().x87) {
+            let cold = self.cold_path();
+            return Some(self.probe_aligned(write, bytes, alignment, cold, mem.base));
+        }
         self.address()?;
         let cold = self.cold_path();
         if matches!(segment, seg::FS | seg::GS) {
@@ -514,40 +604,52 @@ impl<'a> Emitter<'a> {
                 self.asm.alu_load(Alu::Add, W::B4, R::Ax, base);
             }
         }
-        Some(self.probe_aligned(write, bytes, alignment, cold))
+        Some(self.probe_aligned(write, bytes, alignment, cold, R::Ax))
     }
 
-    /// Probes the TLB for `bytes` bytes at the linear address in RAX: a miss goes to `cold`.
-    pub fn probe(&mut self, write: bool, bytes: u8, cold: Label) -> Mem {
-        self.probe_aligned(write, bytes, 1, cold)
+    /// Probes the TLB for `bytes` bytes at the linear address in `at`: a miss goes to `cold`.
+    pub fn probe(&mut self, write: bool, bytes: u8, cold: Label, at: R) -> Mem {
+        self.probe_aligned(write, bytes, 1, cold, at)
     }
 
     /// Addresses that are not multiples of `alignment` (1, or `bytes`) miss, because their low bits stay in what is compared.
-    fn probe_aligned(&mut self, write: bool, bytes: u8, alignment: u8, cold: Label) -> Mem {
-        let table = if write { write_table(self.class) } else { read_table(self.class) } as i32;
+    fn probe_aligned(&mut self, write: bool, bytes: u8, alignment: u8, cold: Label, at: R) -> Mem {
+        let table = if write { write_table(self.class()) } else { read_table(self.class()) } as i32;
         let asm = &mut self.asm;
-        asm.mov(W::B4, R::Cx, R::Ax);
-        asm.shift_imm(5, W::B4, R::Cx, 8);
+        if self.rorx {
+            asm.rorx(R::Cx, at, 8);
+        } else {
+            asm.mov(W::B4, R::Cx, at);
+            asm.shift_imm(5, W::B4, R::Cx, 8);
+        }
         asm.alu_imm(Alu::And, W::B4, R::Cx, 0x3ff0);
         if bytes == alignment {
-            asm.mov(W::B8, R::Dx, R::Ax);
+            asm.mov(W::B8, R::Dx, at);
         } else {
-            asm.lea(W::B8, R::Dx, Mem::at(R::Ax, i32::from(bytes) - 1));
+            asm.lea(W::B8, R::Dx, Mem::at(at, i32::from(bytes) - 1));
         }
         asm.alu_imm(Alu::And, W::B8, R::Dx, -4096 | (i32::from(alignment) - 1));
         asm.alu_load(Alu::Cmp, W::B8, R::Dx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table });
         asm.jcc(Cond::NE, cold);
         asm.load(W::B8, R::Cx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table + 8 });
-        Mem::sum(R::Cx, R::Ax)
+        Mem::sum(R::Cx, at)
     }
 
     /// Probes the TLB for the stack: `bytes` bytes at the stack pointer plus `above`.
     pub fn stack(&mut self, write: bool, bytes: u8, above: i32) -> Mem {
         self.spoil_flags();
         let cold = self.cold_path();
-        let w = self.pointer();
-        self.asm.lea(w, R::Ax, Mem::at(PINNED[usize::from(reg::SP)], above));
-        self.probe(write, bytes, cold)
+        self.stack_at(write, bytes, above, cold)
+    }
+
+    /// The same where the flags are spoilt and a cold path is at hand.
+    pub fn stack_at(&mut self, write: bool, bytes: u8, above: i32, cold: Label) -> Mem {
+        let (w, sp) = (self.pointer(), PINNED[usize::from(reg::SP)]);
+        if above == 0 && w == W::B8 {
+            return self.probe(write, bytes, cold, sp);
+        }
+        self.asm.lea(w, R::Ax, Mem::at(sp, above));
+        self.probe(write, bytes, cold, R::Ax)
     }
 
     /// Moves the stack pointer. Keeps flags.
@@ -566,6 +668,7 @@ impl<'a> Emitter<'a> {
 
     /// The record with which the interpreter executes the current instruction.
     fn new_site(&self, cause: Cause) -> Site {
+        let behind = self.left_in_segment() - 1;
         let source = self.source();
         let instruction = &source.instruction;
         let relative = if instruction.is_ip_rel_memory_operand() {
@@ -583,7 +686,7 @@ impl<'a> Emitter<'a> {
             page: self.page,
             start: source.start,
             next: source.next,
-            behind: (self.sources.len() - self.at - 1) as u32,
+            behind: behind as u32,
             relative,
             // Interrupts and system calls save the flags, which the tables do not call reading.
             flags: self.leaves() || (instruction.rflags_read() | instruction.rflags_modified()) & ALL_FLAGS != 0,
@@ -606,13 +709,51 @@ impl<'a> Emitter<'a> {
         at
     }
 
-    /// A cold path for the current instruction: the label to jump to, with flags in the state and no register changed.
+    /// Instructions from the current one to the next branch, or the end of the block: they are counted as retired together.
+    pub fn left_in_segment(&self) -> usize {
+        let last = |source: &Source| source.op.flags.contains(OpFlags::LAST);
+        let left = &self.sources[self.at..];
+        left.iter().position(last).map_or(left.len(), |at| at + 1)
+    }
+
+    /// Counts the instructions of a segment.
+    pub fn count_retired(&mut self) {
+        let (count, retired) = (self.left_in_segment() as i32, state(field!(retired)));
+        if matches!(self.flags, FlagsAt::Host { .. }) {
+            self.asm.load(W::B8, R::Ax, retired);
+            self.asm.lea(W::B8, R::Ax, Mem::at(R::Ax, count));
+            self.asm.mov(W::B8, retired, R::Ax);
+        } else {
+            self.asm.alu_imm(Alu::Add, W::B8, retired, count);
+        }
+    }
+
+    /// A cold path for the current instruction: the label to jump to, with flags in the state (or to be computed again) and no register changed.
     pub fn cold_path(&mut self) -> Label {
-        debug_assert_eq!(self.flags, FlagsAt::State);
-        let (site, leaves) = (self.site(Cause::RareCase), self.leaves());
+        self.cold_path_of(1)
+    }
+
+    /// The same for `count` instructions from the current one on: all of them are interpreted.
+    pub fn cold_path_of(&mut self, count: usize) -> Label {
+        let recipe = match self.flags {
+            FlagsAt::Again(recipe) => Some(recipe),
+            flags => {
+                debug_assert_eq!(flags, FlagsAt::State);
+                None
+            }
+        };
+        let first = self.at;
+        let sites = (first..first + count)
+            .map(|at| {
+                self.at = at;
+                self.site(Cause::RareCase)
+            })
+            .collect();
+        let (leaves, fill_vectors) = (self.leaves(), self.wants_vectors_behind());
+        self.at = first;
         let (label, resume) = (self.asm.label(), self.asm.label());
-        let (fill_vectors, note) = (self.wants_vectors_behind(), self.note);
-        self.cold.push(Cold { label, resume, site, load_flags: false, fill_vectors, note, leaves });
+        let note = self.note;
+        self.cold.push(Cold { label, resume, sites, recipe, load_flags: false, fill_vectors, note, leaves });
         label
     }
 
@@ -631,7 +772,7 @@ impl<'a> Emitter<'a> {
 
     /// The current instruction is written: its cold paths come back here.
     pub fn end_instruction(&mut self) {
-        let in_host = self.flags != FlagsAt::State && self.source().live_after != 0;
+        let in_host = matches!(self.flags, FlagsAt::Host { .. }) && self.source().live_after != 0;
         for cold in &mut self.cold[self.cold_start..] {
             cold.load_flags = in_host;
             self.asm.bind(cold.resume);
@@ -662,8 +803,14 @@ impl<'a> Emitter<'a> {
             if let Some(note) = cold.note {
                 emit_note(&mut self.asm, note, pointer);
             }
-            self.asm.set_wide(R::Ax, cold.site as u64);
-            self.asm.call_to(self.stubs.call);
+            if let Some(recipe) = cold.recipe {
+                recipe.emit(&mut self.asm);
+                emit_save_flags(&mut self.asm);
+            }
+            for site in cold.sites {
+                self.asm.set_wide(R::Ax, site as u64);
+                self.asm.call_to(self.stubs.call);
+            }
             if cold.leaves {
                 continue;
             }
@@ -674,6 +821,28 @@ impl<'a> Emitter<'a> {
                 emit_load_flags(&mut self.asm);
             }
             self.asm.jmp(cold.resume);
+        }
+        self.write_exits();
+    }
+
+    /// Writes the ways out that have been asked for so far.
+    pub fn write_exits(&mut self) {
+        for exit in std::mem::take(&mut self.exits) {
+            self.asm.bind(exit.label);
+            if exit.at_ax {
+                self.asm.mov(W::B8, state(field!(rip)), R::Ax);
+            }
+            self.leave(exit.reason);
+        }
+    }
+
+    /// Writes the ways of taken branches behind the block.
+    pub fn write_sides(&mut self) {
+        for side in std::mem::take(&mut self.sides) {
+            (self.at, self.flags, self.key) = (side.at, side.flags, side.key);
+            self.asm.bind(side.label);
+            self.save_flags();
+            self.go(side.target);
         }
     }
 
@@ -688,12 +857,10 @@ impl<'a> Emitter<'a> {
 
     /// Looks at the attention word: if it is wanted, translated code is left and goes on at a place in this page. Spoils RAX and flags.
     pub fn poll(&mut self, target: u32) {
-        let go_on = self.asm.label();
+        let wanted = self.exit(false, target << leave::SHIFT | leave::POLL);
         self.asm.load(W::B8, R::Ax, state(field!(t1.attention)));
         self.asm.alu_imm(Alu::Cmp, W::B4, Mem::at(R::Ax, 0), 0);
-        self.asm.jcc(Cond::E, go_on);
-        self.leave(target << leave::SHIFT | leave::POLL);
-        self.asm.bind(go_on);
+        self.asm.jcc(Cond::NE, wanted);
     }
 
     /// Counts a jump back to a place in this page.
@@ -708,21 +875,47 @@ impl<'a> Emitter<'a> {
         self.heats.push(Heat { left, target });
     }
 
+    /// Code out of the way that leaves with this reason.
+    fn exit(&mut self, at_ax: bool, reason: u32) -> Label {
+        let label = self.asm.label();
+        self.exits.push(Exit { label, at_ax, reason });
+        label
+    }
+
+    /// A new link to a place in this page, whose displacement is about to be written; where it leads until it is made.
+    fn unmade_link(&mut self, target: u32) -> Label {
+        debug_assert!(target < 4096);
+        debug_assert!(!matches!(self.flags, FlagsAt::Host { saved: false } | FlagsAt::Again(_)));
+        let number = self.first_link + self.links.len() as u32;
+        self.exit(false, number << leave::SHIFT | leave::LINK)
+    }
+
     /// Goes on at a place in this page: a link, made when its target has been translated. `poll` looks at the attention word first.
     pub fn go_to(&mut self, target: u32, poll: bool) {
-        debug_assert!(target < 4096);
-        debug_assert_ne!(self.flags, FlagsAt::Host { saved: false });
         if poll {
             self.poll(target);
             self.count_jump(target);
         }
-        let number = self.first_link + self.links.len() as u32;
+        let unmade = self.unmade_link(target);
         // The displacement is patched while others run: it lies in one aligned word.
         self.asm.align(4, 1);
-        let next = self.asm.here() + 5;
-        let at = self.asm.jmp_to(next);
+        let at = self.asm.jmp_link(unmade);
         self.links.push(Link { at, target });
-        self.leave(number << leave::SHIFT | leave::LINK);
+    }
+
+    /// Goes on at a place in this page if the condition holds, without a poll.
+    pub fn go_to_if(&mut self, cond: Cond, target: u32) {
+        let unmade = self.unmade_link(target);
+        self.asm.align(4, 2);
+        let at = self.asm.jcc_link(cond, unmade);
+        self.links.push(Link { at, target });
+    }
+
+    /// The way of a taken branch, out of the way.
+    pub fn side(&mut self, target: Target) -> Label {
+        let label = self.asm.label();
+        self.sides.push(Side { label, at: self.at, flags: self.flags, key: self.key, target });
+        label
     }
 
     /// Looks the offset in RAX up in the jump cache: the entry is at RCX if it is there, or else `miss` is jumped to. Spoils flags.
@@ -740,23 +933,19 @@ impl<'a> Emitter<'a> {
 
     /// Goes to the entry at RCX, whose offset is in RAX, after a poll.
     pub fn take_jump(&mut self) {
+        let cold = self.exit(true, leave::LOOK_UP);
         let asm = &mut self.asm;
-        let go_on = asm.label();
         asm.load(W::B8, R::Dx, state(field!(t1.attention)));
         asm.alu_imm(Alu::Cmp, W::B4, Mem::at(R::Dx, 0), 0);
-        asm.jcc(Cond::E, go_on);
-        self.leave_at_ax();
-        let asm = &mut self.asm;
-        asm.bind(go_on);
+        asm.jcc(Cond::NE, cold);
         asm.alu_imm(Alu::And, W::B8, R::Ax, -4096);
         asm.mov(W::B8, state(field!(t1.page_base)), R::Ax);
         asm.jmp_rm(Mem::at(R::Cx, 8));
     }
 
-    /// Leaves with the offset in RAX as where to go on.
-    pub fn leave_at_ax(&mut self) {
-        self.asm.mov(W::B8, state(field!(rip)), R::Ax);
-        self.leave(leave::LOOK_UP);
+    /// Out of the way: leaves with the offset in RAX as where to go on.
+    pub fn leave_at_ax(&mut self) -> Label {
+        self.exit(true, leave::LOOK_UP)
     }
 
     /// RAX becomes the offset in CS of what lies `distance` bytes behind the page's start.
@@ -765,6 +954,13 @@ impl<'a> Emitter<'a> {
         self.asm.load(W::B8, reg, state(field!(t1.page_base)));
         self.asm.lea(w, reg, Mem::at(reg, distance));
     }
+}
+
+/// The host's flags are packed into the state. Keeps them; spoils RAX.
+fn emit_save_flags(asm: &mut Asm) {
+    asm.lahf();
+    asm.setcc(Cond::O, R::Ax);
+    asm.mov(W::B2, packed_flags(), R::Ax);
 }
 
 /// The host's flags become what is packed in the state. Spoils RAX.

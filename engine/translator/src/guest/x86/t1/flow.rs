@@ -1,18 +1,23 @@
 //! Near transfers. Within the page they are links; elsewhere the jump cache is asked, and what it does not know the interpreter does, with all
 //! checks that a transfer has.
 
-use super::emit::{Emitter, Operand, field, state};
+use super::emit::{Emitter, FlagsAt, Operand, field, state};
 use super::integer::condition;
+use crate::guest::x86::cpu::reg;
 use crate::host::x64::asm::{Cond, Label, Mem, R, W};
 use iced_x86::{Mnemonic, OpKind};
 
 /// Where a direct transfer goes.
-enum Target {
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target {
     /// Within the page, at this byte; backwards (or to itself).
     Near { at: u32, backwards: bool },
     /// This far from the page's start.
     Far(i32),
 }
+
+/// Most instructions that share a look at the TLB.
+const MOST_IN_GROUP: usize = 16;
 
 impl Emitter<'_> {
     /// Translates the current instruction if it is a near transfer: it is the block's last. `None`: it is not, or not in this form.
@@ -53,11 +58,9 @@ impl Emitter<'_> {
             return;
         }
         self.offset_in_page(R::Ax, next as i32);
-        let miss = self.asm.label();
+        let miss = self.leave_at_ax();
         self.look_up(miss);
         self.take_jump();
-        self.asm.bind(miss);
-        self.leave_at_ax();
     }
 
     /// Everybody behind the block wants the flags.
@@ -83,11 +86,12 @@ impl Emitter<'_> {
         })
     }
 
-    fn go(&mut self, target: Target) {
+    /// Goes to the target of the current instruction. Flags are in the state.
+    pub fn go(&mut self, target: Target) {
         match target {
             Target::Near { at, backwards } => self.go_to(at, backwards),
             Target::Far(distance) => {
-                self.flags = super::emit::FlagsAt::State;
+                self.flags = FlagsAt::State;
                 let miss = self.cold_path();
                 self.offset_in_page(R::Ax, distance);
                 self.look_up(miss);
@@ -98,16 +102,32 @@ impl Emitter<'_> {
 
     fn branch(&mut self, cond: Cond) -> Option<()> {
         let target = self.target()?;
-        self.end_flags();
-        let at_host = self.flags;
-        let not_taken = self.asm.label();
+        let ends = self.at + 1 == self.sources.len();
+        if ends {
+            self.end_flags();
+        }
         let cond = self.ask(cond);
-        self.asm.jcc(Cond(cond.0 ^ 1), not_taken);
-        self.go(target);
-        self.asm.bind(not_taken);
-        self.flags = at_host;
-        let next = self.source().next;
-        self.go_behind(next);
+        let (flags, saved) = (self.flags, self.flags != FlagsAt::Host { saved: false });
+        match target {
+            Target::Near { at, backwards: false } if saved => self.go_to_if(cond, at),
+            Target::Near { backwards: false, .. } | Target::Far(_) if !ends => {
+                let side = self.side(target);
+                self.asm.jcc(cond, side);
+            }
+            _ => {
+                // Loops: the way that is taken comes first.
+                let not_taken = self.asm.label();
+                self.asm.jcc(Cond(cond.0 ^ 1), not_taken);
+                self.end_flags();
+                self.go(target);
+                self.asm.bind(not_taken);
+                self.flags = flags;
+            }
+        }
+        if ends {
+            let next = self.source().next;
+            self.go_behind(next);
+        }
         Some(())
     }
 
@@ -200,6 +220,66 @@ impl Emitter<'_> {
         Some(())
     }
 
+    /// A run of PUSHes of registers and immediates, or of POPs to registers, with one look at the TLB: how many instructions were written; 0 if there is
+    /// no such run.
+    pub fn stack_group(&mut self) -> usize {
+        let w = self.pointer();
+        let bytes = i32::from(w.bytes());
+        let (first, sources) = (self.at, self.sources);
+        let pushes = match sources[first].instruction.mnemonic() {
+            Mnemonic::Push => true,
+            Mnemonic::Pop => false,
+            _ => return 0,
+        };
+        let mnemonic = sources[first].instruction.mnemonic();
+        let mut operands = Vec::new();
+        for at in first..sources.len().min(first + MOST_IN_GROUP) {
+            self.at = at;
+            let instruction = &sources[at].instruction;
+            let moved = if pushes { -bytes } else { bytes };
+            if instruction.mnemonic() != mnemonic || instruction.stack_pointer_increment() != moved || sources[at].interpreted {
+                break;
+            }
+            match self.operand(0) {
+                Operand::Reg(reg::SP) => break,
+                operand @ Operand::Reg(_) => operands.push(operand),
+                operand @ Operand::Imm(_) if pushes => operands.push(operand),
+                _ => break,
+            }
+        }
+        self.at = first;
+        let count = operands.len();
+        if count < 2 {
+            return 0;
+        }
+        let size = count as i32 * bytes;
+        self.spoil_flags();
+        let cold = self.cold_path_of(count);
+        let mem = self.stack_at(pushes, size as u8, if pushes { -size } else { 0 }, cold);
+        // Scratch registers may be what the address is made of, but RDX.
+        for (number, operand) in operands.into_iter().enumerate() {
+            let number = number as i32;
+            let slot = Mem { disp: bytes * if pushes { count as i32 - 1 - number } else { number }, ..mem };
+            match operand {
+                Operand::Imm(value) => self.asm.mov_imm(w, slot, value as i32),
+                Operand::Reg(_) if pushes => {
+                    let value = self.value(operand, R::Dx);
+                    self.asm.mov(w, slot, value);
+                }
+                Operand::Reg(to) => {
+                    let target = self.whole(to);
+                    self.asm.load(w, target, slot);
+                    self.commit(operand);
+                }
+                _ => {}
+            }
+        }
+        self.move_stack(if pushes { -size } else { size });
+        // What follows belongs to the last of them.
+        self.at = first + count - 1;
+        count
+    }
+
     /// PUSH, POP and LEAVE of the stack's own width. `None`: none of these.
     pub fn stack_instruction(&mut self) -> Option<()> {
         let w = self.pointer();
@@ -243,12 +323,11 @@ impl Emitter<'_> {
                 }
             }
             Mnemonic::Leave if self.source().op.operand_bytes == w.bytes() => {
-                use crate::guest::x86::cpu::reg;
                 let (sp, bp) = (self.pinned(reg::SP)?, self.pinned(reg::BP)?);
                 self.spoil_flags();
                 let cold = self.cold_path();
                 self.asm.mov(w, R::Ax, bp);
-                let mem = self.probe(false, bytes as u8, cold);
+                let mem = self.probe(false, bytes as u8, cold, R::Ax);
                 self.asm.load(w, R::Dx, mem);
                 self.asm.lea(w, sp, Mem::at(bp, bytes));
                 self.asm.mov(w, bp, R::Dx);

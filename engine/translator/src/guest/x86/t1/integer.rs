@@ -1,6 +1,7 @@
 //! Integer instructions: the same instruction on the host, with operands where the guest's are kept.
 
-use super::emit::{ALL_FLAGS, Emitter, Operand, packed_flags, packed_high};
+use super::emit::{ALL_FLAGS, Emitter, FlagsAt, Operand, packed_flags, packed_high};
+use super::recipe::{Recipe, Second};
 use crate::guest::x86::cpu::reg;
 use crate::host::x64::asm::{Alu, Cond, Mem, R, Rm, W};
 use crate::host::x64::stubs::PINNED;
@@ -132,7 +133,21 @@ impl Emitter<'_> {
         let w = self.width(0)?;
         let writes = op != Alu::Cmp;
         let carry = matches!(op, Alu::Adc | Alu::Sbb);
+        let recipe = self.recipe_of(op, false, to, from, w);
         match (to, from) {
+            (Operand::Reg(number), Operand::Reg(_) | Operand::Imm(_))
+                if self.pinned(number).is_none() && !carry && (w == W::B8 || !writes) =>
+            {
+                // Where it is kept.
+                let slot = self.slot(number);
+                match from {
+                    Operand::Imm(value) => self.asm.alu_imm(op, w, slot, value as i32),
+                    from => {
+                        let reg = self.value(from, R::Cx);
+                        self.asm.alu(op, w, slot, reg);
+                    }
+                }
+            }
             (Operand::Mem, _) => {
                 let from = self.source_of_store(from)?;
                 let mem = self.memory(writes, w.bytes())?;
@@ -184,8 +199,31 @@ impl Emitter<'_> {
             }
             _ => return None,
         }
-        self.wrote_flags();
+        self.wrote_flags_by(recipe);
         Some(())
+    }
+
+    /// How to compute the flags of an instruction again, if its operands are in registers of the host.
+    fn recipe_of(&self, op: Alu, test: bool, to: Operand, from: Operand, w: W) -> Option<Recipe> {
+        let Operand::Reg(first) = to else { return None };
+        if !matches!(w, W::B4 | W::B8) || matches!(op, Alu::Adc | Alu::Sbb) {
+            return None;
+        }
+        let mut registers = 1 << first;
+        let second = match from {
+            Operand::Reg(second) => {
+                // What has been added to itself is gone.
+                if second == first && matches!(op, Alu::Add | Alu::Sub) {
+                    return None;
+                }
+                registers |= 1 << second;
+                Second::Reg(self.pinned(second)?)
+            }
+            // The distance goes both ways.
+            Operand::Imm(value) => Second::Imm(Some(value as i32).filter(|value| *value != i32::MIN)?),
+            _ => return None,
+        };
+        Some(Recipe { op, test, w, first: self.pinned(first)?, second, registers })
     }
 
     fn test(&mut self) -> Option<()> {
@@ -213,7 +251,8 @@ impl Emitter<'_> {
             }
             _ => return None,
         }
-        self.wrote_flags();
+        let recipe = self.recipe_of(Alu::And, true, to, from, w);
+        self.wrote_flags_by(recipe);
         Some(())
     }
 
@@ -249,6 +288,18 @@ impl Emitter<'_> {
     }
 
     // ---- Moves -------------------------------------------------------------------------------------------------
+
+    /// A register operand that is written without being read: 32 and 64 bits are all of it.
+    fn written(&mut self, to: Operand, w: W) -> Option<R> {
+        match (to, w) {
+            (Operand::Reg(number), W::B4 | W::B8) => Some(self.whole(number)),
+            (Operand::Reg(_), _) => match self.writable(to) {
+                Rm::Reg(reg) => Some(reg),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 
     fn mov(&mut self) -> Option<()> {
         let (to, from) = (self.operand(0), self.operand(1));
@@ -289,9 +340,8 @@ impl Emitter<'_> {
                     Operand::Reg(_) | Operand::High(_) => self.readable(from, R::Cx),
                     _ => return None,
                 };
-                if let Rm::Reg(reg) = self.writable(to) {
-                    self.asm.load(w, reg, rm);
-                }
+                let reg = self.written(to, w)?;
+                self.asm.load(w, reg, rm);
                 self.commit(to);
             }
             (Operand::High(_), _) => {
@@ -323,7 +373,7 @@ impl Emitter<'_> {
             Operand::Reg(_) | Operand::High(_) => self.readable(from, R::Cx),
             _ => return None,
         };
-        let Rm::Reg(reg) = self.writable(to) else { return None };
+        let reg = self.written(to, w)?;
         match (signed, w) {
             _ if narrow == w => self.asm.load(w, reg, rm),
             (true, _) => self.asm.movsx(w, narrow, reg, rm),
@@ -346,9 +396,8 @@ impl Emitter<'_> {
             return Some(());
         }
         self.address()?;
-        if let Rm::Reg(reg) = self.writable(to) {
-            self.asm.mov(w, reg, R::Ax);
-        }
+        let reg = self.written(to, w)?;
+        self.asm.mov(w, reg, R::Ax);
         self.commit(to);
         Some(())
     }
@@ -689,7 +738,9 @@ impl Emitter<'_> {
 
     /// Makes the host's flags such that the condition can be asked; the condition to ask. Spoils RAX unless the guest's flags are the host's.
     pub fn ask(&mut self, cond: Cond) -> Cond {
-        if self.flags != super::emit::FlagsAt::State {
+        if self.flags != FlagsAt::State {
+            // Computed again, if that is where they are.
+            self.load_flags();
             return cond;
         }
         // One flag can be tested where it lies: NZ then means that it is set.

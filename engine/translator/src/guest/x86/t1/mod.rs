@@ -4,7 +4,9 @@
 //!
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
-//! * `integer.rs`, `bits.rs`, `vector.rs`, `x87.rs`, `flow.rs`: the instructions; `same.rs`: how the guest's own is written with other operands.
+//! * `integer.rs`, `bits.rs`, `vector.rs`, `x87.rs`, `flow.rs`, `system.rs`: the instructions; `same.rs`: how the guest's own is written with other
+//!   operands.
+//! * `recipe.rs`: flags that only faults would want.
 //! * `jumps.rs`: where indirect transfers find their targets' code.
 //! * `regions.rs`: the optimising tier, whose code takes the place of blocks.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
@@ -23,21 +25,26 @@ mod emit;
 mod flow;
 mod integer;
 mod jumps;
+mod recipe;
 mod regions;
 mod same;
+mod system;
 mod vector;
 mod x87;
 
 pub(crate) use block::Translations;
 
 use super::cpu::{CodeSize, Cpu, cr0, cr4, seg};
+use super::cpuid::InstructionSets;
 use super::decode;
 use super::fault::Stop;
 use super::flags::{Flags, bit};
 use super::host_fp;
+use super::op::OpFlags;
 use super::sse_unmasked::MASKS;
-use super::system;
-use super::trace::TraceRef;
+use super::system::deliver;
+use super::trace::{TraceCode, TraceRef};
+use crate::chaos::Dice;
 use crate::host::x64::vectors::{self, Residency};
 use crate::mmu::{PAGE_MASK, class};
 use crate::watch::sampler::Place;
@@ -49,6 +56,8 @@ use jumps::{Jump, JumpCaches};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Most instructions of a block.
+const MOST_INSTRUCTIONS: usize = 64;
 /// Parts of a mode's key: the class of memory accesses, 64-bit code, and SSE instructions that raise nothing by themselves: CR0 and CR4 let them
 /// run, and MXCSR masks all exceptions.
 const CLASS: u8 = 3;
@@ -276,6 +285,54 @@ impl Cpu {
         Some(())
     }
 
+    /// What a block is made from: a trace, and those that follow where its last branch is not taken, as far as they are warm.
+    fn request(&mut self, first: TraceRef) -> Option<Request> {
+        let code = self.traces.code(first)?;
+        let (rip, page_base) = (code.rip, code.rip & PAGE_MASK);
+        let mut request = Request {
+            key: self.t1.key,
+            state: code.state,
+            page: code.page,
+            generation: code.generation,
+            page_base,
+            sources: Vec::with_capacity(code.ops.len()),
+            bytes: Vec::new(),
+        };
+        let size = self.code_size;
+        request.add(&code, size, self.cpuid.instruction_sets(), self.dice.as_mut())?;
+        let mut last = first;
+        while let Some(next) = self.warm_trace_behind(&request, last, rip) {
+            let Some(code) = self.traces.code(next) else { break };
+            if (code.page, code.generation) != (request.page, request.generation)
+                || request.add(&code, size, self.cpuid.instruction_sets(), self.dice.as_mut()).is_none()
+            {
+                break;
+            }
+            last = next;
+        }
+        block::find_live_flags(&mut request.sources);
+        Some(request)
+    }
+
+    /// The trace behind `last`, which is the last of what began at `first`, if that ends in a branch that has not always been taken.
+    fn warm_trace_behind(&mut self, request: &Request, last: TraceRef, first: u64) -> Option<TraceRef> {
+        let source = request.sources.last()?;
+        let branch = source.op.flags.contains(OpFlags::LAST) && source.instruction.is_jcc_short_or_near();
+        if !branch || source.next >= 4096 || request.sources.len() > MOST_INSTRUCTIONS / 2 {
+            return None;
+        }
+        if self.t1.hot == 0 {
+            // Where everything is translated at once, everything is warm.
+            let (rip, epoch) = (self.rip, self.traces.epoch());
+            self.rip = first.wrapping_add(request.bytes.len() as u64);
+            let found = self.find_trace();
+            self.rip = rip;
+            // The traces may have been dropped for want of room.
+            return found.ok().filter(|_| self.traces.epoch() == epoch);
+        }
+        self.traces.behind(last).filter(|next| self.traces.get(*next).heat > self.t1.hot / 4)
+    }
+
     /// Translates a trace. `None`: it cannot be, or not now.
     fn translate_trace(&mut self, at: TraceRef) -> Option<u64> {
         let before = self.shared.sampler.begin(Place::Translating);
@@ -286,47 +343,7 @@ impl Cpu {
 
     fn translate_now(&mut self, at: TraceRef) -> Option<u64> {
         let began = std::time::Instant::now();
-        let (key, wide) = (self.t1.key, self.code_size == CodeSize::Bits64);
-        let code = self.traces.code(at)?;
-        let mask = if wide { u64::MAX } else { 0xffff_ffff };
-        let page_base = code.rip & PAGE_MASK;
-        let mut sources = Vec::with_capacity(code.ops.len());
-        let mut place = (code.rip & !PAGE_MASK) as u32;
-        let mut left = &code.bytes[..];
-        for op in code.ops {
-            let rip = page_base.wrapping_add(u64::from(place)) & mask;
-            let instruction = decode::instruction(left, self.code_size, rip, self.cpuid.instruction_sets());
-            if instruction.len() != usize::from(op.len) {
-                return None;
-            }
-            let next = place + u32::from(op.len);
-            let interpreted = self.dice.as_mut().is_some_and(|dice| dice.fall(dice.chances.bails));
-            let vectors = if interpreted { Residency::Nothing } else { vector::wanted(op, &instruction, key) };
-            let x87 = !interpreted && x87::is_native(op, &instruction, key);
-            sources.push(Source {
-                op: *op,
-                instruction,
-                start: place,
-                next,
-                vectors,
-                x87,
-                live_after: 0,
-                live_before: 0,
-                interpreted,
-            });
-            place = next;
-            left = left.get(usize::from(op.len)..)?;
-        }
-        block::find_live_flags(&mut sources);
-        let request = Request {
-            key,
-            state: code.state,
-            page: code.page,
-            generation: code.generation,
-            page_base,
-            sources,
-            bytes: code.bytes.into_boxed_slice(),
-        };
+        let request = self.request(at)?;
         let fabric = self.fabric.clone();
         let translations = &fabric.translations;
         if let Some(dice) = &mut self.dice
@@ -552,7 +569,7 @@ fn interpret(cpu: &mut Cpu, site: &Site) -> u64 {
             cpu.retired -= behind + 1;
             cpu.rip = page.wrapping_add(u64::from(site.start)) & cpu.linear_mask;
             unpack(cpu.t1.flags, &mut cpu.flags);
-            let delivered = system::deliver(cpu, exception);
+            let delivered = deliver(cpu, exception);
             cpu.t1.flags = pack(&cpu.flags);
             match delivered {
                 Ok(()) if cpu.is_undisturbed() => cpu.go_on(),
@@ -605,5 +622,43 @@ impl Cpu {
             }
             _ => leave::LOOK_UP.into(),
         }
+    }
+}
+
+impl Request {
+    /// Appends the instructions of a trace. Nothing is appended if it is not what it seems.
+    fn add(&mut self, code: &TraceCode<'_>, size: CodeSize, sets: &InstructionSets, mut dice: Option<&mut Dice>) -> Option<()> {
+        let mask = if size == CodeSize::Bits64 { u64::MAX } else { 0xffff_ffff };
+        let mut place = (code.rip & !PAGE_MASK) as u32;
+        let mut left = &code.bytes[..];
+        let already = self.sources.len();
+        for op in code.ops {
+            let rip = self.page_base.wrapping_add(u64::from(place)) & mask;
+            let instruction = decode::instruction(left, size, rip, sets);
+            if instruction.len() != usize::from(op.len) {
+                self.sources.truncate(already);
+                return None;
+            }
+            let next = place + u32::from(op.len);
+            let interpreted = dice.as_mut().is_some_and(|dice| dice.fall(dice.chances.bails));
+            let vectors = if interpreted { Residency::Nothing } else { vector::wanted(op, &instruction, self.key) };
+            let x87 = !interpreted && x87::is_native(op, &instruction, self.key);
+            let (live_after, live_before) = (0, 0);
+            self.sources.push(Source {
+                op: *op,
+                instruction,
+                start: place,
+                next,
+                vectors,
+                x87,
+                live_after,
+                live_before,
+                interpreted,
+            });
+            place = next;
+            left = left.get(usize::from(op.len)..)?;
+        }
+        self.bytes.extend_from_slice(&code.bytes);
+        Some(())
     }
 }

@@ -373,7 +373,7 @@ struct Exits<'a> {
 }
 
 impl Exits<'_> {
-    /// Writes with what writes blocks.
+    /// Writes with what writes blocks. `write` does not fall through: ways out are behind it.
     fn by_block(&mut self, asm: &mut Asm, write: impl FnOnce(&mut Emitter<'_>)) {
         let first = self.first_link + self.links.len() as u32;
         let nothing: *const BlockInfo = std::ptr::null();
@@ -381,6 +381,7 @@ impl Exits<'_> {
         let mut emitter = Emitter::new(self.base, self.stubs, request.key, request.page_base, &[], nothing, first);
         std::mem::swap(&mut emitter.asm, asm);
         write(&mut emitter);
+        emitter.write_exits();
         std::mem::swap(&mut emitter.asm, asm);
         self.links.append(&mut emitter.links);
     }
@@ -403,8 +404,10 @@ impl Ways for Exits<'_> {
         asm.jmp_to(self.stubs.leave);
         asm.bind(enough);
         if is_start {
-            self.by_block(asm, |emitter| emitter.poll(place));
-            asm.jmp(instead);
+            self.by_block(asm, |emitter| {
+                emitter.poll(place);
+                emitter.asm.jmp(instead);
+            });
         } else {
             self.by_block(asm, |emitter| emitter.go_to(place, true));
         }
