@@ -478,10 +478,8 @@ impl Asm {
     }
     /// `rorx reg, source, count`, of 32 bits (BMI2). Keeps flags.
     pub fn rorx(&mut self, reg: R, source: R, count: u8) {
-        let (reg, source) = (reg as u8, source as u8);
-        // VEX with inverted R, X, B; map 0F3A; W0, no vvvv, L0, prefix F2.
-        self.code.extend([0xc4, (!reg & 8) << 4 | 0x40 | (!source & 8) << 2 | 3, 0x7b, 0xf0]);
-        self.code.extend([0xc0 | (reg & 7) << 3 | source & 7, count]);
+        let vex = Vex { prefix: 3, map: 3, wide: false, long: false };
+        self.vex(vex, 0xf0, reg as u8, 0, source.into(), Some(count));
     }
     /// The same by CL.
     pub fn shift_cl(&mut self, number: u8, w: W, rm: impl Into<Rm>) {
@@ -838,6 +836,7 @@ mod tests {
             (text(|asm| asm.load_upper(X(9), m)), "vinsertf128 ymm9,ymm9,[rbp+100h],1"),
             (text(|asm| asm.store_upper(m, X(10))), "vextractf128 [rbp+100h],ymm10,1"),
             (text(|asm| asm.zero_vectors(false)), "vzeroupper"),
+            (text(|asm| asm.rorx(R::Cx, R::R9, 8)), "rorx ecx,r9d,8"),
         ] {
             assert_eq!(got, [want]);
         }

@@ -705,6 +705,7 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
         }
     }
     emitter.write_sides();
+    emitter.write_alones();
     emitter.write_cold_paths();
     emitter.asm.bind(stale);
     emitter.leave(start << leave::SHIFT | leave::STALE);

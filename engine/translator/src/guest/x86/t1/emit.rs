@@ -9,6 +9,7 @@
 
 use super::block::{BlockInfo, Heat, Link, Relative, Site, Sites, leave};
 use super::flow::Target;
+use super::pages::{Alone, Groups};
 use super::recipe::Recipe;
 use super::x87::{self, Note, emit_note};
 use crate::guest::x86::cpu::{Span, reg, seg};
@@ -161,6 +162,9 @@ pub(super) struct Emitter<'a> {
     cold: Vec<Cold>,
     exits: Vec<Exit>,
     sides: Vec<Side>,
+    /// See `pages.rs`.
+    pub groups: Groups,
+    pub alones: Vec<Alone>,
     /// Index in `cold` at which those of the current instruction start.
     cold_start: usize,
     pub links: Vec<Link>,
@@ -206,6 +210,8 @@ impl<'a> Emitter<'a> {
             cold: Vec::new(),
             exits: Vec::new(),
             sides: Vec::new(),
+            groups: [None; 16],
+            alones: Vec::new(),
             cold_start: 0,
             links: Vec::new(),
             sites: Vec::new(),
@@ -232,9 +238,16 @@ impl<'a> Emitter<'a> {
         self.key & super::CLASS
     }
 
+    /// What is written from here on is for accesses of this class.
+    pub fn set_class(&mut self, class: u8) {
+        self.key = self.key & !super::CLASS | class;
+    }
+
     /// Accesses to memory are of another class from here on.
     pub fn change_class(&mut self, class: u8) {
-        self.key = self.key & !super::CLASS | class;
+        self.set_class(class);
+        // What was allowed may not be any more.
+        self.groups = [None; 16];
         self.asm.mov_imm(W::B1, state(field!(tlb_class)), class.into());
         self.asm.mov_imm(W::B1, state(field!(t1.key)), self.key.into());
     }
@@ -581,6 +594,11 @@ impl<'a> Emitter<'a> {
             return None;
         }
         self.address_width()?;
+        if alignment == 1
+            && let Some(mem) = self.grouped(write, bytes)
+        {
+            return Some(mem);
+        }
         self.spoil_flags();
         // A base register alone is the address already.
         let base = self.plain_address().filter(|mem| mem.index.is_none() && mem.disp == 0 && self.address_width() == Some(W::B8));
@@ -614,6 +632,12 @@ impl<'a> Emitter<'a> {
 
     /// Addresses that are not multiples of `alignment` (1, or `bytes`) miss, because their low bits stay in what is compared.
     fn probe_aligned(&mut self, write: bool, bytes: u8, alignment: u8, cold: Label, at: R) -> Mem {
+        self.look(write, bytes.into(), alignment.into(), cold, at);
+        Mem::sum(R::Cx, at)
+    }
+
+    /// The same: leaves in RCX what makes the host address of a linear one. Spoils RDX and the host's flags, but not RAX.
+    pub fn look(&mut self, write: bool, bytes: i32, alignment: i32, miss: Label, at: R) {
         let table = if write { write_table(self.class()) } else { read_table(self.class()) } as i32;
         let asm = &mut self.asm;
         if self.rorx {
@@ -626,13 +650,12 @@ impl<'a> Emitter<'a> {
         if bytes == alignment {
             asm.mov(W::B8, R::Dx, at);
         } else {
-            asm.lea(W::B8, R::Dx, Mem::at(at, i32::from(bytes) - 1));
+            asm.lea(W::B8, R::Dx, Mem::at(at, bytes - 1));
         }
-        asm.alu_imm(Alu::And, W::B8, R::Dx, -4096 | (i32::from(alignment) - 1));
+        asm.alu_imm(Alu::And, W::B8, R::Dx, -4096 | (alignment - 1));
         asm.alu_load(Alu::Cmp, W::B8, R::Dx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table });
-        asm.jcc(Cond::NE, cold);
+        asm.jcc(Cond::NE, miss);
         asm.load(W::B8, R::Cx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table + 8 });
-        Mem::sum(R::Cx, at)
     }
 
     /// Probes the TLB for the stack: `bytes` bytes at the stack pointer plus `above`.
@@ -768,6 +791,7 @@ impl<'a> Emitter<'a> {
             self.fill_vectors();
         }
         self.flags = FlagsAt::State;
+        self.groups = [None; 16];
     }
 
     /// The current instruction is written: its cold paths come back here.
@@ -778,6 +802,7 @@ impl<'a> Emitter<'a> {
             self.asm.bind(cold.resume);
         }
         self.cold_start = self.cold.len();
+        self.forget_groups();
     }
 
     /// Writes all cold paths behind the block.

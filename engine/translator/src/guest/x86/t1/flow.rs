@@ -275,6 +275,11 @@ impl Emitter<'_> {
             }
         }
         self.move_stack(if pushes { -size } else { size });
+        // All of them have been written.
+        for at in first..first + count {
+            self.at = at;
+            self.forget_groups();
+        }
         // What follows belongs to the last of them.
         self.at = first + count - 1;
         count

@@ -6,6 +6,7 @@
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
 //! * `integer.rs`, `bits.rs`, `vector.rs`, `x87.rs`, `flow.rs`, `system.rs`: the instructions; `same.rs`: how the guest's own is written with other
 //!   operands.
+//! * `pages.rs`: memory operands that share a look at the TLB.
 //! * `recipe.rs`: flags that only faults would want.
 //! * `jumps.rs`: where indirect transfers find their targets' code.
 //! * `regions.rs`: the optimising tier, whose code takes the place of blocks.
@@ -25,6 +26,7 @@ mod emit;
 mod flow;
 mod integer;
 mod jumps;
+mod pages;
 mod recipe;
 mod regions;
 mod same;
@@ -94,6 +96,8 @@ pub(crate) struct Translator {
     scratch: [u64; 2],
     /// Where regions keep values for which they have no register.
     cells: [u64; regions::CELLS],
+    /// What makes host addresses of linear ones off general registers, while a block says so; 0: nothing.
+    pages: [u64; 16],
     /// The CPU's attention word.
     attention: *const AtomicU32,
     /// The jump caches, by key.
@@ -128,6 +132,7 @@ impl Translator {
             page_base: 0,
             scratch: [0; 2],
             cells: [0; regions::CELLS],
+            pages: [0; 16],
             attention,
             tables: jumps.tables(),
             panic: None,

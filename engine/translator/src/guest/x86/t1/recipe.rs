@@ -3,10 +3,11 @@
 
 use super::block::is_plain;
 use super::emit::{ALL_FLAGS, Source};
-use super::integer::may_keep_all_flags;
+use super::integer::{condition, may_keep_all_flags};
 use crate::guest::x86::cpu::reg;
 use crate::guest::x86::op::OpFlags;
 use crate::host::x64::asm::{Alu, Asm, Mem, R, W};
+use crate::host::x64::vectors::Residency;
 use iced_x86::{Mnemonic, OpKind};
 
 /// How many instructions are looked at for the one that sets the flags anew.
@@ -81,20 +82,35 @@ impl Recipe {
 
     /// Whether an instruction is known to leave the registers alone.
     fn survives(&self, source: &Source) -> bool {
-        use Mnemonic as M;
-        let instruction = &source.instruction;
-        let target = match instruction.op_kind(0) {
-            OpKind::Register if instruction.op_register(0).is_gpr() => 1 << instruction.op_register(0).full_register().number(),
-            _ => 0u16,
-        };
-        let written = match instruction.mnemonic() {
-            M::Cmp | M::Test | M::Bt | M::Nop | M::Endbr32 | M::Endbr64 => 0,
-            M::Push => 1 << reg::SP,
-            M::Pop => target | 1 << reg::SP,
-            M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Not | M::Bswap => target,
-            M::Add | M::Or | M::And | M::Sub | M::Xor | M::Inc | M::Dec | M::Neg => target,
-            _ => return false,
-        };
-        written & self.registers == 0
+        written_registers(source).is_some_and(|written| written & self.registers == 0)
     }
+}
+
+/// The general registers that an instruction writes, by number. Nothing where that is not known.
+pub(super) fn written_registers(source: &Source) -> Option<u16> {
+    use Mnemonic as M;
+    let instruction = &source.instruction;
+    let register = |at: u32| match instruction.op_kind(at) {
+        OpKind::Register if instruction.op_register(at).is_gpr() => 1 << instruction.op_register(at).full_register().number(),
+        _ => 0u16,
+    };
+    if source.vectors != Residency::Nothing {
+        return Some(register(0));
+    }
+    Some(match instruction.mnemonic() {
+        M::Cmp | M::Test | M::Bt | M::Nop | M::Endbr32 | M::Endbr64 => 0,
+        M::Push => 1 << reg::SP,
+        M::Pop => register(0) | 1 << reg::SP,
+        M::Mov | M::Movzx | M::Movsx | M::Movsxd | M::Lea | M::Not | M::Bswap => register(0),
+        M::Add | M::Or | M::And | M::Sub | M::Xor | M::Adc | M::Sbb | M::Inc | M::Dec | M::Neg => register(0),
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd => register(0),
+        M::Imul if instruction.op_count() > 1 => register(0),
+        M::Mul | M::Imul | M::Div | M::Idiv | M::Cwd | M::Cdq | M::Cqo => 1 << reg::AX | 1 << reg::DX,
+        M::Cbw | M::Cwde | M::Cdqe => 1 << reg::AX,
+        M::Xchg | M::Xadd => register(0) | register(1),
+        M::Cmpxchg => register(0) | 1 << reg::AX,
+        M::Bts | M::Btr | M::Btc | M::Bsf | M::Bsr => register(0),
+        mnemonic if condition(mnemonic).is_some() => register(0),
+        _ => return None,
+    })
 }
