@@ -233,11 +233,11 @@ impl Emitter<'_> {
         };
         let mnemonic = sources[first].instruction.mnemonic();
         let mut operands = Vec::new();
-        for at in first..sources.len().min(first + MOST_IN_GROUP) {
+        for (at, source) in sources.iter().enumerate().skip(first).take(MOST_IN_GROUP) {
             self.at = at;
-            let instruction = &sources[at].instruction;
+            let instruction = &source.instruction;
             let moved = if pushes { -bytes } else { bytes };
-            if instruction.mnemonic() != mnemonic || instruction.stack_pointer_increment() != moved || sources[at].interpreted {
+            if instruction.mnemonic() != mnemonic || instruction.stack_pointer_increment() != moved || source.interpreted {
                 break;
             }
             match self.operand(0) {

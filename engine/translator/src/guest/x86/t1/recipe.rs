@@ -95,7 +95,8 @@ pub(super) fn written_registers(source: &Source) -> Option<u16> {
         _ => 0u16,
     };
     if source.vectors != Residency::Nothing {
-        return Some(register(0));
+        let index = matches!(instruction.mnemonic(), M::Pcmpestri | M::Pcmpistri | M::Vpcmpestri | M::Vpcmpistri);
+        return Some(register(0) | u16::from(index) << reg::CX);
     }
     Some(match instruction.mnemonic() {
         M::Cmp | M::Test | M::Bt | M::Nop | M::Endbr32 | M::Endbr64 => 0,
