@@ -219,7 +219,7 @@ impl Writer<'_> {
     }
 }
 
-/// A program of several blocks, which ends because every way back burns fuel. A mode's blank case has a form of no consequence.
+/// A program of several blocks, which ends because every way back burns fuel (or a return address). A mode's blank case has a form of no consequence.
 pub fn program(mode: u32, random: &mut Random) -> Option<Case> {
     let form = Form { code: Code::Nopd, mode, shape: Shape::Register };
     let mut case = generate::generate(form, random)?;
@@ -258,11 +258,21 @@ pub fn program(mode: u32, random: &mut Random) -> Option<Case> {
                 holes.push((writer.code.len(), block + 1 + writer.random.below((count - block) as u64) as usize));
                 writer.code.extend([0; 4]);
             }
+            8 if wide && writer.random.chance(25) => {
+                // lea rax, [rip + there]; jmp rax
+                writer.code.extend([0x48, 0x8d, 0x05]);
+                holes.push((writer.code.len(), block + 1 + writer.random.below((count - block) as u64) as usize));
+                writer.code.extend([0; 4]);
+                writer.code.extend([0xff, 0xe0]);
+            }
             8 => {
-                writer.code.push(0xe9);
+                // JMP, or CALL: whether anybody comes back is left to chance.
+                let opcode = writer.random.pick(&[0xe9, 0xe8]);
+                writer.code.push(opcode);
                 holes.push((writer.code.len(), block + 1 + writer.random.below((count - block) as u64) as usize));
                 writer.code.extend([0; 4]);
             }
+            _ if writer.random.chance(60) => writer.code.push(0xc3),
             _ => {}
         }
     }

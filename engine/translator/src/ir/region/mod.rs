@@ -515,3 +515,64 @@ fn guess_weights(region: &mut Region) {
         block.weight = weight.clamp(1, u64::from(u32::MAX)) as u32;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A region of empty blocks with these ways.
+    fn graph(ways: &[&[BlockId]]) -> Region {
+        let mut region = Region::new(&[], 0, u64::MAX, 0);
+        let condition = region.add(Inst::new(Op::Const, Ty::Bool));
+        for to in ways {
+            let edge = |at: usize| Edge::new(To::Block(to[at]));
+            let end = match to.len() {
+                0 => Terminator::Jump(Edge::new(To::Exit(0))),
+                1 => Terminator::Jump(edge(0)),
+                _ => Terminator::Branch { condition, taken: edge(0), not_taken: edge(1) },
+            };
+            region.blocks.push(RegionBlock { params: Vec::new(), body: Vec::new(), end, pc: 0, retired: 1, depth: 0, weight: 0 });
+        }
+        let state = GuestState { pc: 0, retired: 0, flags: Val::NONE, slots: 0..0 };
+        region.exits.push(Exit { op: Op::Jump, target: Val::NONE, back: 0, need: FlagSet::all(), state });
+        region
+    }
+
+    #[test]
+    fn loops_in_loops_are_found_from_the_inside() {
+        // 1 is the outer head, 2 the inner one; 3 leads back to 2 or on to 4, that to 1 or out.
+        let mut region = graph(&[&[1], &[2], &[3], &[2, 4], &[1, 5], &[]]);
+        arrange(&mut region);
+        let loops = Loops::find(&region);
+        let found: Vec<(BlockId, &[BlockId])> = loops.loops.iter().map(|of| (of.head, &of.blocks[..])).collect();
+        assert_eq!(found, [(2, &[2, 3][..]), (1, &[1, 2, 3, 4][..])]);
+        assert_eq!(loops.depths, [0, 1, 2, 2, 1, 0]);
+        let weights: Vec<u32> = region.blocks.iter().map(|block| block.weight).collect();
+        assert!(weights[2] > weights[1] && weights[1] > weights[5], "{weights:?}");
+    }
+
+    #[test]
+    fn a_diamond_is_dominated_by_its_top_alone() {
+        let region = graph(&[&[1], &[2, 3], &[4], &[4], &[], &[4]]);
+        let dominators = dominators(&region);
+        assert_eq!(dominators, [0, 0, 1, 1, 1, BlockId::MAX]);
+        assert!(dominates(&dominators, 1, 4) && !dominates(&dominators, 2, 4));
+    }
+
+    #[test]
+    fn what_cannot_be_reached_goes() {
+        let mut region = graph(&[&[2], &[2], &[]]);
+        arrange(&mut region);
+        assert_eq!((region.blocks.len(), region.exits.len()), (2, 1));
+    }
+
+    #[test]
+    fn spans_come_back_from_a_probe() {
+        for span in [Span { low: -8, high: 16 }, Span { low: i32::MIN, high: i32::MAX }, Span { low: 0, high: 1 }] {
+            assert_eq!(Span::unpack(span.pack()), span);
+        }
+        let span = Span { low: -8, high: 4 }.union(Span { low: 0, high: 8 });
+        assert_eq!(span, Span { low: -8, high: 8 });
+        assert!(span.contains(Span { low: -8, high: 0 }) && !span.contains(Span { low: 4, high: 9 }));
+    }
+}

@@ -168,3 +168,88 @@ fn steps(block: &RegionBlock) -> impl Iterator<Item = (u32, Val)> {
     let params = block.params.iter().map(|param| (0, *param));
     params.chain(block.body.iter().enumerate().map(|(at, value)| (at as u32 + 1, *value)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Edge, Exit, GuestState, SlotValue};
+    use super::*;
+    use crate::ir::{FlagSet, Inst, SlotInfo};
+
+    const SLOTS: &[SlotInfo] = &[SlotInfo { name: "a", ty: Ty::I64 }, SlotInfo { name: "b", ty: Ty::I64 }];
+
+    /// The entry with slot a, a block that increments it, and an exit with that.
+    fn region() -> (Region, Val, Val) {
+        let mut region = Region::new(SLOTS, 0x1000, u64::MAX, 0);
+        region.is_ssa = true;
+        for to in [To::Block(1), To::Exit(0)] {
+            let end = Terminator::Jump(Edge::new(to));
+            let (params, body) = (Vec::new(), Vec::new());
+            region.blocks.push(RegionBlock { params, body, end, pc: 0, retired: 1, depth: 0, weight: 1 });
+        }
+        let a = region.add_param(0, Ty::I64, 0);
+        let r = region.add(Inst { args: [a, Val::NONE, Val::NONE], ..Inst::new(Op::Inc, Ty::I64) });
+        region.blocks[1].body.push(r);
+        region.slot_values.push(SlotValue { slot: 0, value: r });
+        let state = GuestState { pc: 3, retired: 0, flags: Val::NONE, slots: 0..1 };
+        region.exits.push(Exit { op: Op::Jump, target: Val::NONE, back: 0, need: FlagSet::all(), state });
+        (region, a, r)
+    }
+
+    fn wrong(change: impl FnOnce(&mut Region, Val, Val)) -> String {
+        let (mut region, a, r) = region();
+        change(&mut region, a, r);
+        verify(&region).expect_err("the region is wrong")
+    }
+
+    #[test]
+    fn a_sound_region_passes_and_prints() {
+        let (region, ..) = region();
+        assert_eq!(verify(&region), Ok(()));
+        let expected = "\
+b0(%0.i64 a) @ +0x0, 1 retired, depth 0, weight 1:
+    Jump b1()
+b1() @ +0x0, 1 retired, depth 0, weight 1:
+    %1 = Inc.i64 %0
+    Jump x0
+x0: Jump [+0x3 a=%1]
+";
+        assert_eq!(region.to_string(), expected);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let early = wrong(|region, _, r| {
+            let user = region.add(Inst { args: [r, Val::NONE, Val::NONE], ..Inst::new(Op::Not, Ty::I64) });
+            region.blocks[1].body.insert(0, user);
+        });
+        assert!(early.contains("%1 is not defined yet"), "{early}");
+        let twice = wrong(|region, _, r| region.blocks[0].body.push(r));
+        assert!(twice.contains("in two places"), "{twice}");
+        let arguments = wrong(|region, a, _| {
+            if let Some(edge) = region.blocks[0].end.edges_mut().next() {
+                edge.args.push(a);
+            }
+        });
+        assert!(arguments.contains("1 arguments of 0"), "{arguments}");
+        let entry = wrong(|region, _, _| region.blocks[1].end = Terminator::Jump(Edge::new(To::Block(0))));
+        assert!(entry.contains("the entry has a predecessor"), "{entry}");
+        let slot = wrong(|region, _, _| region.slot_values[0].slot = 9);
+        assert!(slot.contains("unknown slot"), "{slot}");
+        let bails = wrong(|region, _, _| {
+            let poll = region.add(Inst::new(Op::Poll, Ty::None));
+            region.blocks[1].body.push(poll);
+        });
+        assert!(bails.contains("has no snapshot"), "{bails}");
+        let slots = wrong(|region, _, _| {
+            let get = region.add(Inst::new(Op::GetSlot, Ty::I64));
+            region.blocks[1].body.push(get);
+        });
+        assert!(slots.contains("slots are values by now"), "{slots}");
+        let far = wrong(|region, _, r| {
+            let between = region.add(Inst { imm: 1, ..Inst::new(Op::Const, Ty::I64) });
+            let flags = region.add(Inst { args: [r, Val::NONE, Val::NONE], ..Inst::new(Op::FlagsOf, Ty::Flags) });
+            region.blocks[1].body.extend([between, flags]);
+        });
+        assert!(far.contains("does not follow its instruction"), "{far}");
+    }
+}
