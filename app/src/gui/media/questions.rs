@@ -198,9 +198,9 @@ fn extension(format: Format) -> &'static str {
     }
 }
 
-/// The formats that files can be made of.
+/// The formats that are offered. LUKS is not: nobody is asked for a secret here.
 fn targets() -> impl Iterator<Item = Format> {
-    Format::all().filter(|format| *format != Format::Iso)
+    Format::all().filter(|format| !matches!(format, Format::Iso | Format::Luks))
 }
 
 /// What a person calls a format.
@@ -213,6 +213,7 @@ fn title(format: Format) -> &'static str {
         Format::Vhd => "VHD: Virtual PC, Azure",
         Format::Vhdx => "VHDX: Hyper-V",
         Format::Iso => "ISO: CD or DVD",
+        Format::Luks => "LUKS: encrypted",
     }
 }
 
