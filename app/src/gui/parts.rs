@@ -183,6 +183,11 @@ pub fn blank_screen(painter: &egui::Painter, rect: Rect, theme: &Theme, text: &s
     }
 }
 
+/// The name of a file for people: without its folder, if it has a name at all.
+pub fn file_name_text(path: &std::path::Path) -> String {
+    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
+}
+
 /// A number of bytes for people: binary units, as memory and disks are counted here.
 pub fn bytes_text(bytes: u64) -> String {
     const KIB: f64 = 1024.0;

@@ -12,6 +12,8 @@ use engine_disk::{BackingFiles, DiskError, Format, OpenOptions, Sharing};
 use engine_session::library::{Library, Running};
 use serde::{Deserialize, Serialize};
 
+use crate::gui::parts::file_name_text;
+
 /// A copy that is being made has this behind its name until it is whole.
 pub const UNFINISHED: &str = ".unfinished";
 /// The list of images that lie elsewhere, in the library's folder.
@@ -68,7 +70,7 @@ pub struct Image {
 impl Image {
     /// The file's name.
     pub fn name(&self) -> String {
-        self.path.file_name().map_or_else(|| self.path.display().to_string(), |name| name.to_string_lossy().into_owned())
+        file_name_text(&self.path)
     }
 }
 

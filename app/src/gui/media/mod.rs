@@ -12,7 +12,7 @@ mod operations;
 mod questions;
 mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use egui::{Key, Ui};
@@ -25,7 +25,7 @@ use self::operations::{Cancel, Compacted, Outcome, Tool, keep_compacted};
 use self::questions::{Answer, Plan, Question};
 use super::file_dialog::{FileDialog, Wanted};
 use super::job::Job;
-use super::parts::{self, Tone, Weight, bytes_text};
+use super::parts::{self, Tone, Weight, bytes_text, file_name_text};
 
 /// How often the list is read anew while the page is open.
 const PERIOD: Duration = Duration::from_secs(3);
@@ -431,13 +431,13 @@ fn one_news_ui(ui: &mut Ui, news: &News) -> Option<Reply> {
         News::Findings { path, text, corrupt } => {
             let (tone, how, word) =
                 if *corrupt { (Tone::Failure, "all", "Repair") } else { (Tone::Warning, "leaks", "Give the space back") };
-            parts::banner(ui, tone, &format!("{} was checked.", file_name(path)), text, |ui| {
+            parts::banner(ui, tone, &format!("{} was checked.", file_name_text(path)), text, |ui| {
                 button(ui, word, Reply::Repair(how));
                 button(ui, "Dismiss", Reply::Dismiss);
             });
         }
         News::Choice(Compacted { path, before, after, .. }) => {
-            let what = format!("{}: {} before, {} after.", file_name(path), bytes_text(*before), bytes_text(*after));
+            let what = format!("{}: {} before, {} after.", file_name_text(path), bytes_text(*before), bytes_text(*after));
             let advice = "Both hold the same, byte for byte. The original stays until you choose.";
             parts::banner(ui, Tone::Note, &what, advice, |ui| {
                 button(ui, "Keep the smaller one", Reply::Keep);
@@ -446,8 +446,4 @@ fn one_news_ui(ui: &mut Ui, news: &News) -> Option<Reply> {
         }
     }
     reply
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }

@@ -1,13 +1,11 @@
 //! The list of images. What is built on another image stands under it, set in.
 
-use std::path::Path;
-
 use egui::{Align2, CornerRadius, FontId, Rect, ScrollArea, Sense, Stroke, TextEdit, Ui, Vec2};
 use ui_assets::{Icon, Theme};
 
 use super::Media;
 use super::catalogue::{Image, State};
-use crate::gui::parts::bytes_text;
+use crate::gui::parts::{bytes_text, file_name_text};
 
 const ROW_HEIGHT: f32 = 34.0;
 const INDENT: f32 = 18.0;
@@ -131,7 +129,7 @@ fn text(ui: &Ui, place: Rect, column: &Column, words: &str, size: f32, ink: egui
 
 fn state_text(image: &Image) -> String {
     match (&image.state, &image.base) {
-        (State::Fine, Some(base)) => format!("needs {}", name_of(base)),
+        (State::Fine, Some(base)) => format!("needs {}", file_name_text(base)),
         (State::Fine, None) if image.snapshots == 1 => "1 snapshot inside".to_owned(),
         (State::Fine, None) if image.snapshots > 1 => format!("{} snapshots inside", image.snapshots),
         (State::Fine, None) => "fine".to_owned(),
@@ -141,10 +139,6 @@ fn state_text(image: &Image) -> String {
         (State::Missing, _) => "missing".to_owned(),
         (State::Damaged(_), _) => "damaged".to_owned(),
     }
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned())
 }
 
 fn details(image: &Image) -> String {

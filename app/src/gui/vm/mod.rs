@@ -479,7 +479,7 @@ impl VmWindow {
         }
         let hovered = ui.input(|input| input.raw.hovered_files.iter().filter_map(|file| file.path.clone()).next());
         if let Some(path) = hovered {
-            let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into_owned());
+            let name = parts::file_name_text(&path);
             drop_ui(ui, rect, theme, &name);
         }
         self.note_ui(ui, rect, theme);
