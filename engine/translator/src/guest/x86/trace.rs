@@ -80,6 +80,18 @@ pub(super) struct TraceCode<'a> {
     pub state: *const PageState,
     /// The page's generation for which ops and bytes hold.
     pub generation: u32,
+    /// The page in which its only instruction ends, if that is another.
+    pub second: Option<SecondPage>,
+}
+
+/// The page behind that of an instruction which lies in both.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SecondPage {
+    /// The page, in the host.
+    pub page: *const u8,
+    pub state: *const PageState,
+    /// The page's generation for which the instruction holds.
+    pub generation: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -352,20 +364,29 @@ impl Traces {
         (same && next.second_state.is_null() && next.is_fresh()).then_some(TraceRef(number))
     }
 
-    /// What a trace was made from; nothing if it is stale, or not from within one page of memory.
+    /// What a trace was made from; nothing if it is stale, or not from memory.
     pub(super) fn code(&self, at: TraceRef) -> Option<TraceCode<'_>> {
         let trace = self.get(at);
-        if !trace.second_state.is_null() || trace.bytes == 0 {
+        if trace.bytes == 0 {
             return None;
         }
         let inside = trace.linear & !PAGE_MASK;
         let page = (trace.host - inside) as *const u8;
         let mut bytes = vec![0; trace.bytes.into()];
-        copy_code(page, inside, &mut bytes);
+        let in_page = bytes.len().min((PAGE_BYTES - inside) as usize);
+        copy_code(page, inside, &mut bytes[..in_page]);
+        let second = (!trace.second_state.is_null()).then_some(SecondPage {
+            page: trace.second_host as *const u8,
+            state: trace.second_state,
+            generation: trace.second_generation,
+        });
+        if let Some(second) = &second {
+            copy_code(second.page, 0, &mut bytes[in_page..]);
+        }
         // SAFETY: the trace's ops are in the arena.
         let ops = unsafe { std::slice::from_raw_parts(trace.first, trace.count as usize) };
         let (rip, state, generation) = (trace.rip, trace.state, trace.generation);
-        trace.is_fresh().then_some(TraceCode { ops, rip, bytes, page, state, generation })
+        trace.is_fresh().then_some(TraceCode { ops, rip, bytes, page, state, generation, second })
     }
 
     /// The epoch: references and links from before another epoch must not be used. It changes whenever any mapping does, and may come

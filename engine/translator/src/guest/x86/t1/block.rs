@@ -4,6 +4,9 @@
 //! place in it and a mode, and can be used at any virtual address: whatever depends on that is computed from the page's offset in CS, which is kept in
 //! the CPU (`t1.page_base`).
 //!
+//! An instruction that lies in two pages is a block of its own, which belongs to both. No link may take it for granted that the second page is still the
+//! same: such a block goes on only if the jump cache names it for where it is executed, and the dispatcher enters it there when it has looked.
+//!
 //! # Stale code
 //! Every block begins with a look at its page's `code_generation`; if it is not the one for which the block was made, the block is left at once. So a
 //! stale block needs no hunting down: links and jump caches may lead to it. A stale block whose bytes are still the same is made
@@ -18,6 +21,7 @@ use super::integer::may_keep_all_flags;
 use super::regions::{Compiled, Compiler, Published};
 use crate::backend::TranslatorOptions;
 use crate::guest::x86::op::{Op, OpFlags};
+use crate::guest::x86::trace::SecondPage;
 use crate::host::x64::asm::{Asm, Cond, Mem, R};
 use crate::host::x64::stubs::{self, Stubs};
 use crate::host::x64::vectors::{Residency, VectorLayout};
@@ -56,6 +60,8 @@ pub(super) mod leave {
     pub const HOT: u32 = 8;
     /// A region has bailed often; go on at a place in the page. The key of its block is in `t1.scratch`.
     pub const USELESS: u32 = 9;
+    /// The block at a place in the page lies in two pages, and the second is not known to be the right one.
+    pub const CROSSING: u32 = 10;
 }
 
 /// What of an op depends on where it was decoded.
@@ -97,13 +103,18 @@ pub(super) struct BlockInfo {
     pub page: *const PageState,
     /// The generation of the page for which the block holds.
     pub generation: AtomicU32,
+    /// The page in which the block ends, if that is another.
+    pub second: Option<SecondPage>,
 }
 
 impl BlockInfo {
     /// Whether the page's code is still what was translated.
     pub fn is_fresh(&self) -> bool {
-        // SAFETY: the space holds the block of memory to which the page belongs.
-        unsafe { (*self.page).code_generation() == self.generation.load(Ordering::Relaxed) }
+        // SAFETY: the space holds the blocks of memory to which the pages belong.
+        unsafe {
+            (*self.page).code_generation() == self.generation.load(Ordering::Relaxed)
+                && self.second.is_none_or(|second| (*second.state).code_generation() == second.generation)
+        }
     }
 }
 
@@ -251,6 +262,8 @@ pub(super) struct Request {
     pub state: *const PageState,
     pub page: *const u8,
     pub generation: u32,
+    /// The page in which its only instruction ends, if that is another.
+    pub second: Option<SecondPage>,
     /// Offset of the page in CS.
     pub page_base: u64,
     pub sources: Vec<Source>,
@@ -394,19 +407,25 @@ impl Space {
         self.inner.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// The valid block at a host address: its entry. `mark` says that code was taken from a place in a page (see `trace.rs`).
+    /// The valid block at a host address: its entry, and the page in which it ends, if that is another: which the caller has yet to compare.
+    /// `mark` says that code was taken from a place in a page (see `trace.rs`).
     pub fn find(
         &self,
         host: u64,
         key: u8,
         counters: &Counters,
         mut mark: impl FnMut(*const PageState, *const u8, u64, u64),
-    ) -> Option<u64> {
+    ) -> Option<(u64, Option<*const u8>)> {
         let (page, start, len) = {
             let inner = self.lock();
             let found = inner.blocks.get(&block_key(host, key))?;
+            let second = found.info.second.map(|second| second.page);
             if found.info.is_fresh() {
-                return Some(self.memory.address(found.offset));
+                return Some((self.memory.address(found.offset), second));
+            }
+            if second.is_some() {
+                // It is but one instruction: cheaper to make again than to compare.
+                return None;
             }
             (found.page, found.start, found.bytes.len())
         };
@@ -450,7 +469,7 @@ impl Space {
         found.info.generation.store(generation, Ordering::Relaxed);
         self.memory.patch(found.offset + GENERATION_AT, &generation.to_le_bytes());
         counters.revived.fetch_add(1, Ordering::Relaxed);
-        Some(self.memory.address(found.offset))
+        Some((self.memory.address(found.offset), None))
     }
 
     // ---- Regions -----------------------------------------------------------------------------------------------
@@ -477,7 +496,7 @@ impl Space {
     pub fn want_region(&self, host: u64, key: u8) -> Option<(u64, Wanted)> {
         let mut inner = self.lock();
         let key = block_key(host, key);
-        let block = inner.blocks.get(&key).filter(|block| block.info.is_fresh())?;
+        let block = inner.blocks.get(&key).filter(|block| block.info.is_fresh() && block.info.second.is_none())?;
         let wanted = Wanted { state: block.info.page, page: block.page, entry: self.memory.address(block.offset) };
         inner.wanted.insert(key).then_some((key, wanted))
     }
@@ -587,6 +606,7 @@ impl Space {
         let key = block_key(host, request.key);
         if let Some(found) = inner.blocks.get(&key)
             && found.info.is_fresh()
+            && found.info.second.map(|second| second.page) == request.second.map(|second| second.page)
         {
             return Some(self.memory.address(found.offset));
         }
@@ -594,7 +614,8 @@ impl Space {
         if offset + MAX_BLOCK_BYTES > self.memory.len() {
             return None;
         }
-        let info = Box::new(BlockInfo { page: request.state, generation: AtomicU32::new(request.generation) });
+        let info =
+            Box::new(BlockInfo { page: request.state, generation: AtomicU32::new(request.generation), second: request.second });
         let mut emitter = Emitter::new(
             self.memory.address(offset),
             self.stubs,
@@ -662,6 +683,14 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
     debug_assert_eq!(emitter.asm.len(), GENERATION_AT + 4);
     let stale = emitter.asm.label();
     emitter.asm.jcc(Cond::NE, stale);
+    if let Some(second) = &info.second {
+        // SAFETY: as above.
+        let generation_cell = unsafe { (*second.state).code_generation_cell() };
+        emitter.asm.set_wide(R::Ax, std::ptr::from_ref(generation_cell) as u64);
+        emitter.asm.compare_wide_imm(Mem::at(R::Ax, 0), second.generation as i32);
+        emitter.asm.jcc(Cond::NE, stale);
+        emitter.check_second_page();
+    }
     emitter.count_retired();
     emitter.want_x87();
     emitter.want_vectors();

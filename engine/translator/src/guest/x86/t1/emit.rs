@@ -57,7 +57,7 @@ pub(super) struct Source {
     pub instruction: Instruction,
     /// Its first byte in the page.
     pub start: u32,
-    /// The byte behind it; 4096 at the page's end.
+    /// The byte behind it; 4096 at the page's end, more if it ends in the next one.
     pub next: u32,
     /// What a native vector instruction wants to be resident: see `vector.rs`.
     pub vectors: Residency,
@@ -954,6 +954,19 @@ impl<'a> Emitter<'a> {
         asm.alu_load(Alu::Add, W::B8, R::Cx, state(field!(t1.tables) + 8 * i32::from(self.key)));
         asm.alu_load(Alu::Cmp, W::B8, R::Ax, Mem::at(R::Cx, 0));
         asm.jcc(Cond::NE, miss);
+    }
+
+    /// At the start of a block that lies in two pages: it is left unless the jump cache names it. Whoever enters it there has seen that the second page is
+    /// the right one, and mappings that change take it out. Spoils RAX, RCX, RDX and flags.
+    pub fn check_second_page(&mut self) {
+        let start = self.sources[0].start;
+        let unknown = self.exit(false, start << leave::SHIFT | leave::CROSSING);
+        self.offset_in_page(R::Ax, start as i32);
+        self.look_up(unknown);
+        let entry = self.asm.here() - self.asm.len() as u64;
+        self.asm.set_wide(R::Dx, entry);
+        self.asm.alu_load(Alu::Cmp, W::B8, R::Dx, Mem::at(R::Cx, 8));
+        self.asm.jcc(Cond::NE, unknown);
     }
 
     /// Goes to the entry at RCX, whose offset is in RAX, after a poll.

@@ -54,6 +54,7 @@ use crate::watch::tally::Happening;
 use block::{Relative, Request, Site, Space, leave};
 use emit::Source;
 use engine_cpu::x86::Activity;
+use engine_memory::PAGE_BYTES;
 use jumps::{Jump, JumpCaches};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -249,21 +250,29 @@ impl Cpu {
             self.t1.jumps.remember_place(place, 0);
         }
         let known = self.t1.jumps.find_place(place).filter(|code| *code != 0);
+        let mut in_global_pages = fetch.epoch != self.traces.epoch();
         let entry = match known {
             Some(entry) => entry,
             None => {
                 let (space, fabric) = (self.t1.space.clone()?, self.fabric.clone());
                 let counters = &fabric.translations.counters;
-                let entry = space.find(host, self.t1.key, counters, |state, page, first, bytes| {
+                let (entry, second) = space.find(host, self.t1.key, counters, |state, page, first, bytes| {
                     // SAFETY: the space holds the page's block of memory.
                     self.mark_code(unsafe { &*state }, page, first, bytes);
                 })?;
-                self.t1.jumps.remember_place(place, entry);
+                match second {
+                    None => self.t1.jumps.remember_place(place, entry),
+                    // Places know nothing of second pages: such a block is looked for here each time.
+                    Some(page) => {
+                        let behind = (rip & PAGE_MASK).wrapping_add(PAGE_BYTES) & self.linear_mask;
+                        let fetch = self.fetch_page(behind).ok().filter(|fetch| fetch.page == page)?;
+                        in_global_pages &= fetch.epoch != self.traces.epoch();
+                    }
+                }
                 entry
             }
         };
-        let global = fetch.epoch != self.traces.epoch();
-        self.t1.jumps.remember(self.t1.key, rip, entry, global);
+        self.t1.jumps.remember(self.t1.key, rip, entry, in_global_pages);
         Some(entry)
     }
 
@@ -299,6 +308,7 @@ impl Cpu {
             state: code.state,
             page: code.page,
             generation: code.generation,
+            second: code.second,
             page_base,
             sources: Vec::with_capacity(code.ops.len()),
             bytes: Vec::new(),
@@ -309,6 +319,7 @@ impl Cpu {
         while let Some(next) = self.warm_trace_behind(&request, last, rip) {
             let Some(code) = self.traces.code(next) else { break };
             if (code.page, code.generation) != (request.page, request.generation)
+                || code.second.is_some()
                 || request.add(&code, size, self.cpuid.instruction_sets(), self.dice.as_mut()).is_none()
             {
                 break;
@@ -358,12 +369,14 @@ impl Cpu {
             self.enter_space()?;
         }
         let mut space = self.t1.space.clone()?;
-        let page = request.page;
+        let pages = [Some(request.page), request.second.map(|second| second.page)];
         let hold = |held_blocks: &Vec<engine_memory::Block>, held: &mut Vec<engine_memory::Block>| {
-            if let Some(block) = held_blocks.iter().find(|block| block.holds(page))
-                && !held.iter().any(|held| held.is(block))
-            {
-                held.push(block.clone());
+            for page in pages.into_iter().flatten() {
+                if let Some(block) = held_blocks.iter().find(|block| block.holds(page))
+                    && !held.iter().any(|held| held.is(block))
+                {
+                    held.push(block.clone());
+                }
             }
         };
         let mut entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
@@ -446,7 +459,7 @@ impl Cpu {
                     self.rip = place(self, argument);
                     return Left::Poll;
                 }
-                leave::STALE => {
+                leave::STALE | leave::CROSSING => {
                     self.rip = place(self, argument);
                     found = Found::Stale;
                 }
@@ -488,7 +501,7 @@ impl Cpu {
 /// What it means that translated code was left for a reason.
 fn happening(reason: u32) -> Happening {
     match reason & leave::MASK {
-        leave::LOOK_UP | leave::LINK => Happening::JumpMissed,
+        leave::LOOK_UP | leave::LINK | leave::CROSSING => Happening::JumpMissed,
         leave::POLL | leave::ATTEND => Happening::Polled,
         leave::STALE => Happening::WasStale,
         _ => Happening::Stopped,
