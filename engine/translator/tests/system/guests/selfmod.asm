@@ -236,6 +236,31 @@ guest:  mov     cx, TURNS
         xor     edx, 0x22222200 ^ 0x33333300
         loop    .second
         CHECK   "an instruction whose second page is mapped elsewhere", rbx, 0
+        ; the same behind a jump in the first page
+        mov     word [F1 + 0xff0], 0x0ceb
+        sub     rdi, 0xe
+        mov     ecx, TURNS
+.jump:  call    rdi
+        WRONG_UNLESS eax, edx
+        mov     rax, [V_PT + INDEX(0) * 8 + 8]
+        xor     rax, F2 ^ F3
+        mov     [V_PT + INDEX(0) * 8 + 8], rax
+        invlpg  [rsi]
+        xor     edx, 0x22222200 ^ 0x33333300
+        loop    .jump
+        CHECK   "the same behind a jump", rbx, 0
+        mov     qword [V_PT + INDEX(0) * 8 + 8], F2 | 7
+        invlpg  [rsi]
+        mov     ecx, TURNS
+.behind:
+        mov     [F2 + 2], cl
+        mov     edx, ecx
+        shl     edx, 24
+        or      edx, 0x222211
+        call    rdi
+        WRONG_UNLESS eax, edx
+        loop    .behind
+        CHECK   "an instruction whose second page is written", rbx, 0
         ; two address spaces that differ in V alone
         ROUTINE F1, 1
         ROUTINE F2, 2
@@ -260,6 +285,23 @@ guest:  mov     cx, TURNS
         WRONG_UNLESS eax, edx
         loop    .space
         CHECK   "the same address in two address spaces", rbx, 0
+        ; and in the page behind it, where an instruction ends
+        mov     dword [F2], 0xc3222222
+        mov     qword [V_PT_B + INDEX(0) * 8], F1 | 7
+        mov     qword [V_PT_B + INDEX(0) * 8 + 8], F3 | 7
+        mov     rdi, V + 0xff0
+        mov     ecx, TURNS
+.ends:  mov     edx, 0x22222211
+        mov     rax, PML4
+        test    cl, 1
+        jz      .there
+        mov     edx, 0x33333311
+        mov     rax, PML4_B
+.there: mov     cr3, rax
+        call    rdi
+        WRONG_UNLESS eax, edx
+        loop    .ends
+        CHECK   "an instruction that ends differently in two address spaces", rbx, 0
         mov     rax, PML4
         mov     cr3, rax
         ; code that maps its own page elsewhere: the frames differ only behind INVLPG
