@@ -119,6 +119,13 @@ pub enum Port {
 pub trait PortIo {
     /// Reads; the value's high bits beyond `width` are ignored.
     fn port_read(&mut self, port: Port, width: Width) -> u32;
+    /// Reads the same port again and again until `into`, a multiple of `width`, is full: a repeated INS.
+    fn port_read_run(&mut self, port: Port, width: Width, into: &mut [u8]) {
+        for element in into.chunks_exact_mut(width.bytes() as usize) {
+            let value = self.port_read(port, width).to_le_bytes();
+            element.copy_from_slice(&value[..element.len()]);
+        }
+    }
     /// Writes; bits beyond `width` are zero.
     fn port_write(&mut self, port: Port, width: Width, value: u32);
 }

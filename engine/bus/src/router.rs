@@ -201,6 +201,21 @@ impl Router {
         bytes.enumerate().fold(0, |value, (i, byte)| value | byte << (8 * i))
     }
 
+    /// A CPU reads the same port again and again, until `into`, a multiple of `width`, is full.
+    pub fn port_read_run(&self, port: u16, width: Width, into: &mut [u8]) {
+        let map = self.0.map.load();
+        if let Some(claim) = map.port(port)
+            && width <= claim.widest
+            && let Some(io) = claim.cell.lock().as_port_io()
+        {
+            return io.port_read_run(claim.port(port), width, into);
+        }
+        for element in into.chunks_exact_mut(width.bytes() as usize) {
+            let value = self.port_read(port, width).to_le_bytes();
+            element.copy_from_slice(&value[..element.len()]);
+        }
+    }
+
     /// A port write by a CPU.
     pub fn port_write(&self, port: u16, width: Width, value: u32) {
         let value = value & width.all_ones() as u32;

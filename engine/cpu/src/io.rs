@@ -6,6 +6,13 @@ use engine_base::{Clock, VmTime};
 pub trait CpuIo: Send + Sync {
     /// Reads an I/O port.
     fn port_read(&self, port: u16, bytes: u8) -> u32;
+    /// Reads the same port again and again, `bytes` each time, until `into`, a multiple of that, is full: a repeated INS.
+    fn port_read_run(&self, port: u16, bytes: u8, into: &mut [u8]) {
+        for element in into.chunks_exact_mut(bytes.max(1).into()) {
+            let value = self.port_read(port, bytes).to_le_bytes();
+            element.copy_from_slice(&value[..element.len()]);
+        }
+    }
     /// Writes an I/O port.
     fn port_write(&self, port: u16, bytes: u8, value: u32);
     /// Reads a physical address at which no memory answers.

@@ -52,6 +52,10 @@ impl CpuIo for Board {
         self.router.port_read(port, width(bytes))
     }
 
+    fn port_read_run(&self, port: u16, bytes: u8, into: &mut [u8]) {
+        self.router.port_read_run(port, width(bytes), into);
+    }
+
     fn port_write(&self, port: u16, bytes: u8, value: u32) {
         if port == CLEAR_COPROCESSOR_BUSY {
             self.coprocessor_irq.lower();

@@ -432,6 +432,19 @@ impl IdeDrive {
         u32::from_le_bytes(value)
     }
 
+    /// Reads `bytes` bytes from the data register again and again, but not the block's last: says how many it put `into`.
+    pub fn read_ready(&mut self, bytes: usize, into: &mut [u8]) -> usize {
+        if self.activity != Activity::PioIn {
+            return 0;
+        }
+        let ready = self.buffer.get(self.position..self.block_end).unwrap_or(&[]);
+        let most = ready.len().saturating_sub(1).min(into.len());
+        let (into, ready) = (&mut into[..most - most % bytes], &ready[..most - most % bytes]);
+        into.copy_from_slice(ready);
+        self.position += ready.len();
+        ready.len()
+    }
+
     // Data from the host
 
     /// Asks the host for the next part of a write.

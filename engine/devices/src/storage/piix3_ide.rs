@@ -149,6 +149,22 @@ impl PortIo for Piix3Ide {
         }
     }
 
+    fn port_read_run(&mut self, port: Port, width: Width, into: &mut [u8]) {
+        let bytes = width.bytes() as usize;
+        let mut at = 0;
+        while at < into.len() {
+            if let Port::Fixed(number) = port
+                && let Some((channel, register)) = self.legacy(number)
+            {
+                at += channel.read_ready(register, bytes, &mut into[at..]);
+            }
+            // What is not simply there, such as the end of a block.
+            let Some(element) = into.get_mut(at..at + bytes) else { return };
+            element.copy_from_slice(&self.port_read(port, width).to_le_bytes()[..bytes]);
+            at += bytes;
+        }
+    }
+
     fn port_write(&mut self, port: Port, width: Width, value: u32) {
         match port {
             Port::Fixed(port) => match self.legacy(port) {

@@ -12,6 +12,7 @@ use super::interp_alu::{Binary, Cmp};
 use super::interp_integer::{Int, by_size};
 use super::op::{Handler, Op, OpFlags};
 use super::system;
+use engine_memory::PAGE_BYTES;
 use iced_x86::{Code, Instruction};
 
 /// Most elements between two polls, one by one.
@@ -319,6 +320,34 @@ impl Operation for Input {
         let value = cpu.io().port_read(port, T::BYTES as u8);
         cpu.after_io();
         cpu.write(seg::ES, destination, T::cut(u64::from(value)))
+    }
+
+    fn run<T: Int>(cpu: &mut Cpu, op: &Op, _: u64, destination: u64, count: u64, way: Way) -> u64 {
+        // A counting clock looks at its timers after each access.
+        if way == Way::Down || cpu.counts {
+            return 0;
+        }
+        let count = count.min(cpu.elements_in_page::<T>(seg::ES, destination, way));
+        let port = cpu.reg16(reg::DX);
+        if writable::<T>(cpu, op, destination, count, way).is_none() || Self::permit::<T>(cpu).is_err() {
+            return 0;
+        }
+        let mut values = [0; PAGE_BYTES as usize];
+        let values = &mut values[..(count * T::BYTES) as usize];
+        cpu.io().port_read_run(port, T::BYTES as u8, values);
+        cpu.after_io();
+        match writable::<T>(cpu, op, destination, count, way) {
+            // SAFETY: the run is inside a page that the TLB holds, and as long as the values.
+            Some(to) => unsafe { copy_upwards(values.as_ptr(), to, values.len() as u64) },
+            // The device has changed what answers where. Page tables are what they were: nothing faults.
+            None => {
+                for (at, value) in (0..).step_by(T::BYTES as usize).zip(values.chunks_exact(T::BYTES as usize)) {
+                    let value = value.iter().rev().fold(0, |whole, byte| whole << 8 | u64::from(*byte));
+                    let _ = cpu.write(seg::ES, destination + at, T::cut(value));
+                }
+            }
+        }
+        count
     }
 }
 
