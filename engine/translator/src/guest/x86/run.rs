@@ -21,6 +21,14 @@ use engine_cpu::x86::Activity;
 use engine_cpu::{CpuIo, Exit};
 use iced_x86::Code;
 
+/// What is executed next.
+#[derive(Clone, Copy)]
+enum Found {
+    Trace(TraceRef),
+    /// The entry of translated code.
+    Translation(u64),
+}
+
 /// How a run of ops ended.
 enum Ended {
     /// All done.
@@ -60,11 +68,15 @@ impl Cpu {
             if let Some(exit) = self.poll() {
                 return exit;
             }
-            let stop = match self.find_trace() {
-                Ok(trace) if self.is_watched() => self.step(trace),
-                Ok(trace) if self.evaluation.is_some() => self.evaluate(trace),
-                Ok(trace) => self.run_chain(trace),
-                Err(stop) => self.fetch_failed(stop),
+            let watched = self.is_watched();
+            let stop = if watched || self.evaluation.is_some() {
+                match self.find_trace() {
+                    Ok(trace) if watched => self.step(trace),
+                    Ok(trace) => self.evaluate(trace),
+                    Err(stop) => self.fetch_failed(stop),
+                }
+            } else {
+                self.run_chain()
             };
             if stop == Some(Stop::TripleFault) {
                 return self.triple_fault();
@@ -175,23 +187,37 @@ impl Cpu {
 
     // ---- Execution ---------------------------------------------------------------------------------------------
 
-    /// Runs trace after trace until something needs a poll.
-    fn run_chain(&mut self, mut at: TraceRef) -> Option<Stop> {
+    /// Runs trace after trace, and translated code where there is some, until something needs a poll.
+    fn run_chain(&mut self) -> Option<Stop> {
+        // The trace that has just been executed, and whether translated code may be known here.
+        let (mut last, mut look) = (None, self.translates());
         loop {
-            if self.translates()
-                && let Some(entry) = self.hot_translation(at)
-            {
-                match self.run_watched(entry) {
-                    Left::At => {}
+            let next = last.and_then(|last| self.traces.follow(last, self.rip));
+            // Code at an address that is new here may have been translated for another: a program that is started again, a library.
+            let known = if look && next.is_none() { self.known_translation() } else { None };
+            let found = match (known, next) {
+                (Some(entry), _) => Found::Translation(entry),
+                (None, Some(next)) => Found::Trace(next),
+                (None, None) => match self.find_next_trace(last) {
+                    Ok(next) => Found::Trace(next),
+                    Err(stop) => return self.fetch_failed(stop),
+                },
+            };
+            let found = match found {
+                Found::Trace(at) if self.translates() => self.hot_translation(at).map_or(found, Found::Translation),
+                _ => found,
+            };
+            let at = match found {
+                Found::Trace(at) => at,
+                Found::Translation(entry) => match self.run_watched(entry) {
+                    Left::At => {
+                        (last, look) = (None, false);
+                        continue;
+                    }
                     Left::Poll => return None,
                     Left::Stopped(start, stop) => return self.stopped(0, start, stop),
-                }
-                at = match self.find_trace() {
-                    Ok(next) => next,
-                    Err(stop) => return self.fetch_failed(stop),
-                };
-                continue;
-            }
+                },
+            };
             let trace: *const Trace = self.traces.get(at);
             // SAFETY: traces stay where they are until `find_trace` is called, and `trace` is not used after that.
             let (first, count) = unsafe { ((*trace).first, (*trace).count) };
@@ -212,23 +238,21 @@ impl Cpu {
             if allowed != count || self.shared.attention() != 0 {
                 return None;
             }
-            at = match self.traces.follow(at, self.rip) {
-                Some(next) => next,
-                None => {
-                    let epoch = self.traces.epoch();
-                    match self.find_trace() {
-                        Ok(next) => {
-                            // When the arena was full, `at` has been dropped.
-                            if self.traces.epoch() == epoch {
-                                self.traces.link(at, next);
-                            }
-                            next
-                        }
-                        Err(stop) => return self.fetch_failed(stop),
-                    }
-                }
-            };
+            (last, look) = (Some(at), self.translates());
         }
+    }
+
+    /// The trace at RIP, which is remembered as a successor of `last`.
+    fn find_next_trace(&mut self, last: Option<TraceRef>) -> Result<TraceRef, Stop> {
+        let epoch = self.traces.epoch();
+        let next = self.find_trace()?;
+        if let Some(last) = last
+            // When the arena was full, `last` has been dropped.
+            && self.traces.epoch() == epoch
+        {
+            self.traces.link(last, next);
+        }
+        Ok(next)
     }
 
     /// Runs translated code from `entry`, and counts.

@@ -57,6 +57,9 @@ impl Cpu {
     pub(super) fn hot_translation(&mut self, _: TraceRef) -> Option<u64> {
         None
     }
+    pub(super) fn known_translation(&mut self) -> Option<u64> {
+        None
+    }
     pub(super) fn run_translated(&mut self, _: u64) -> Left {
         Left::At
     }

@@ -230,6 +230,12 @@ impl Cpu {
         entry
     }
 
+    /// The translation at RIP, if there is one, for this address or for another at which the same code was executed.
+    pub(super) fn known_translation(&mut self) -> Option<u64> {
+        self.rip &= self.linear_mask;
+        self.translated(self.rip, Found::Fresh)
+    }
+
     /// The translation at an offset in CS, if there is one. `found`: what the one that is known turned out to be.
     fn translated(&mut self, rip: u64, found: Found) -> Option<u64> {
         if self.t1.key == NO_KEY {
