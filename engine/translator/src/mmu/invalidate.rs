@@ -42,9 +42,9 @@ impl Cpu {
 
     /// INVLPG: forgets the page of `linear` in the current address space, and a global one.
     pub(crate) fn flush_page(&mut self, linear: u64) {
-        // Both must be done.
-        let large = self.tlb.flush_page(linear) | self.second_level.forget_page(linear);
-        self.traces.forget_page(linear, large);
+        self.tlb.flush_page(linear);
+        self.second_level.forget_page(linear);
+        self.traces.forget_page(linear);
     }
 
     /// Forgets the page of `linear` in the address space of `pcid`.
@@ -52,8 +52,8 @@ impl Cpu {
         if pcid == self.pcid() {
             return self.flush_page(linear);
         }
-        let large = self.second_level.forget_page_of(pcid, linear);
-        self.traces.forget_page_elsewhere(linear, large);
+        self.second_level.forget_page_of(pcid, linear);
+        self.traces.forget_page_elsewhere(linear);
     }
 
     /// Forgets the address space of `pcid`, but for global pages.

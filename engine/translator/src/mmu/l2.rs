@@ -135,19 +135,19 @@ impl SecondLevel {
         self.forget_local(pcid);
     }
 
-    /// Forgets the page of `linear` in the PCID in use and among the global ones. Says whether it may have been a large one.
-    pub fn forget_page(&mut self, linear: u64) -> bool {
+    /// Forgets the page of `linear` in the PCID in use and among the global ones.
+    pub fn forget_page(&mut self, linear: u64) {
         let context = self.current;
-        self.forget_page_in(context, linear)
+        self.forget_page_in(context, linear);
     }
 
     /// Forgets the page of `linear` in a PCID, and the global one.
-    pub fn forget_page_of(&mut self, pcid: u16, linear: u64) -> bool {
+    pub fn forget_page_of(&mut self, pcid: u16, linear: u64) {
         let context = self.pcids[usize::from(pcid) % PCIDS];
-        self.forget_page_in(context, linear)
+        self.forget_page_in(context, linear);
     }
 
-    fn forget_page_in(&mut self, context: u32, linear: u64) -> bool {
+    fn forget_page_in(&mut self, context: u32, linear: u64) {
         let global = self.global;
         let goes = |entry: &Entry| entry.context == context || entry.context == global;
         for entry in &mut self.sets[set(linear)] {
@@ -155,23 +155,20 @@ impl SecondLevel {
                 entry.context = NEVER;
             }
         }
-        let mut large = false;
-        let mut forget = |entry: &mut Entry| {
+        let forget = |entry: &mut Entry| {
             // Pages of 4 MiB come in two parts.
             let shift = entry.leaf.shift.max(LARGE_SHIFT as u8);
             if (entry.linear ^ linear) >> shift == 0 && goes(entry) {
                 entry.context = NEVER;
-                large = true;
             }
         };
         if self.has_huge {
-            self.large.iter_mut().for_each(&mut forget);
+            self.large.iter_mut().for_each(forget);
         } else {
             for part in [linear, linear ^ 1 << LARGE_SHIFT] {
                 forget(&mut self.large[large_slot(part)]);
             }
         }
-        large
     }
 
     /// The page of `linear` in the PCID in use, if it is here.
@@ -266,12 +263,12 @@ mod tests {
         level.fill(PAGE, leaf(0x1000));
         level.enter(1);
         level.fill(PAGE, leaf(0x2000));
-        assert!(!level.forget_page(PAGE + 8));
+        level.forget_page(PAGE + 8);
         assert_eq!(level.find(PAGE), None);
         level.enter(0);
         assert_eq!(level.find(PAGE), Some(leaf(0x1000)));
         level.fill(PAGE, Leaf { global: true, ..leaf(0x3000) });
-        assert!(!level.forget_page_of(1, PAGE));
+        level.forget_page_of(1, PAGE);
         assert_eq!(level.find(PAGE), None);
     }
 
@@ -284,7 +281,7 @@ mod tests {
             level.fill(base + other, Leaf { shift, ..leaf(0x8000_0000 + other) });
             let found = level.find(base + other).expect("it was entered");
             assert_eq!(found.physical, 0x8000_0000 + other);
-            assert!(level.forget_page(base + 0x5000), "pages of 1 << {shift}");
+            level.forget_page(base + 0x5000);
             assert_eq!((level.find(base), level.find(base + other)), (None, None), "pages of 1 << {shift}");
         }
     }

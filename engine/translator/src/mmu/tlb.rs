@@ -196,21 +196,18 @@ impl Tlb {
         self.large = [[0; LARGE_WORDS]; LARGE_SHIFTS.len()];
     }
 
-    /// Forgets the page of `linear` (INVLPG): all parts of it, should it be a large one. Says whether it may have been.
-    pub fn flush_page(&mut self, linear: u64) -> bool {
+    /// Forgets the page of `linear` (INVLPG): all parts of it, should it be a large one.
+    pub fn flush_page(&mut self, linear: u64) {
         for class in &mut self.classes {
             class.read[slot(linear)] = EMPTY;
             class.write[slot(linear)] = EMPTY;
         }
-        let mut large = false;
         for (size, shift) in LARGE_SHIFTS.into_iter().enumerate() {
             let (word, bit) = large_bit(linear, shift);
             if self.large[size][word] & bit != 0 {
                 self.forget_parts(linear, shift);
-                large = true;
             }
         }
-        large
     }
 
     /// Forgets all entries in the page of `1 << shift` bytes around `linear`.
@@ -326,17 +323,17 @@ mod tests {
         let large = Extent { global: false, shift: 21 };
         tlb.fill_read(USER, 0x20_3000, HOST, large);
         tlb.fill_read(USER, 0x80_0000, HOST, LOCAL);
-        assert!(!tlb.flush_page(0x80_0000));
+        tlb.flush_page(0x80_0000);
         assert!(tlb.read_pointer(USER, 0x20_3000, 1).is_some());
         tlb.fill_read(USER, 0x40_4000, HOST, LOCAL);
-        assert!(tlb.flush_page(0x3f_f000));
+        tlb.flush_page(0x3f_f000);
         assert!(tlb.read_pointer(USER, 0x20_3000, 1).is_none());
         assert!(tlb.read_pointer(USER, 0x40_4000, 1).is_some(), "its neighbour stays");
         for shift in [22, 30] {
             let (start, end) =
                 (0x40_4040_0000u64 >> shift << shift, (0x40_4040_0000u64 >> shift << shift) + (1 << shift) - 0x1000);
             tlb.fill_write(SUPERVISOR, start + 0x5000, HOST, Extent { global: true, shift });
-            assert!(tlb.flush_page(end), "pages of 1 << {shift}");
+            tlb.flush_page(end);
             assert!(tlb.write_pointer(SUPERVISOR, start + 0x5000, 1).is_none(), "pages of 1 << {shift}");
         }
     }

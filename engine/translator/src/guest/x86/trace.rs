@@ -28,6 +28,8 @@ const FETCHES: usize = 512;
 const CONTEXTS: usize = 64;
 /// Bits of a set of pages from which something has been fetched.
 const FETCHED: usize = 1 << 15;
+/// Log2 of the bytes of the smallest large pages.
+const LARGE_SHIFT: u8 = 21;
 /// Slots of the cache of jump targets.
 const JUMPS: usize = 4096;
 const NONE: u32 = u32::MAX;
@@ -117,42 +119,51 @@ pub(super) struct Fetch {
 
 /// A set of pages, hashed.
 struct Fetched {
+    /// Pages of 4 KiB, and of 2 MiB; those of 4 MiB are two.
     bits: Box<[u64]>,
     /// Nothing has been added.
     empty: bool,
-    /// Some of them are parts of large pages.
-    large: bool,
+    /// Some of them are larger than 4 MiB.
+    huge: bool,
 }
 
 impl Default for Fetched {
     fn default() -> Self {
-        Self { bits: vec![0; FETCHED / 64].into(), empty: true, large: false }
+        Self { bits: vec![0; FETCHED / 64].into(), empty: true, huge: false }
     }
 }
 
 impl Fetched {
-    fn bit(linear: u64) -> (usize, u64) {
-        let bit = (linear >> 12 ^ linear >> 27) as usize % FETCHED;
+    fn bit(linear: u64, shift: u8) -> (usize, u64) {
+        let bit = ((linear >> 12 ^ linear >> 27) >> (shift - 12)) as usize % FETCHED;
         (bit / 64, 1 << (bit % 64))
     }
 
-    fn add(&mut self, linear: u64, large: bool) {
-        let (word, bit) = Self::bit(linear);
-        self.bits[word] |= bit;
-        self.large |= large;
+    /// Adds the page of `1 << shift` bytes around `linear`.
+    fn add(&mut self, linear: u64, shift: u8) {
         self.empty = false;
+        let smallest = shift.min(LARGE_SHIFT);
+        let other_part = if shift > LARGE_SHIFT { 1 << LARGE_SHIFT } else { 0 };
+        for part in [linear, linear ^ other_part] {
+            let (word, bit) = Self::bit(part, smallest);
+            self.bits[word] |= bit;
+        }
+        self.huge |= shift > LARGE_SHIFT + 1;
     }
 
-    /// Whether the page of `linear` may be in it; `large`: or any part of a large page.
-    fn has(&self, linear: u64, large: bool) -> bool {
-        let (word, bit) = Self::bit(linear);
-        self.bits[word] & bit != 0 || large && self.large
+    /// Whether the page of `linear` may be in it, of whatever size.
+    fn has(&self, linear: u64) -> bool {
+        let known = |shift| {
+            let (word, bit) = Self::bit(linear, shift);
+            self.bits[word] & bit != 0
+        };
+        self.huge || known(12) || known(LARGE_SHIFT)
     }
 
     fn clear(&mut self) {
         if !self.empty {
             self.bits.fill(0);
-            (self.empty, self.large) = (true, false);
+            (self.empty, self.huge) = (true, false);
         }
     }
 }
@@ -261,11 +272,11 @@ impl Traces {
         self.epoch = self.contexts[slot].1;
     }
 
-    /// The mapping of the page of `linear` has changed, in the current address space or for all; `large`: perhaps that of a large page.
-    pub fn forget_page(&mut self, linear: u64, large: bool) {
-        if self.fetched[1].has(linear, large) {
+    /// The mapping of the page of `linear`, of whatever size, has changed in the current address space or for all.
+    pub fn forget_page(&mut self, linear: u64) {
+        if self.fetched[1].has(linear) {
             self.forget_links();
-        } else if self.fetched[0].has(linear, large) {
+        } else if self.fetched[0].has(linear) {
             // The current address space alone: others still have what they had.
             self.epoch = self.new_epoch();
             if let Some(context) = self.contexts.get_mut(self.context as usize % CONTEXTS) {
@@ -275,8 +286,8 @@ impl Traces {
     }
 
     /// The same in an address space that is not the current one.
-    pub fn forget_page_elsewhere(&mut self, linear: u64, large: bool) {
-        if self.fetched.iter().any(|fetched| fetched.has(linear, large)) {
+    pub fn forget_page_elsewhere(&mut self, linear: u64) {
+        if self.fetched.iter().any(|fetched| fetched.has(linear)) {
             self.forget_links();
         }
     }
@@ -495,7 +506,7 @@ impl Cpu {
         let epoch = if found.extent.global { self.traces.global_epoch } else { self.traces.epoch };
         let fetch = Fetch { tag, epoch, user, page: read, state: read_state, physical };
         self.traces.fetches[slot] = fetch;
-        self.traces.fetched[usize::from(found.extent.global)].add(linear, found.extent.shift > 12);
+        self.traces.fetched[usize::from(found.extent.global)].add(linear, found.extent.shift);
         Ok(fetch)
     }
 
@@ -745,8 +756,36 @@ fn leave_stale_trace(_cpu: &mut Cpu, _op: &Op) -> Exec {
 /// Copies code bytes out of a page.
 pub(super) fn copy_code(page: *const u8, inside: u64, into: &mut [u8]) {
     use super::access::Word;
-    for (at, byte) in into.iter_mut().enumerate() {
+    let from = page.wrapping_add(inside as usize);
+    let (words, rest) = into.as_chunks_mut::<8>();
+    for (at, word) in words.iter_mut().enumerate() {
         // SAFETY: callers stay within the page, which lies in a held block.
-        *byte = unsafe { u8::load(page.wrapping_add(inside as usize + at)) };
+        *word = unsafe { u64::load(from.wrapping_add(8 * at)) }.to_le_bytes();
+    }
+    let done = 8 * words.len();
+    for (at, byte) in rest.iter_mut().enumerate() {
+        // SAFETY: as above.
+        *byte = unsafe { u8::load(from.wrapping_add(done + at)) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fetched_pages_are_known_by_any_address_in_them_and_by_no_other() {
+        for (shift, inside, outside) in [(12, 0xff8, 0x1000), (21, 0x1f_fff8, 0x20_0000), (22, 0x3f_fff8, 0x40_0000)] {
+            let mut fetched = Fetched::default();
+            let base = 0xffff_ffff_8100_0000;
+            fetched.add(base + inside / 2, shift);
+            assert!(fetched.has(base) && fetched.has(base + inside), "pages of 1 << {shift}");
+            assert!(!fetched.has(base + outside) && !fetched.has(base - 8), "pages of 1 << {shift}");
+            fetched.clear();
+            assert!(!fetched.has(base));
+        }
+        let mut fetched = Fetched::default();
+        fetched.add(0x4000_1000, 30);
+        assert!(fetched.has(0x7fff_f000), "a page of 1 GiB");
     }
 }

@@ -14,9 +14,9 @@ use crate::guest::x86::trace::Epochs;
 use crate::mmu::class;
 
 /// Entries of a table.
-pub(super) const JUMPS: usize = 4096;
+pub(super) const JUMPS: usize = 1 << 14;
 /// Entries of the table by place.
-const PLACES: usize = 1 << 14;
+const PLACES: usize = 1 << 16;
 /// Address spaces whose tables are kept.
 const BANKS: usize = 8;
 
