@@ -182,14 +182,20 @@ impl<W_: Ways> Emitter<'_, W_> {
                     self.fetch(from, R::Cx, a)?;
                     self.asm.group3(3, w, R::Cx);
                 }
-                Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror => {
+                Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror | Op::RolCarry | Op::RorCarry => {
                     let number = match source.op {
                         Op::Rol => 0,
                         Op::Ror => 1,
+                        Op::RolCarry => 2,
+                        Op::RorCarry => 3,
                         Op::Shl => 4,
                         Op::Shr => 5,
                         _ => 7,
                     };
+                    if c.is_some() {
+                        // The carry is the only flag of it that matters, and it comes from the same place as those that stay.
+                        self.recover(from, c)?;
+                    }
                     self.fetch(from, R::Dx, a)?;
                     self.fetch(from, R::Cx, b)?;
                     self.asm.shift_cl(number, w, R::Dx);

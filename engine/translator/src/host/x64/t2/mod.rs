@@ -9,10 +9,6 @@
 //! * `edges.rs`, `moves.rs`: from block to block.
 //! * `leave.rs`: bails and exits, all of them out of the way.
 //!
-//! # What is refused
-//! A region with anything that `select.rs` does not know gets no code: vectors and floats, atomics, merged and packed flags, 8-bit products and
-//! quotients. Rotates through the carry are refused as well: three of 276,755 generated programs had wrong flags behind one, for a reason not yet found.
-//!
 //! # Registers
 //! Blocks are written in order, in one walk in which values get registers as they are needed: of fourteen, all but RSP and RBP. Where none is free the value whose next use is
 //! farthest away goes to its cell in memory (constants go nowhere: they are made again). What a block finds where is settled by the first edge

@@ -231,7 +231,7 @@ impl<'a> Plan<'a> {
         match inst.op {
             Op::Select | Op::BailIf | Op::ZeroExtend => self.asked_by_condition(inst.args[0]),
             Op::Cond => Some((inst.args[0], inst.condition().flags())),
-            Op::AddCarry | Op::SubBorrow => Some((inst.args[2], FlagSet::C)),
+            Op::AddCarry | Op::SubBorrow | Op::RolCarry | Op::RorCarry => Some((inst.args[2], FlagSet::C)),
             _ => None,
         }
     }
@@ -398,7 +398,7 @@ impl<'a> Plan<'a> {
             Op::And | Op::Or | Op::Xor => Recipe::Again,
             Op::Add | Op::Sub | Op::Inc | Op::Dec | Op::Neg if is_value => Recipe::Back,
             Op::Add | Op::Sub | Op::Inc | Op::Dec | Op::Neg | Op::AddCarry | Op::SubBorrow => Recipe::Again,
-            Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror => Recipe::Again,
+            Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror | Op::RolCarry | Op::RorCarry => Recipe::Again,
             Op::ShlDouble | Op::ShrDouble => Recipe::Again,
             Op::BitTest | Op::BitSet | Op::BitReset | Op::BitFlip => Recipe::Again,
             Op::MulSigned | Op::MulUnsigned if inst.ty != Ty::I8 => Recipe::Again,
@@ -448,6 +448,10 @@ impl<'a> Plan<'a> {
                 }
             }
             Recipe::Again => {
+                // What comes through the carry and what is passed on must be had in one.
+                if matches!(source.op, Op::RolCarry | Op::RorCarry) && inst.args[1] != source.args[2] {
+                    return Err(Refused::Operation(source.op));
+                }
                 for arg in source.arguments() {
                     if self.region.def(arg).result() == Some(Ty::Flags) {
                         self.recovered_from(arg, each)?;

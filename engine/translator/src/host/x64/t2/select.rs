@@ -32,7 +32,7 @@ impl<W_: Ways> Emitter<'_, W_> {
             Op::Inc | Op::Dec | Op::Neg | Op::Not => self.unary(value, inst)?,
             Op::MulSigned | Op::MulUnsigned | Op::MulHighSigned | Op::MulHighUnsigned => return self.multiply(value, inst, rest),
             Op::DivUnsigned | Op::RemUnsigned | Op::DivSigned | Op::RemSigned => return self.divide(value, inst, rest),
-            Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror => self.shift(value, inst)?,
+            Op::Shl | Op::Shr | Op::Sar | Op::Rol | Op::Ror | Op::RolCarry | Op::RorCarry => self.shift(value, inst)?,
             Op::ShlDouble | Op::ShrDouble => self.double_shift(value, inst)?,
             Op::BitTest | Op::BitSet | Op::BitReset | Op::BitFlip => self.bit_test(value, inst)?,
             Op::BitScanForward | Op::BitScanReverse => self.bit_scan(value, inst)?,
@@ -397,10 +397,12 @@ impl<W_: Ways> Emitter<'_, W_> {
     // ---- Shifts and bits ---------------------------------------------------------------------------------------
 
     fn shift(&mut self, value: Val, inst: &Inst) -> Result<(), Refused> {
-        let [a, count, _] = inst.args;
+        let [a, count, carry] = inst.args;
         let number = match inst.op {
             Op::Rol => 0,
             Op::Ror => 1,
+            Op::RolCarry => 2,
+            Op::RorCarry => 3,
             Op::Shl => 4,
             Op::Shr => 5,
             _ => 7,
@@ -409,6 +411,9 @@ impl<W_: Ways> Emitter<'_, W_> {
         // Only what is shifted out at the left does not show in a wider register.
         let w = if inst.op == Op::Shl { wide } else { self.width(value)? };
         self.ensure_old_flags(value)?;
+        if carry.is_some() {
+            self.ensure_flags(carry)?;
+        }
         if let Some(count) = self.constant(count) {
             let to = self.change(a, value)?;
             self.asm.shift_imm(number, w, to, count as u8 & inst.ty.count_mask());

@@ -23,7 +23,9 @@ fn skip_useless(region: &mut Region) {
         for at in 0..region.blocks[block].body.len() {
             let value = region.blocks[block].body[at];
             let inst = *region.def(value);
-            if inst.op != Op::FlagsOf || !inst.args[1].is_some() {
+            // What takes flags itself must have them from the token that also brings those it leaves alone.
+            let takes_flags = || region.def(inst.args[0]).arguments().any(|arg| region.def(arg).result() == Some(Ty::Flags));
+            if inst.op != Op::FlagsOf || !inst.args[1].is_some() || takes_flags() {
                 continue;
             }
             // The old one has been shortened already, if it stands before.
