@@ -195,6 +195,18 @@ impl Fabric {
         });
     }
 
+    /// CPU `me` has written into decoded code. Blocks look at their page themselves; a loop that the optimising tier has compiled does so only where it is entered, so
+    /// every other CPU is to come by a poll.
+    pub fn code_was_written(&self, me: &CpuShared) {
+        if self.translations.has_regions() && self.cpu_count() > 1 {
+            self.for_each(|cpu| {
+                if cpu.index != me.index {
+                    cpu.raise(attention::SELF);
+                }
+            });
+        }
+    }
+
     /// Asks every CPU but `me` to drop its cached translations and waits until each has done so or is quiet. `me` is quiet
     /// meanwhile and must look at its own attention word afterwards.
     pub fn flush_others_and_wait(&self, me: &CpuShared) {

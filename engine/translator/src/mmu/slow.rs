@@ -290,6 +290,7 @@ impl Cpu {
         if state.note_write(first, bytes) {
             self.shared.tally.count(Happening::WroteCode);
             self.code_went_stale();
+            self.fabric.code_was_written(&self.shared);
         }
     }
 

@@ -6,7 +6,7 @@
 mod board;
 
 use board::Machine;
-use engine_translator::{Chaos, Evaluation, EvaluationUnit, Interpreter, TranslatorOptions};
+use engine_translator::{Chaos, Evaluation, EvaluationUnit, Interpreter, Tier2Options, TranslatorOptions};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -49,6 +49,12 @@ fn passes(name: &str, cpus: u32, model: &str) {
     // The same where everything that is rare happens all the time.
     let options = TranslatorOptions { code_bytes: 0, chaos: Some(Chaos::from_seed(1)), ..options };
     runs(name, Machine::new(&image, cpus, model, false, |memory| Interpreter::translating(memory, options)));
+    // And both with the optimising tier, which compiles everything at once.
+    let tier2 = Some(Tier2Options { threshold: 0, background: false });
+    let options = TranslatorOptions { hot: 0, tier2, ..TranslatorOptions::default() };
+    runs(name, Machine::new(&image, cpus, model, false, |memory| Interpreter::translating(memory, options)));
+    let options = TranslatorOptions { code_bytes: 8 << 20, chaos: Some(Chaos::from_seed(2)), ..options };
+    runs(name, Machine::new(&image, cpus, model, false, |memory| Interpreter::translating(memory, options)));
 }
 
 fn runs(name: &str, machine: Machine) {
@@ -85,6 +91,7 @@ guests! {
     debug_registers_and_single_steps: "debug", 1, "qemu64";
     code_that_changes_runs_as_it_is_now: "selfmod", 1, "max";
     code_that_another_cpu_changes: "selfmod_smp", 2, "max";
+    a_loop_that_another_cpu_changes: "selfmod_loop", 2, "max";
     two_cpus_start_and_talk: "smp", 2, "qemu64";
     four_cpus_start_and_talk: "smp", 4, "qemu64";
 }

@@ -299,6 +299,11 @@ impl Translations {
         self.space_bytes != 0
     }
 
+    /// Whether the optimising tier has compiled anything.
+    pub fn has_regions(&self) -> bool {
+        self.counters.regions.load(Ordering::Relaxed) != 0
+    }
+
     /// What each tier has made.
     pub fn figures(&self) -> Vec<TierFigures> {
         if !self.is_on() {
