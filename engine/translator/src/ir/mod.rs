@@ -1,7 +1,7 @@
 //! The house's middle: the intermediate representation between guests' front ends and hosts' emitters.
 //!
 //! A front end (`guest/x86/lift`) turns a straight run of guest instructions into one [`Block`]; passes change it in place; an
-//! emitter turns it into host code; the evaluator (`eval.rs`) executes it for tests. (There is a front end, passes and the evaluator; the emitter is to be
+//! emitter turns it into host code; the evaluator (`eval.rs`) executes it for tests. (The emitter, `host/x64/t2`, is
 //! the optimising tier's.) `ops.rs` holds the one table of operations, from
 //! which printer, verifier and builder derive. Nothing here knows x86, nor any host.
 //!

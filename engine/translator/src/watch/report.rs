@@ -36,7 +36,7 @@ pub(crate) struct TierFigures {
     pub most_bytes: u64,
     pub spent: Duration,
     /// Whatever else the tier counts.
-    pub more: Vec<(&'static str, u64)>,
+    pub more: Vec<(String, u64)>,
 }
 
 impl TierFigures {
@@ -52,7 +52,7 @@ impl TierFigures {
             .with("code memory in use", Figure::BytesOf(self.used_bytes, self.most_bytes))
             .with("time spent translating", Figure::Time(self.spent))
             .with("µs a block", per(self.spent.as_micros() as u64, self.pieces));
-        self.more.iter().fold(section, |section, (name, count)| section.with(*name, Figure::Count(*count)))
+        self.more.iter().fold(section, |section, (name, count)| section.with(name.clone(), Figure::Count(*count)))
     }
 }
 

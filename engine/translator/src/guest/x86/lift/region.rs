@@ -19,7 +19,7 @@ pub(crate) const MAX_INSTRUCTIONS: usize = 500;
 const MAX_BLOCK: usize = 200;
 const PAGE: usize = 4096;
 
-/// The region that begins at `entry`, an offset in a flat CS. `page` gives the bytes of the page at an offset, if the region may reach into it. Nothing comes
+/// The region of all that can be reached from `entry`, an offset in a flat CS. `page` gives the bytes of the page at an offset, if the region may reach into it. Nothing comes
 /// of code that begins with something for the interpreter.
 pub(crate) fn form_region<'a>(
     entry: u64,
@@ -27,52 +27,151 @@ pub(crate) fn form_region<'a>(
     sets: &InstructionSets,
     page: impl FnMut(u64) -> Option<&'a [u8; PAGE]>,
 ) -> Option<Region> {
-    let mut forming = Forming { entry, mode, sets, page, ops: BTreeMap::new(), leaders: Vec::new() };
-    forming.explore();
-    forming.put_together()
+    let flow = Flow::explore(entry, mode, sets, page);
+    flow.region(entry, &flow.leaders)
 }
 
-struct Forming<'s, F> {
+/// The instructions that can be reached from one by direct branches, as blocks.
+pub(crate) struct Flow {
     entry: u64,
     mode: LiftMode,
-    /// What the CPU has.
-    sets: &'s InstructionSets,
-    page: F,
     /// Decoded instructions by their pc.
     ops: BTreeMap<u64, Op>,
     /// Where blocks begin, in the order in which they were found.
     leaders: Vec<u64>,
 }
 
-impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Forming<'_, F> {
+/// A loop with those inside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LoopAround {
+    /// The first instruction of its head.
+    pub head: u64,
+    /// The first instructions of its blocks, the head's among them.
+    blocks: Vec<u64>,
+}
+
+struct Exploring<'s, F> {
+    flow: Flow,
+    /// What the CPU has.
+    sets: &'s InstructionSets,
+    page: F,
+}
+
+impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Exploring<'_, F> {
     fn explore(&mut self) {
-        let mut open = VecDeque::from([self.entry]);
+        let mut open = VecDeque::from([self.flow.entry]);
         while let Some(leader) = open.pop_front() {
-            if self.leaders.contains(&leader) || !self.is_canonical(leader) {
+            if self.flow.leaders.contains(&leader) || !self.flow.is_canonical(leader) {
                 continue;
             }
-            self.leaders.push(leader);
+            self.flow.leaders.push(leader);
             let mut pc = leader;
-            while !self.ops.contains_key(&pc) && self.ops.len() < MAX_INSTRUCTIONS {
+            while !self.flow.ops.contains_key(&pc) && self.flow.ops.len() < MAX_INSTRUCTIONS {
                 let Some(op) = self.decode(pc) else { break };
-                self.ops.insert(pc, op);
-                let next = self.cut(pc.wrapping_add(op.len.into()));
-                match op.code.flow_control() {
-                    FlowControl::ConditionalBranch => {
-                        open.push_back(next);
-                        open.push_back(op.imm);
-                        break;
-                    }
-                    FlowControl::UnconditionalBranch if op.code.is_jmp_short_or_near() => {
-                        open.push_back(op.imm);
-                        break;
-                    }
-                    _ if op.flags.contains(OpFlags::LAST) => break,
-                    _ => pc = next,
+                self.flow.ops.insert(pc, op);
+                pc = self.flow.behind(pc, &op);
+                let (ways, ends) = self.flow.ways(pc, &op);
+                open.extend(ways);
+                if ends {
+                    break;
                 }
             }
         }
     }
+
+    /// The instruction at `pc`, if all its bytes are there.
+    fn decode(&mut self, pc: u64) -> Option<Op> {
+        let size = self.flow.mode.code_size;
+        let (base, from) = (pc & !(PAGE as u64 - 1), pc as usize % PAGE);
+        let first = (self.page)(base)?;
+        if let Decoded::Op(op) = decode(&first[from..], size, pc, self.sets) {
+            return Some(op);
+        }
+        let next = self.flow.cut(base.wrapping_add(PAGE as u64));
+        let second = (self.page)(next)?;
+        let mut bytes = [0; MAX_BYTES];
+        let here = (PAGE - from).min(MAX_BYTES);
+        bytes[..here].copy_from_slice(&first[from..from + here]);
+        bytes[here..].copy_from_slice(&second[..MAX_BYTES - here]);
+        match decode(&bytes, size, pc, self.sets) {
+            Decoded::Op(op) => Some(op),
+            Decoded::Incomplete => None,
+        }
+    }
+}
+
+impl Flow {
+    /// What can be reached from `entry` in the pages whose bytes `page` gives.
+    pub fn explore<'a>(
+        entry: u64,
+        mode: LiftMode,
+        sets: &InstructionSets,
+        page: impl FnMut(u64) -> Option<&'a [u8; PAGE]>,
+    ) -> Self {
+        let flow = Self { entry, mode, ops: BTreeMap::new(), leaders: Vec::new() };
+        let mut exploring = Exploring { flow, sets, page };
+        exploring.explore();
+        exploring.flow
+    }
+
+    fn behind(&self, pc: u64, op: &Op) -> u64 {
+        self.cut(pc.wrapping_add(op.len.into()))
+    }
+
+    /// Where an instruction leads, if it is a branch within the region; `next` is behind it. And whether its block ends with it.
+    fn ways(&self, next: u64, op: &Op) -> (Vec<u64>, bool) {
+        match op.code.flow_control() {
+            FlowControl::ConditionalBranch => (vec![next, op.imm], true),
+            FlowControl::UnconditionalBranch if op.code.is_jmp_short_or_near() => (vec![op.imm], true),
+            _ => (Vec::new(), op.flags.contains(OpFlags::LAST)),
+        }
+    }
+
+    // ---- Loops -------------------------------------------------------------------------------------------------
+
+    /// The loops that the entry lies in, those around others first, as far as they have no more than `most` instructions; the last, whatever its size, is the one whose head it is.
+    ///
+    /// Compilers put a loop's head in front of what is in it, so of several instructions that branches lead back to the first is taken for the outermost head. Where that is
+    /// not so the loops are others, but loops all the same.
+    pub fn loops_around(&self, most: usize) -> Vec<LoopAround> {
+        let blocks: HashMap<u64, (usize, Vec<u64>)> =
+            self.leaders.iter().map(|leader| (*leader, self.block_at(*leader))).collect();
+        let all = cycle(&blocks, self.entry, |_| true);
+        let mut heads: Vec<u64> =
+            all.iter().flat_map(|from| blocks[from].1.iter().filter(move |to| *to <= from)).copied().collect();
+        heads.retain(|head| all.contains(head) && *head <= self.entry);
+        heads.sort_unstable();
+        heads.dedup();
+        let around = heads.iter().map(|head| {
+            // What is around it is not in it.
+            let blocks = cycle(&blocks, *head, |block| block == *head || !(heads.contains(&block) && block < *head));
+            LoopAround { head: *head, blocks }
+        });
+        let size = |of: &LoopAround| of.blocks.iter().map(|block| blocks[block].0).sum::<usize>();
+        let fits = |of: &LoopAround| of.head == self.entry || size(of) <= most;
+        around.filter(|of| of.blocks.contains(&self.entry) && fits(of)).collect()
+    }
+
+    /// How many instructions the block at a leader has, and where it leads.
+    fn block_at(&self, leader: u64) -> (usize, Vec<u64>) {
+        let ops = self.run(leader);
+        let next = ops.iter().fold(leader, |pc, op| self.behind(pc, op));
+        let to = match ops.last() {
+            Some(last) => match self.ways(next, last) {
+                (ways, true) => ways,
+                (_, false) => vec![next],
+            },
+            None => Vec::new(),
+        };
+        (ops.len(), to.into_iter().filter(|to| self.leaders.contains(to)).collect())
+    }
+
+    /// The region of a loop.
+    pub fn loop_region(&self, of: &LoopAround) -> Option<Region> {
+        self.region(of.head, &of.blocks)
+    }
+
+    // ---- Putting together --------------------------------------------------------------------------------------
 
     fn cut(&self, pc: u64) -> u64 {
         if self.mode.is_64_bit() { pc } else { pc & 0xffff_ffff }
@@ -82,52 +181,31 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Forming<'_, F> {
         !self.mode.is_64_bit() || super::super::cpu::is_canonical(pc)
     }
 
-    /// The instruction at `pc`, if all its bytes are there.
-    fn decode(&mut self, pc: u64) -> Option<Op> {
-        let (base, from) = (pc & !(PAGE as u64 - 1), pc as usize % PAGE);
-        let first = (self.page)(base)?;
-        if let Decoded::Op(op) = decode(&first[from..], self.mode.code_size, pc, self.sets) {
-            return Some(op);
-        }
-        let next = self.cut(base.wrapping_add(PAGE as u64));
-        let second = (self.page)(next)?;
-        let mut bytes = [0; MAX_BYTES];
-        let here = (PAGE - from).min(MAX_BYTES);
-        bytes[..here].copy_from_slice(&first[from..from + here]);
-        bytes[here..].copy_from_slice(&second[..MAX_BYTES - here]);
-        match decode(&bytes, self.mode.code_size, pc, self.sets) {
-            Decoded::Op(op) => Some(op),
-            Decoded::Incomplete => None,
-        }
-    }
-
     /// The instructions of the block at a leader: up to a transfer, the next leader or the region's end.
-    fn run(&self, leader: u64, leaders: &HashMap<u64, BlockId>) -> Vec<Op> {
+    fn run(&self, leader: u64) -> Vec<Op> {
         let mut ops = Vec::new();
         let mut pc = leader;
         while let Some(op) = self.ops.get(&pc) {
             ops.push(*op);
             pc = self.cut(pc.wrapping_add(op.len.into()));
             let ends = op.code.flow_control() != FlowControl::Next || op.flags.contains(OpFlags::LAST);
-            if ends || leaders.contains_key(&pc) || ops.len() == MAX_BLOCK {
+            if ends || self.leaders.contains(&pc) || ops.len() == MAX_BLOCK {
                 break;
             }
         }
         ops
     }
 
-    fn put_together(self) -> Option<Region> {
-        let mask = self.mode.pc_mask();
-        let mut region = Region::new(SLOTS, self.entry, mask, (self.entry % PAGE as u64) as u16);
-        // Block 0 is the way in, which nobody takes again.
-        let numbers: HashMap<u64, BlockId> =
-            self.leaders.iter().enumerate().map(|(number, pc)| (*pc, number as BlockId + 1)).collect();
+    /// The region of some blocks that begins at one of them. Where others follow it is left.
+    fn region(&self, entry: u64, blocks: &[u64]) -> Option<Region> {
+        let mut region = Region::new(SLOTS, entry, self.mode.pc_mask(), (entry % PAGE as u64) as u16);
+        // Block 0 is the way in, which nobody takes again; the first behind it the entry's.
+        let order = move || std::iter::once(entry).chain(blocks.iter().copied().filter(move |leader| *leader != entry));
+        let numbers: HashMap<u64, BlockId> = order().zip(1..).collect();
         region.blocks.push(empty_block(0, Terminator::Jump(Edge::new(To::Block(1)))));
-        for leader in &self.leaders {
-            let ops = self.run(*leader, &numbers);
-            let block = lift(&ops, self.mode, *leader, (*leader % PAGE as u64) as u16);
-            let displacement = leader.wrapping_sub(self.entry);
-            add_block(&mut region, &block, displacement, |target| numbers.get(&target).copied());
+        for leader in order() {
+            let block = lift(&self.run(leader), self.mode, leader, (leader % PAGE as u64) as u16);
+            add_block(&mut region, &block, leader.wrapping_sub(entry), |target| numbers.get(&target).copied());
         }
         if region.blocks[1].retired == 0 {
             return None;
@@ -135,6 +213,28 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Forming<'_, F> {
         finish(&mut region);
         Some(region)
     }
+}
+
+/// The blocks from which `head` can be reached that can be reached from it, as far as they are `allowed`: none if it is in no loop.
+fn cycle(blocks: &HashMap<u64, (usize, Vec<u64>)>, head: u64, allowed: impl Fn(u64) -> bool) -> Vec<u64> {
+    let reached = |start: u64, ways: &dyn Fn(u64) -> Vec<u64>| {
+        let mut found = Vec::new();
+        let mut open = ways(start);
+        while let Some(block) = open.pop() {
+            if !found.contains(&block) && allowed(block) {
+                found.push(block);
+                open.extend(ways(block));
+            }
+        }
+        found
+    };
+    let before =
+        |to: u64| -> Vec<u64> { blocks.iter().filter(|(_, block)| block.1.contains(&to)).map(|(from, _)| *from).collect() };
+    let back = reached(head, &before);
+    let mut found = reached(head, &|from| blocks[&from].1.clone());
+    found.retain(|block| back.contains(block));
+    found.sort_unstable();
+    found
 }
 
 fn empty_block(pc: u64, end: Terminator) -> RegionBlock {

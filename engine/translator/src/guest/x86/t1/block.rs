@@ -32,7 +32,7 @@ use crate::watch::sampler::Place;
 use crate::watch::tally::Cause;
 use engine_memory::{Block, PageState};
 use iced_x86::{Instruction, Mnemonic, OpKind};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
@@ -131,6 +131,8 @@ pub(super) struct Link {
 pub(super) struct Heat {
     pub left: Box<AtomicI32>,
     pub target: u32,
+    /// How often it counts down next time.
+    pub again: i32,
 }
 
 /// What a region that is wanted will replace.
@@ -235,8 +237,17 @@ pub(crate) struct Counters {
     pub region_instructions: AtomicU64,
     pub region_bytes: AtomicU64,
     pub useless_regions: AtomicU64,
-    pub refused_regions: AtomicU64,
+    /// Regions that were not made, by why.
+    refusals: Mutex<BTreeMap<String, u64>>,
     pub region_nanoseconds: AtomicU64,
+}
+
+impl Counters {
+    /// There is no region where one was wanted.
+    pub fn count_refusal(&self, why: &impl std::fmt::Display) {
+        let mut refusals = self.refusals.lock().unwrap_or_else(|poison| poison.into_inner());
+        *refusals.entry(format!("no region: {why}")).or_default() += 1;
+    }
 }
 
 /// The translator of one machine: which space is current, and what it has done.
@@ -321,10 +332,10 @@ impl Translations {
             most_bytes: self.space_bytes as u64,
             spent: Duration::from_nanos(of(&counters.nanoseconds)),
             more: vec![
-                ("links between blocks", of(&counters.links)),
-                ("blocks revived", of(&counters.revived)),
-                ("blocks replaced by others", of(&counters.replaced)),
-                ("code memories so far", of(&counters.spaces)),
+                ("links between blocks".to_owned(), of(&counters.links)),
+                ("blocks revived".to_owned(), of(&counters.revived)),
+                ("blocks replaced by others".to_owned(), of(&counters.replaced)),
+                ("code memories so far".to_owned(), of(&counters.spaces)),
             ],
         };
         let mut figures = vec![tier_1];
@@ -337,10 +348,11 @@ impl Translations {
                 used_bytes: 0,
                 most_bytes: 0,
                 spent: Duration::from_nanos(of(&counters.region_nanoseconds)),
-                more: vec![
-                    ("regions refused", of(&counters.refused_regions)),
-                    ("regions given up", of(&counters.useless_regions)),
-                ],
+                more: {
+                    let refusals = counters.refusals.lock().unwrap_or_else(|poison| poison.into_inner());
+                    let given_up = ("regions given up".to_owned(), of(&counters.useless_regions));
+                    std::iter::once(given_up).chain(refusals.clone()).collect()
+                },
             });
         }
         figures
@@ -489,11 +501,12 @@ impl Space {
         self.stubs
     }
 
-    /// A counter has run out: it begins anew, far away, and says where it is counted.
+    /// A counter has run out: it begins anew, farther away each time, and says where it is counted.
     pub fn heat_target(&self, number: u32) -> u32 {
-        let inner = self.lock();
-        let heat = &inner.heats[number as usize];
-        heat.left.store(i32::MAX, Ordering::Relaxed);
+        let mut inner = self.lock();
+        let heat = &mut inner.heats[number as usize];
+        heat.left.store(heat.again, Ordering::Relaxed);
+        heat.again = heat.again.saturating_mul(8);
         heat.target
     }
 

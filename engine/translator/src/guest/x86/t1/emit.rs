@@ -889,7 +889,7 @@ impl<'a> Emitter<'a> {
     }
 
     /// Counts a jump back to a place in this page.
-    fn count_jump(&mut self, target: u32) {
+    pub fn count_jump(&mut self, target: u32) {
         let Some(threshold) = self.threshold else { return };
         let left = Box::new(AtomicI32::new(threshold as i32));
         self.asm.set_wide(R::Ax, std::ptr::from_ref(&*left) as u64);
@@ -897,7 +897,7 @@ impl<'a> Emitter<'a> {
         let label = self.asm.label();
         self.asm.jcc(Cond::S, label);
         self.hot.push((label, self.first_heat + self.heats.len() as u32));
-        self.heats.push(Heat { left, target });
+        self.heats.push(Heat { left, target, again: threshold.saturating_mul(4).clamp(1, i32::MAX as u32) as i32 });
     }
 
     /// Code out of the way that leaves with this reason.
@@ -919,7 +919,6 @@ impl<'a> Emitter<'a> {
     pub fn go_to(&mut self, target: u32, poll: bool) {
         if poll {
             self.poll(target);
-            self.count_jump(target);
         }
         let unmade = self.unmade_link(target);
         // The displacement is patched while others run: it lies in one aligned word.

@@ -89,7 +89,12 @@ impl Emitter<'_> {
     /// Goes to the target of the current instruction. Flags are in the state.
     pub fn go(&mut self, target: Target) {
         match target {
-            Target::Near { at, backwards } => self.go_to(at, backwards),
+            Target::Near { at, backwards } => {
+                if backwards {
+                    self.count_jump(at);
+                }
+                self.go_to(at, backwards);
+            }
             Target::Far(distance) => {
                 self.flags = FlagsAt::State;
                 let miss = self.cold_path();

@@ -5,6 +5,11 @@
 //! it was made for, the block runs instead, and so it does when something rare happens in the region's very first instruction. Elsewhere a bail goes on with the block at
 //! the instruction in question. All ways out poll, so no cycle of regions and blocks is deaf.
 //!
+//! # What is compiled
+//! A block that loops have jumped back to often ([`Tier2Options::threshold`]) becomes the region of the outermost loop around it that fits and whose head is a block too, with all loops
+//! inside and nothing else: [`Flow::loops_around`]. So a nest of loops is entered by its head and its inner loops can be treated as such. If the way never leads by that head, the counter, which
+//! goes on, asks for a loop further in.
+//!
 //! # Publishing
 //! A thread of the machine ([`Compiler`]) works on a copy of the page. What it has made a vCPU publishes: it looks at the generation, marks all of the region's bytes as code, compares them with those
 //! that were compiled, and only then points the block at it. A write before the mark shows in the bytes; one after it raises the generation.
@@ -14,7 +19,7 @@ use super::emit::{Emitter, field, state};
 use crate::backend::Tier2Options;
 use crate::guest::x86::cpu::{CodeSize, Cpu, Span, seg};
 use crate::guest::x86::cpuid::InstructionSets;
-use crate::guest::x86::lift::region::form_region;
+use crate::guest::x86::lift::region::{Flow, LoopAround, form_region};
 use crate::guest::x86::lift::{GPR, LiftMode, SEGMENT_BASE, SLOTS};
 use crate::guest::x86::trace::copy_code;
 use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, W};
@@ -35,10 +40,14 @@ use std::time::{Duration, Instant};
 pub(super) const CELLS: usize = 96;
 /// Requests that wait at most; those beyond are forgotten, to come again.
 const QUEUE: usize = 64;
+/// Where every core of the host has a vCPU to run, compiling takes one of so many parts of the time.
+const SHARE: u32 = 7;
 /// Bails after which a look is taken at whether a region is worth it …
 pub(super) const BAILS: i32 = 1000;
 /// … and in what time they may happen.
 const BAIL_TIME: Duration = Duration::from_millis(2);
+/// Most guest instructions of a loop that is compiled with those in it.
+const MOST_IN_LOOP: usize = 250;
 /// Bytes of the first instruction of every block, the one that a region takes the place of.
 const FIRST_INSTRUCTION: u64 = 10;
 
@@ -68,6 +77,10 @@ pub(super) struct Request {
     mode: LiftMode,
     sets: InstructionSets,
     cpu: Arc<CpuShared>,
+    /// What is in no loop is compiled too.
+    everything: bool,
+    /// How many vCPUs the machine has.
+    cpus: usize,
 }
 
 /// What has come of it.
@@ -230,10 +243,30 @@ impl Shared {
                     }
                 }
             };
-            let cpu = request.cpu.clone();
-            lock(&self.done).push(compile(request));
+            let (cpu, cpus) = (request.cpu.clone(), request.cpus);
+            let outcome = compile(request);
+            let spent = outcome.spent;
+            lock(&self.done).push(outcome);
             self.has_done.store(true, Ordering::Release);
             cpu.raise(attention::SELF);
+            if std::thread::available_parallelism().is_ok_and(|cores| cores.get() <= cpus) {
+                self.rest(spent * (SHARE - 1));
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Does nothing for a while, unless the machine goes.
+    fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause;
+        let mut queue = lock(&self.queue);
+        while !queue.ends {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            queue = self.wake.wait_timeout(queue, left).unwrap_or_else(|poison| poison.into_inner()).0;
         }
     }
 }
@@ -280,9 +313,31 @@ fn frame(key: u8) -> Frame {
 
 /// What has come of a request, and how long it took.
 struct Outcome {
-    /// Nothing: no region begins there, or the back end does not know something in it.
-    compiled: Option<Compiled>,
+    compiled: Result<Compiled, NoRegion>,
     spent: Duration,
+}
+
+/// Why there is no region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NoRegion {
+    /// The block is in no loop that fits, as far as direct branches in the page tell.
+    NoLoop,
+    /// It begins with an instruction that is the interpreter's.
+    Interpreted,
+    /// There is no room for its code.
+    NoRoom,
+    Refused(t2::Refused),
+}
+
+impl std::fmt::Display for NoRegion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NoLoop => f.write_str("no small loop in the page"),
+            Self::Interpreted => f.write_str("begins with an instruction for the interpreter"),
+            Self::NoRoom => f.write_str("no room for code"),
+            Self::Refused(why) => why.fmt(f),
+        }
+    }
 }
 
 fn compile(request: Request) -> Outcome {
@@ -291,10 +346,42 @@ fn compile(request: Request) -> Outcome {
     Outcome { compiled, spent: began.elapsed() }
 }
 
-fn compile_region(request: Request) -> Option<Compiled> {
-    let entry_pc = request.page_base + u64::from(request.start);
-    let page_base = request.page_base;
-    let mut region = form_region(entry_pc, request.mode, &request.sets, |page| (page == page_base).then_some(&*request.bytes))?;
+/// Forms the region of a request: that of the outermost loop around the block that fits and whose head has a block too, which the request then is for.
+fn form(request: &mut Request) -> Result<Region, NoRegion> {
+    let (entry, page_base) = (request.page_base + u64::from(request.start), request.page_base);
+    let bytes = |page: u64| (page == page_base).then_some(&*request.bytes);
+    // Tests take loops or all that can be reached, by an arbitrary rule.
+    if request.everything && request.start & 1 != 0 {
+        return form_region(entry, request.mode, &request.sets, bytes).ok_or(NoRegion::Interpreted);
+    }
+    let flow = Flow::explore(entry, request.mode, &request.sets, bytes);
+    let around = flow.loops_around(MOST_IN_LOOP);
+    let chosen = around.iter().find(|of| of.head == entry || request.move_to(of));
+    match chosen {
+        Some(of) => flow.loop_region(of).ok_or(NoRegion::Interpreted),
+        None if request.everything => {
+            form_region(entry, request.mode, &request.sets, |page| (page == page_base).then_some(&*request.bytes))
+                .ok_or(NoRegion::Interpreted)
+        }
+        None => Err(NoRegion::NoLoop),
+    }
+}
+
+impl Request {
+    /// Makes it one for the head of a loop around its block, if that has a block and nobody has asked for it. Its own may then be asked for again.
+    fn move_to(&mut self, of: &LoopAround) -> bool {
+        let start = (of.head & !PAGE_MASK) as u32;
+        let Some((block, wanted)) = self.space.want_region(self.page.first as u64 + u64::from(start), self.key) else {
+            return false;
+        };
+        self.space.forget_region(self.block);
+        (self.block, self.block_entry, self.start) = (block, wanted.entry, start);
+        true
+    }
+}
+
+fn compile_region(mut request: Request) -> Result<Compiled, NoRegion> {
+    let mut region = form(&mut request)?;
     pass::run(&mut region, pass::PIPELINE);
     tracing::trace!("a region:\n{region}");
     let bails = Box::new(AtomicI32::new(BAILS));
@@ -306,15 +393,9 @@ fn compile_region(request: Request) -> Option<Compiled> {
         Ok::<_, t2::Refused>((asm.finish(), entry, exits.links))
     };
     // Once to know how much room it takes, which does not depend on where it is.
-    let (draft, _, links) = match write(space.address(0), 0) {
-        Ok(written) => written,
-        Err(why) => {
-            tracing::debug!("no region at {entry_pc:x}: {why}");
-            return None;
-        }
-    };
-    let (offset, first_link) = space.reserve(draft.len(), links.len())?;
-    let (code, entry, links) = write(space.address(offset), first_link).ok()?;
+    let (draft, _, links) = write(space.address(0), 0).map_err(NoRegion::Refused)?;
+    let (offset, first_link) = space.reserve(draft.len(), links.len()).ok_or(NoRegion::NoRoom)?;
+    let (code, entry, links) = write(space.address(offset), first_link).map_err(NoRegion::Refused)?;
     assert_eq!(code.len(), draft.len(), "a region's code depends on its place");
     let ranges = region.code.iter().map(|run| {
         let first = place(request.start, run.pc);
@@ -323,7 +404,7 @@ fn compile_region(request: Request) -> Option<Compiled> {
     });
     let ranges = ranges.collect();
     let instructions = region.blocks.iter().map(|block| u64::from(block.retired)).sum();
-    Some(Compiled { request, offset, entry: offset + entry, code, first_link, links, ranges, bails, instructions })
+    Ok(Compiled { request, offset, entry: offset + entry, code, first_link, links, ranges, bails, instructions })
 }
 
 /// The place in the page that lies `pc` from the region's start.
@@ -474,6 +555,8 @@ impl Cpu {
             mode: lift_mode(key),
             sets: self.cpuid.instruction_sets().clone(),
             cpu: self.shared.clone(),
+            everything: options.threshold == 0,
+            cpus: fabric.cpu_count(),
         };
         if !options.background {
             self.publish_region(compile(request));
@@ -496,9 +579,9 @@ impl Cpu {
     fn publish_region(&mut self, outcome: Outcome) {
         let counters = &self.fabric.translations.counters;
         counters.region_nanoseconds.fetch_add(outcome.spent.as_nanos() as u64, Ordering::Relaxed);
-        let Some(compiled) = outcome.compiled else {
-            counters.refused_regions.fetch_add(1, Ordering::Relaxed);
-            return;
+        let compiled = match outcome.compiled {
+            Ok(compiled) => compiled,
+            Err(why) => return counters.count_refusal(&why),
         };
         let request = &compiled.request;
         let space = request.space.clone();
