@@ -2,10 +2,11 @@
 //!
 //! Accesses near one value, whatever was added to it since, share a probe that dominates them: its span is widened and its rights are raised where what would fail earlier for that
 //! would fail later anyway, or nearly so. Which never makes anything wrong, for a probe that fails only bails. With loops peeled this takes probes of what does not change out of them.
+//! Where several ways meet, an address that each brings by another value is not looked up again either: what each has found comes with it, by a parameter.
 
 use super::super::super::ops::{MemoryAccess, Op, Ty};
 use super::super::super::{Inst, NO_SNAPSHOT, Val};
-use super::super::{BlockId, PROBE_RAISED, PROBE_READ, PROBE_WRITE, Region, Span, dominates, dominators};
+use super::super::{BlockId, NO_SLOT, PROBE_RAISED, PROBE_READ, PROBE_WRITE, Region, Span, dominates, dominators, ssa::incoming};
 use std::collections::HashMap;
 
 /// Most bytes for which one probe vouches. What is larger crosses pages too often.
@@ -13,7 +14,18 @@ const WIDEST: i32 = 256;
 
 /// The pass.
 pub(super) fn run(region: &mut Region) {
-    let mut splitting = Splitting { dominators: dominators(region), probes: HashMap::new(), region };
+    let params =
+        region.blocks.iter().enumerate().flat_map(|(number, block)| {
+            block.params.iter().enumerate().map(move |(at, param)| (*param, (number as BlockId, at)))
+        });
+    let mut splitting = Splitting {
+        dominators: dominators(region),
+        incoming: incoming(region),
+        params: params.collect(),
+        probes: HashMap::new(),
+        joined: HashMap::new(),
+        region,
+    };
     for block in 0..splitting.region.blocks.len() {
         splitting.block(block as BlockId);
     }
@@ -25,9 +37,22 @@ struct Known {
     probe: Val,
 }
 
+/// A parameter that brings the addend of another.
+struct Joined {
+    span: Span,
+    rights: u8,
+    addend: Val,
+}
+
 struct Splitting<'a> {
     region: &'a mut Region,
     dominators: Vec<BlockId>,
+    /// The edges that lead to each block.
+    incoming: Vec<Vec<(BlockId, usize)>>,
+    /// Of each parameter: its block, and which of its parameters it is.
+    params: HashMap<Val, (BlockId, usize)>,
+    /// By the parameter whose addends they bring.
+    joined: HashMap<Val, Vec<Joined>>,
     /// By the value near which they probe.
     probes: HashMap<Val, Vec<Known>>,
 }
@@ -78,12 +103,44 @@ impl Splitting<'_> {
             return self.probe(block, address, span, rights, inst.snapshot, body);
         };
         let span = Span { low, high: low.saturating_add(bytes.into()) };
-        self.shared(block, root, span, rights).unwrap_or_else(|| self.probe(block, root, span, rights, inst.snapshot, body))
+        let weight = self.region.blocks[block as usize].weight;
+        let known = self.shared(block, weight, root, span, rights).or_else(|| self.joined(weight, root, span, rights));
+        known.unwrap_or_else(|| self.probe(block, root, span, rights, inst.snapshot, body))
     }
 
-    /// A probe that is there and vouches for a span, or can be made to.
-    fn shared(&mut self, block: BlockId, root: Val, span: Span, rights: u8) -> Option<Val> {
-        let weight = |region: &Region, block: BlockId| region.blocks[block as usize].weight;
+    /// The addend of a parameter whose arguments have all been looked up.
+    fn joined(&mut self, weight: u32, root: Val, span: Span, rights: u8) -> Option<Val> {
+        let &(block, at) = self.params.get(&root)?;
+        let fits = |joined: &&Joined| joined.span.contains(span) && joined.rights & rights == rights;
+        if let Some(joined) = self.joined.get(&root).and_then(|all| all.iter().find(fits)) {
+            return Some(joined.addend);
+        }
+        let edges = self.incoming[block as usize].clone();
+        // Those of a loop's way back are not known yet.
+        if edges.is_empty() || edges.iter().any(|(from, _)| *from >= block) {
+            return None;
+        }
+        let mut addends = Vec::with_capacity(edges.len());
+        for (from, edge) in &edges {
+            let arg = self.region.blocks[*from as usize].end.edges().nth(*edge)?.args[at];
+            let (root, distance) = root_of(self.region, arg);
+            let distance = i32::try_from(distance as i64).ok()?;
+            let span = Span { low: span.low.checked_add(distance)?, high: span.high.checked_add(distance)? };
+            addends.push(self.shared(*from, weight, root, span, rights)?);
+        }
+        if addends.iter().all(|addend| *addend == addends[0]) {
+            return addends.first().copied();
+        }
+        let addend = self.region.add_param(block, Ty::I64, NO_SLOT);
+        for ((from, edge), arg) in edges.iter().zip(addends) {
+            self.region.blocks[*from as usize].end.edges_mut().nth(*edge)?.args.push(arg);
+        }
+        self.joined.entry(root).or_default().push(Joined { span, rights, addend });
+        Some(addend)
+    }
+
+    /// A probe that is there and vouches for a span, or can be made to by those who run as often as `often` says.
+    fn shared(&mut self, block: BlockId, often: u32, root: Val, span: Span, rights: u8) -> Option<Val> {
         for known in self.probes.get(&root)?.iter().rev() {
             if !dominates(&self.dominators, known.block, block) {
                 continue;
@@ -95,8 +152,8 @@ impl Splitting<'_> {
             }
             let both = has.union(span);
             // Whoever is seldom here must not make those fail who are always there.
-            let often = weight(self.region, block) >= weight(self.region, known.block) / 4 * 3;
-            if often && both.high.checked_sub(both.low).is_some_and(|wide| wide <= WIDEST) {
+            let is_often = often >= self.region.blocks[known.block as usize].weight / 4 * 3;
+            if is_often && both.high.checked_sub(both.low).is_some_and(|wide| wide <= WIDEST) {
                 let raised = if rights & !inst.aux & PROBE_WRITE != 0 { PROBE_RAISED } else { 0 };
                 let inst = &mut self.region.insts[known.probe.index()];
                 (inst.imm, inst.aux) = (both.pack(), inst.aux | rights | raised);
