@@ -159,6 +159,8 @@ const REGIONS: &[(&str, u32, &[u8])] = &[
     // mov byte [rdi+rcx], 0; add rcx, rdx; cmp rcx, [rsp+8]; jb $-0x0e; ret
     ("region_sieve", 64, &[0xc6, 0x04, 0x0f, 0, 0x48, 0x01, 0xd1, 0x48, 0x3b, 0x4c, 0x24, 8, 0x72, 0xf2, 0xc3]),
     // push rbx; mov rbx, rdi; test rbx, rbx; je +6; mov eax, [rbx+8]; add eax, [rbx]; pop rbx; ret
+    // mov al, [rsi]; mov [rdi], al; inc rsi; inc rdi; rcl edx, cl; cmp al, 0; jne $-0x0f; ret
+    ("region_copy", 64, &[0x8a, 0x06, 0x88, 0x07, 0x48, 0xff, 0xc6, 0x48, 0xff, 0xc7, 0xd3, 0xd2, 0x3c, 0, 0x75, 0xf0, 0xc3]),
     ("region_function", 64, &[0x53, 0x48, 0x89, 0xfb, 0x48, 0x85, 0xdb, 0x74, 5, 0x8b, 0x43, 8, 0x03, 0x03, 0x5b, 0xc3]),
 ];
 
@@ -179,6 +181,9 @@ fn golden_regions_are_what_forming_and_all_passes_give() {
         writeln!(found, "\nformed:\n{region}").expect("a string takes everything");
         pass::run(&mut region, pass::PIPELINE);
         write!(found, "after all passes:\n{region}").expect("a string takes everything");
+        #[cfg(target_arch = "x86_64")]
+        write!(found, "\nhost code:\n{}", crate::host::x64::t2::text::text(&region, &crate::host::x64::stubs::PINNED))
+            .expect("a string takes everything");
         compare_golden(name, &found);
     }
 }

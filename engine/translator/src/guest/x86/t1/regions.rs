@@ -307,6 +307,7 @@ fn frame(key: u8) -> Frame {
         cells: field!(t1.cells),
         cell_count: CELLS,
         attention: field!(t1.attention),
+        bmi2: std::is_x86_feature_detected!("bmi2"),
         tables: [read_table(class) as i32, write_table(class) as i32],
     }
 }

@@ -27,9 +27,9 @@ impl<W_: Ways> Emitter<'_, W_> {
         let region = self.region;
         let Cold { label, state, host_flags, block, kind } = cold;
         self.asm.bind(label);
-        let retired = u32::from(region.blocks[block as usize].retired);
         let leaving = Leaving { state, emptied: [(Val::NONE, 0); SCRATCH_CELLS], host_flags };
         match kind {
+            ColdKind::Left(left) => self.write_left(&left),
             ColdKind::Edge { to, moves } => {
                 moves::write(&mut self.asm, &moves);
                 self.asm.jmp(self.labels[to as usize]);
@@ -38,10 +38,7 @@ impl<W_: Ways> Emitter<'_, W_> {
                 let polls = matches!(kind, ColdKind::Poll(_));
                 let state = &region.snapshots[usize::from(number)];
                 self.restore(leaving, state, FlagSet::all(), Val::NONE)?;
-                let surplus = retired.saturating_sub(state.retired.into());
-                if surplus != 0 {
-                    self.asm.alu_imm(Alu::Sub, W::B8, cell(self.frame.retired), surplus as i32);
-                }
+                self.add_retired(self.plan.retired.missing(block, state.retired.into()));
                 if polls {
                     self.ways.poll(&mut self.asm, state.pc);
                 } else {
@@ -51,6 +48,7 @@ impl<W_: Ways> Emitter<'_, W_> {
             ColdKind::Exit(number) => {
                 let exit = &region.exits[number as usize];
                 self.restore(leaving, &exit.state, exit.need, exit.target)?;
+                self.add_retired(self.plan.retired.missing_at_end(block));
                 self.ways.exit(&mut self.asm, exit);
             }
         }

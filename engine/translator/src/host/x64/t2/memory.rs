@@ -2,6 +2,7 @@
 
 use super::moves::cell;
 use super::registers::{Source, bit, width_of};
+use super::streams::Part;
 use super::{Cold, ColdKind, Emitter, Refused, Ways};
 use crate::host::x64::asm::{Alu, Cond, Label, Mem, R, Rm, W};
 use crate::ir::region::{PROBE_WRITE, Span};
@@ -9,6 +10,20 @@ use crate::ir::{Inst, NO_SNAPSHOT, Op, Val};
 
 /// Bits of an address that count, its highest one repeated above them.
 const CANONICAL_BITS: u8 = 48;
+/// Where no page is, nor near it.
+const NO_PAGE: u64 = 1 << 62;
+
+/// An access of a stream that has left its page.
+#[derive(Clone, Copy)]
+pub(super) struct LeftPage {
+    address: R,
+    addend: R,
+    span: Span,
+    writes: bool,
+    stream: usize,
+    bail: Label,
+    back: Label,
+}
 
 impl<W_: Ways> Emitter<'_, W_> {
     /// Writes what `write_inst` does not know.
@@ -76,21 +91,85 @@ impl<W_: Ways> Emitter<'_, W_> {
     fn probe(&mut self, value: Val, inst: &Inst) -> Result<(), Refused> {
         let address = self.read(inst.args[0])?;
         let hint = self.hint(value);
-        let addend = self.find_addend(inst, address, Span::unpack(inst.imm), inst.aux & PROBE_WRITE != 0, hint)?;
+        let span = Span::unpack(inst.imm);
+        let addend = match self.plan.stream_part(value) {
+            Some(Part::Asks(stream)) => self.ask_stream(inst, address, span, stream, hint)?,
+            Some(Part::Tells(stream)) => {
+                self.find_addend(inst, address, span, inst.aux & PROBE_WRITE != 0, hint, Some(stream))?
+            }
+            None => self.find_addend(inst, address, span, inst.aux & PROBE_WRITE != 0, hint, None)?,
+        };
         self.define(addend, value)
     }
 
-    /// A register with the addend of the page in which the bytes around an address lie, if the table has it.
-    fn find_addend(&mut self, inst: &Inst, address: R, span: Span, writes: bool, hint: Option<R>) -> Result<R, Refused> {
+    // ---- Streams -----------------------------------------------------------------------------------------------
+
+    /// The cell with the address of the page that a stream has met last; the page's addend is in the next.
+    fn stream_cell(&self, stream: usize) -> Mem {
+        cell(self.frame.cells + 8 * (super::leave::SCRATCH_CELLS + 2 * stream) as i32)
+    }
+
+    /// At the region's entry no stream has met a page. RAX is free there.
+    pub(super) fn forget_streams(&mut self) {
+        if self.plan.streams.count != 0 {
+            self.asm.set(R::Ax, NO_PAGE);
+        }
+        for stream in 0..self.plan.streams.count {
+            let page = self.stream_cell(stream);
+            self.asm.mov(W::B8, page, R::Ax);
+        }
+    }
+
+    /// A register with the addend of a stream's page, in which the bytes around an address lie.
+    fn ask_stream(&mut self, inst: &Inst, address: R, span: Span, stream: usize, hint: Option<R>) -> Result<R, Refused> {
+        let addend = self.allocate(hint)?;
+        let page = self.stream_cell(stream);
+        match span.low {
+            0 => self.asm.mov(W::B8, addend, address),
+            low => self.asm.lea(W::B8, addend, Mem::at(address, low)),
+        }
+        self.asm.alu_load(Alu::Sub, W::B8, addend, page);
+        self.asm.alu_imm(Alu::Cmp, W::B8, addend, 4096 - (span.high - span.low));
+        self.host_flags = Val::NONE;
+        let bail = self.bail(inst)?;
+        let back = self.asm.label();
+        let writes = inst.aux & PROBE_WRITE != 0;
+        let left = self.cold(ColdKind::Left(LeftPage { address, addend, span, writes, stream, bail, back }));
+        self.asm.jcc(Cond::A, left);
+        self.asm.load(W::B8, addend, Mem { disp: page.disp + 8, ..page });
+        self.asm.bind(back);
+        Ok(addend)
+    }
+
+    /// Out of the way: asks the TLB, and tells the stream.
+    pub(super) fn write_left(&mut self, left: &LeftPage) {
+        let LeftPage { address, addend, span, writes, stream, bail, back } = *left;
+        // One of three is neither.
+        let is_spare = |register: &R| *register != address && *register != addend;
+        let page = [R::Ax, R::Dx].into_iter().find(is_spare).unwrap_or(R::Cx);
+        self.asm.push(page);
+        self.look_up(address, addend, page, span, writes);
+        let found = self.asm.label();
+        self.asm.jcc(Cond::E, found);
+        self.asm.pop(page);
+        self.asm.jmp(bail);
+        self.asm.bind(found);
+        self.take_entry(addend, page, writes, Some(stream));
+        self.asm.pop(page);
+        self.asm.jmp(back);
+    }
+
+    // ---- The TLB -----------------------------------------------------------------------------------------------
+
+    /// Looks for the page in which the bytes around an address lie. The host says "equal" if the table has it; then `entry` is the entry's distance in it and `page` the page's address.
+    fn look_up(&mut self, address: R, entry: R, page: R, span: Span, writes: bool) {
         let table = self.frame.tables[usize::from(writes)];
-        let entry = self.allocate(hint)?;
-        let page = self.allocate(None)?;
-        if span.low == 0 {
-            self.asm.mov(W::B4, entry, address);
+        if span.low == 0 && self.frame.bmi2 {
+            self.asm.rorx(entry, address, 8);
         } else {
             self.asm.lea(W::B4, entry, Mem::at(address, span.low));
+            self.asm.shift_imm(5, W::B4, entry, 8);
         }
-        self.asm.shift_imm(5, W::B4, entry, 8);
         self.asm.alu_imm(Alu::And, W::B4, entry, 0x3ff0);
         match span.high - 1 {
             0 => self.asm.mov(W::B8, page, address),
@@ -98,10 +177,36 @@ impl<W_: Ways> Emitter<'_, W_> {
         }
         self.asm.alu_imm(Alu::And, W::B8, page, -4096);
         self.asm.alu_load(Alu::Cmp, W::B8, page, Mem { base: R::Bp, index: Some((entry, 0)), disp: table });
+    }
+
+    /// `entry`, which [`Emitter::look_up`] has found, becomes the page's addend.
+    fn take_entry(&mut self, entry: R, page: R, writes: bool, stream: Option<usize>) {
+        let table = self.frame.tables[usize::from(writes)];
+        self.asm.load(W::B8, entry, Mem { base: R::Bp, index: Some((entry, 0)), disp: table + 8 });
+        if let Some(stream) = stream {
+            let cell = self.stream_cell(stream);
+            self.asm.mov(W::B8, cell, page);
+            self.asm.mov(W::B8, Mem { disp: cell.disp + 8, ..cell }, entry);
+        }
+    }
+
+    /// A register with the addend of the page in which the bytes around an address lie, if the table has it.
+    fn find_addend(
+        &mut self,
+        inst: &Inst,
+        address: R,
+        span: Span,
+        writes: bool,
+        hint: Option<R>,
+        stream: Option<usize>,
+    ) -> Result<R, Refused> {
+        let entry = self.allocate(hint)?;
+        let page = self.allocate(None)?;
+        self.look_up(address, entry, page, span, writes);
         self.host_flags = Val::NONE;
         let label = self.bail(inst)?;
         self.asm.jcc(Cond::NE, label);
-        self.asm.load(W::B8, entry, Mem { base: R::Bp, index: Some((entry, 0)), disp: table + 8 });
+        self.take_entry(entry, page, writes, stream);
         self.busy &= !bit(page);
         Ok(entry)
     }
@@ -122,7 +227,7 @@ impl<W_: Ways> Emitter<'_, W_> {
             self.busy &= !bit(low);
         }
         let writes = inst.op == Op::Store || access.for_write;
-        let addend = self.find_addend(inst, address, Span { low: disp, high }, writes, None)?;
+        let addend = self.find_addend(inst, address, Span { low: disp, high }, writes, None, None)?;
         Ok(Mem { base: addend, index: Some((address, 0)), disp })
     }
 

@@ -5,8 +5,8 @@
 //!
 //! * `plan.rs`: how flags are delivered, and how far away each value's next use is.
 //! * `registers.rs`: which values are in registers, and whom to evict.
-//! * `select.rs`, `memory.rs`: the instructions.
-//! * `edges.rs`, `moves.rs`: from block to block.
+//! * `select.rs`, `memory.rs`, `streams.rs`: the instructions.
+//! * `edges.rs`, `moves.rs`: from block to block; `retired.rs`: where guest instructions are counted.
 //! * `leave.rs`: bails and exits, all of them out of the way.
 //!
 //! # Registers
@@ -21,9 +21,13 @@ mod memory;
 mod moves;
 mod plan;
 mod registers;
+mod retired;
 mod select;
+mod streams;
+#[cfg(test)]
+pub(crate) mod text;
 
-use super::asm::{Asm, Label, R};
+use super::asm::{self, Asm, Label, R};
 use crate::ir::region::{BlockId, Exit, Region};
 use crate::ir::{Op, Ty, Val};
 use plan::Plan;
@@ -52,6 +56,8 @@ pub(crate) struct Frame {
     pub cell_count: usize,
     /// A pointer to the attention word, 4 bytes: not zero when the vCPU is wanted.
     pub attention: i32,
+    /// The host has BMI2.
+    pub bmi2: bool,
     /// The tables that probes look at (see `mmu/tlb.rs`), for reading and for writing.
     pub tables: [i32; 2],
 }
@@ -115,6 +121,8 @@ enum ColdKind {
     Exit(u32),
     /// An edge that needs moves: goes on at a block.
     Edge { to: BlockId, moves: Vec<moves::Move> },
+    /// A stream has left its page.
+    Left(memory::LeftPage),
 }
 
 /// A region on its way to code.
@@ -211,7 +219,7 @@ impl<'a, W: Ways> Emitter<'a, W> {
             state: State::new(values),
             cells: vec![0; values],
             // The first three are for whoever leaves.
-            cells_used: leave::SCRATCH_CELLS,
+            cells_used: leave::SCRATCH_CELLS + 2 * plan.streams.count,
             busy: 0,
             host_flags: Val::NONE,
             block: 0,
@@ -225,6 +233,7 @@ impl<'a, W: Ways> Emitter<'a, W> {
     /// Everything.
     fn write(mut self) -> Result<Asm, Refused> {
         self.enter();
+        self.forget_streams();
         for number in 0..self.region.blocks.len() {
             self.write_block(number)?;
         }
@@ -256,17 +265,21 @@ impl<'a, W: Ways> Emitter<'a, W> {
         self.entries[0] = Some(state);
     }
 
+    /// Counts guest instructions.
+    fn add_retired(&mut self, count: i32) {
+        if count != 0 {
+            let retired = moves::cell(self.frame.retired);
+            self.asm.alu_imm(asm::Alu::Add, asm::W::B8, retired, count);
+        }
+    }
+
     fn write_block(&mut self, number: usize) -> Result<(), Refused> {
         let region = self.region;
         let block = &region.blocks[number];
         let Some(state) = self.entries[number].clone() else { return Ok(()) };
         (self.state, self.block, self.position, self.host_flags) = (state, number, 0, Val::NONE);
         self.asm.bind(self.labels[number]);
-        if block.retired != 0 {
-            use super::asm::{Alu, W as Width};
-            let retired = moves::cell(self.frame.retired);
-            self.asm.alu_imm(Alu::Add, Width::B8, retired, block.retired.into());
-        }
+        self.add_retired(self.plan.retired.at_start(number as BlockId) as i32);
         let mut skip = 0;
         for (at, value) in block.body.iter().enumerate() {
             self.position = at as u32;

@@ -7,9 +7,11 @@
 //! instruction; or packed into a word that is a value like others.
 
 use super::Refused;
+use super::retired::Retired;
+use super::streams::Streams;
 use crate::ir::region::{BlockId, GuestState, Region, RegionBlock, Terminator, To};
 use crate::ir::{Effects, FlagSet, Inst, Op, Ty, Val};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap as HashMap;
 
 /// How far away a use counts as that is not on the way: in a bail, or in an exit.
 const COLD: u32 = 1 << 16;
@@ -58,6 +60,9 @@ pub(super) struct Plan<'a> {
     need: Vec<FlagSet>,
     /// The `FlagsOf` that stands directly behind each value.
     token_behind: Vec<Val>,
+    /// Accesses that ask for the same page again and again.
+    pub streams: Streams,
+    pub retired: Retired,
     /// Values that the guest's registers hold at the entry and that no parameter brings, by slot.
     untouched: Vec<Val>,
     /// For each block: positions of uses on the way, and of the last one in a guest state.
@@ -87,13 +92,15 @@ impl<'a> Plan<'a> {
             is_virtual: vec![false; count],
             is_value: vec![false; count],
             roots: (0..count as u32).map(Val).collect(),
-            slots: HashMap::new(),
+            slots: HashMap::default(),
             need: vec![FlagSet::empty(); count],
             token_behind: vec![Val::NONE; count],
+            streams: Streams::find(region),
+            retired: Retired::plan(region),
             untouched,
-            positions: vec![HashMap::new(); region.blocks.len()],
-            behind: vec![HashMap::new(); region.blocks.len()],
-            before: vec![HashMap::new(); region.blocks.len()],
+            positions: vec![HashMap::default(); region.blocks.len()],
+            behind: vec![HashMap::default(); region.blocks.len()],
+            before: vec![HashMap::default(); region.blocks.len()],
         };
         plan.find_roots();
         plan.find_values();
@@ -472,7 +479,7 @@ impl<'a> Plan<'a> {
     fn find_uses(&mut self) -> Result<(), Refused> {
         let region = self.region;
         for (number, block) in region.blocks.iter().enumerate() {
-            let mut positions: HashMap<Val, Positions> = HashMap::new();
+            let mut positions: HashMap<Val, Positions> = HashMap::default();
             let add = |positions: &mut HashMap<Val, Positions>, used: Val, at: u32, hot: bool| {
                 add(positions, self.root(used), at, hot);
             };
