@@ -2,7 +2,9 @@
 //! that whatever may bail gets its snapshot, and which token the guest's flags are.
 
 use super::float::FloatOp;
+use super::native::{Memory, Native};
 use super::ops::{Atomic, Condition, Effects, FlagSet, MemoryAccess, Op, Ordering, Ty};
+use super::region::{PROBE_READ, PROBE_WRITE, Span};
 use super::vector::VectorOp;
 use super::{Block, GuestInstruction, HIGH_BYTE, Inst, NO_SNAPSHOT, Snapshot, Val};
 
@@ -154,6 +156,22 @@ impl Builder {
     /// The lowest float, of `bytes`, as an integer.
     pub fn float_to_int(&mut self, ty: Ty, value: Val, bytes: u8, truncates: bool) -> Val {
         self.push(Op::FloatToInt, ty, bytes | u8::from(truncates) << 4, [value, Val::NONE, Val::NONE], 0)
+    }
+
+    /// What makes a host address of the memory operand of a vector instruction, which lies `displacement` from an address.
+    pub fn vouched(&mut self, address: Val, displacement: i32, memory: Memory) -> Val {
+        let Memory { bytes, written, aligned } = memory;
+        if aligned {
+            self.push(Op::CheckAligned, Ty::None, bytes, [address, Val::NONE, Val::NONE], displacement as u64);
+        }
+        let span = Span { low: displacement, high: displacement.saturating_add(bytes.into()) };
+        let rights = if written { PROBE_WRITE } else { PROBE_READ };
+        self.push(Op::Probe, Ty::I64, rights, [address, Val::NONE, Val::NONE], span.pack())
+    }
+    /// A vector instruction of the guest's that the host has too.
+    pub fn native(&mut self, op: Op, ty: Ty, args: [Val; 2], native: Native) -> Val {
+        let (aux, imm) = native.pack();
+        self.push(op, ty, aux, [args[0], args[1], Val::NONE], imm)
     }
 
     // ---- Flags ---------------------------------------------------------------------------------------------------

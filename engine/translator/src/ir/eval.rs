@@ -5,6 +5,7 @@
 //! drops one too many is found; only snapshots get to see all six.
 
 use super::float::FloatOp;
+use super::native::Native;
 use super::ops::{Atomic, Effects, FlagSet, MemoryAccess, Op, Ty};
 use super::region::{PROBE_WRITE, Span};
 use super::vector::VectorOp;
@@ -38,6 +39,9 @@ pub(crate) trait Guest {
     fn int_to_float(&mut self, a: u128, value: u64, from: u8, to: u8) -> u128;
     /// The lowest float of `from` bytes as an integer of `to` bytes.
     fn float_to_int(&mut self, value: u128, from: u8, to: u8, truncates: bool) -> u64;
+    /// Executes a vector instruction with its memory operand at the address `operand`, or with that as its general register: the register afterwards, and the
+    /// flags. A probe has vouched for memory.
+    fn native(&mut self, native: &Native, operand: u64, has_memory: bool) -> (u64, FlagSet);
     /// Has the interpreter execute guest instruction `number` of the block; says whether the block goes on.
     fn interpret(&mut self, number: u16) -> bool;
     /// Whether to bail here for no reason.
@@ -279,6 +283,17 @@ impl<'a, G: Guest> Machine<'a, G> {
                 let compute = |old: u64| if old == expected { new } else { old };
                 plain(self.guest.exchange(self.int(a).wrapping_add(imm), inst.ty.bytes(), &compute)?.into())
             }
+            Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags => {
+                let (native, has_memory) = (Native::of(inst), b.is_some());
+                let operand = match (a.is_some(), has_memory) {
+                    (false, _) => 0,
+                    (true, false) => self.int(a),
+                    (true, true) => self.int(a).wrapping_add(i64::from(native.displacement) as u64),
+                };
+                let (integer, flags) = self.guest.native(&native, operand, has_memory);
+                if inst.op == Op::NativeFlags { token(flags, inst.need) } else { plain((integer & inst.ty.mask()).into()) }
+            }
+            Op::CheckAligned => self.int(a).wrapping_add(imm).is_multiple_of(inst.aux.into()).then_some(Value::plain(0)),
             Op::BailIf => (self.int(a) == 0).then_some(Value::plain(0)),
             Op::CheckPc => self.guest.may_go_to(self.int(a)).then_some(Value::plain(0)),
             Op::Pc => plain((self.pc.wrapping_add(imm) & self.pc_mask & inst.ty.mask()).into()),

@@ -162,6 +162,10 @@ pub(crate) enum Arg {
     SetsFlags,
     /// I8 to I64.
     Integer,
+    /// The same, or missing.
+    IntegerOrNone,
+    /// I64, or missing.
+    AddressOrNone,
     /// V128.
     Vector,
 }
@@ -413,6 +417,18 @@ operations! {
     LoadVia: Any [Address, Address] -> Same, READ_MEMORY, NO_FLAGS;
     /// In regions: as `Store`, at a host address: the second argument is the addend, the third the value.
     StoreVia: Any [Address, Address, Same] -> Nothing, WRITE_MEMORY, NO_FLAGS;
+
+    // ---- In regions: a vector instruction of the guest's that the host has too; `imm` and `aux`: see [`super::native`] ----
+    /// Changes vector registers, by an integer, or by what is at a host address (of address and addend), or neither.
+    Native: NoType [IntegerOrNone, AddressOrNone] -> Nothing, READ_STATE | WRITE_STATE | READ_MEMORY | FP_ENVIRONMENT, NO_FLAGS;
+    /// Stores at a host address, of address and addend.
+    NativeStore: NoType [Address, Address] -> Nothing, READ_STATE | WRITE_MEMORY | FP_ENVIRONMENT, NO_FLAGS;
+    /// Gives an integer, perhaps of what is at a host address.
+    NativeInteger: Wide [AddressOrNone, AddressOrNone] -> Same, READ_STATE | READ_MEMORY | FP_ENVIRONMENT, NO_FLAGS;
+    /// Gives all flags, perhaps of what is at a host address.
+    NativeFlags: Flags [AddressOrNone, AddressOrNone] -> Flags, READ_STATE | READ_MEMORY | FP_ENVIRONMENT, NO_FLAGS;
+    /// Bails unless the argument + `imm` is a multiple of `aux`.
+    CheckAligned: NoType [Address] -> Nothing, MAY_BAIL, NO_FLAGS;
 
     // ---- Rare things ----
     /// In regions: leaves with the snapshot's state if the vCPU is wanted.

@@ -1,6 +1,7 @@
 //! Blocks as text: one line an instruction, guest instructions as headings. The form of golden tests and of `info jit`.
 
 use super::float::FloatOp;
+use super::native::Native;
 use super::ops::{Arg, Atomic, FlagSet, Op, Ordering, Ty};
 use super::region;
 use super::vector::VectorOp;
@@ -57,6 +58,7 @@ pub(super) fn write_inst(f: &mut fmt::Formatter<'_>, at: usize, inst: &Inst, slo
         Op::Vector => write!(f, " {}", VectorOp::from_number(inst.imm as u8).map_or("?", |op| op.info().name))?,
         Op::AtomicRmw => write!(f, " {:?}", Atomic::from_bits(inst.aux))?,
         Op::Load | Op::Store | Op::AtomicCas | Op::LoadVia | Op::StoreVia => write_access(f, inst)?,
+        Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags => write_native(f, inst)?,
         Op::GetSlot | Op::SetSlot => {
             let name = slots.get(inst.imm as usize).map_or("?", |slot| slot.name);
             write!(f, " {name}{}", if inst.aux == HIGH_BYTE { ".high" } else { "" })?;
@@ -73,6 +75,7 @@ pub(super) fn write_inst(f: &mut fmt::Formatter<'_>, at: usize, inst: &Inst, slo
             {
                 write!(f, "{}", Signed(inst.imm))?;
             }
+            (Arg::Address, Op::CheckAligned) if inst.imm != 0 => write!(f, "{}", Signed(inst.imm))?,
             (_, Op::Address) if number == 1 && arg.is_some() && inst.aux != 0 => write!(f, "<<{}", inst.aux)?,
             _ => {}
         }
@@ -93,6 +96,7 @@ pub(super) fn write_inst(f: &mut fmt::Formatter<'_>, at: usize, inst: &Inst, slo
             write!(f, " {rights} {}..{}", Signed(span.low as u64), Signed(span.high as u64))?;
         }
         Op::VectorLane => write!(f, ", {}", inst.imm)?,
+        Op::CheckAligned => write!(f, ", {}", inst.aux)?,
         Op::VectorSigns => write!(f, ", i{}", u32::from(inst.aux) * 8)?,
         _ => {}
     }
@@ -100,6 +104,12 @@ pub(super) fn write_inst(f: &mut fmt::Formatter<'_>, at: usize, inst: &Inst, slo
         write!(f, " need={}", inst.need)?;
     }
     Ok(())
+}
+
+fn write_native(f: &mut fmt::Formatter<'_>, inst: &Inst) -> fmt::Result {
+    let Native { code, reg, vvvv, rm, immediate, displacement } = Native::of(inst);
+    write!(f, " {code:?} {reg} {vvvv} {rm} {immediate:#x}")?;
+    if inst.args[1].is_some() { write!(f, " {}", Signed(i64::from(displacement) as u64)) } else { Ok(()) }
 }
 
 fn write_access(f: &mut fmt::Formatter<'_>, inst: &Inst) -> fmt::Result {

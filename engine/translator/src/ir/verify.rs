@@ -40,7 +40,7 @@ pub(super) fn check_shape(inst: &Inst) -> Result<(), String> {
     }
     for (number, arg) in inst.args.iter().enumerate() {
         match info.args.get(number) {
-            Some(Arg::SameOrNone | Arg::FlagsOrNone) => {}
+            Some(Arg::SameOrNone | Arg::FlagsOrNone | Arg::IntegerOrNone | Arg::AddressOrNone) => {}
             Some(_) if !arg.is_some() => return Err(format!("argument {number} is missing")),
             None if arg.is_some() => return Err("has too many arguments".into()),
             _ => {}
@@ -52,6 +52,10 @@ pub(super) fn check_shape(inst: &Inst) -> Result<(), String> {
     if inst.op == Op::VectorFloat && FloatOp::from_number(inst.imm as u8).is_none() {
         return Err("no such floating-point operation".into());
     }
+    let loads = matches!(inst.op, Op::Native | Op::NativeInteger | Op::NativeFlags) && inst.args[1].is_some();
+    if loads && !inst.args[0].is_some() {
+        return Err("an addend without an address".into());
+    }
     Ok(())
 }
 
@@ -60,11 +64,11 @@ pub(super) fn check_argument(inst: &Inst, number: usize, def: &Inst) -> Result<(
     let Some(ty) = def.result() else { return Err(format!("argument {number} has no value")) };
     let fits = match inst.op.info().args[number] {
         Arg::Same | Arg::SameOrNone => ty == inst.ty,
-        Arg::Address => ty == Ty::I64,
+        Arg::Address | Arg::AddressOrNone => ty == Ty::I64,
         Arg::Count => ty == Ty::I8,
         Arg::Bool => ty == Ty::Bool,
         Arg::Flags | Arg::FlagsOrNone => ty == Ty::Flags,
-        Arg::Integer => ty.is_integer(),
+        Arg::Integer | Arg::IntegerOrNone => ty.is_integer(),
         Arg::Vector => ty == Ty::V128,
         Arg::I16 => ty == Ty::I16,
         Arg::Narrower => ty == Ty::Bool || ty.is_integer() && ty < inst.ty,

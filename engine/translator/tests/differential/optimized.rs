@@ -1,10 +1,10 @@
-//! The optimising tier's code against that of tier 1, which the interpreter has been compared with: blocks of all kinds, and programs of several blocks with
+//! The optimising tier's code against that of tier 1, which the interpreter has been compared with: blocks of all kinds and of vectors, and programs of several blocks with
 //! loops; some of it in chaos and disturbed all the time. What is compared is all but flags that some instruction of the case leaves undefined.
 //!
-//! * `cargo test -p engine_translator --test differential optimized`: about 30 000 cases.
+//! * `cargo test -p engine_translator --test differential optimized`: about 45 000 cases.
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture many_optimized`: the whole proof.
 
-use crate::blocks::{blocks, differences, text};
+use crate::blocks::{blocks, differences, text, vector_blocks};
 use crate::case::{Case, MODE_64};
 use crate::interpret::Interpreted;
 use crate::regions::program;
@@ -91,6 +91,7 @@ fn run(seed: u64, each: usize) -> anyhow::Result<()> {
         let threads = [
             scope.spawn(|| campaign(programs(seed), Interpreted::optimizing()?)),
             scope.spawn(|| campaign(blocks(seed, 64, each), Interpreted::optimizing()?)),
+            scope.spawn(|| campaign(vector_blocks(seed, 64, each), Interpreted::optimizing()?)),
             scope.spawn(|| campaign(programs(!seed).take(each / 50), disturbed)),
         ];
         // Polls are taken wherever there is one.

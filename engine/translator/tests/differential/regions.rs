@@ -26,9 +26,97 @@ const BASES: [u8; 4] = [3, 4, 6, 7];
 const FUEL_64: u8 = 15;
 const FUEL_32: u8 = 5;
 
+/// What a vector instruction's ModRM names.
+#[derive(Clone, Copy)]
+enum Operands {
+    /// A vector register; one or memory that is read.
+    Load,
+    /// The same the other way round.
+    Store,
+    /// Two vector registers.
+    Registers,
+    /// A vector register; a general one or memory.
+    FromInteger,
+    /// The same the other way round.
+    ToMemory,
+    /// A general register that is written; a vector register.
+    ToInteger,
+    /// A general register that is written; a vector register or memory.
+    Convert,
+    /// A part of the opcode; a vector register.
+    Digit(u8),
+}
+
+/// A vector instruction: its prefix, or none (0), its opcode, and, if it is one with VEX, the map.
+#[derive(Clone, Copy)]
+struct Vector {
+    prefix: u8,
+    opcode: &'static [u8],
+    form: Operands,
+    immediate: bool,
+    map: Option<u8>,
+    /// VEX.vvvv names a register.
+    has_source: bool,
+    may_be_long: bool,
+}
+
+const fn legacy(prefix: u8, opcode: &'static [u8], form: Operands, immediate: bool) -> Vector {
+    Vector { prefix, opcode, form, immediate, map: None, has_source: false, may_be_long: false }
+}
+
+const fn vex(prefix: u8, map: u8, opcode: &'static [u8], form: Operands, has_source: bool, may_be_long: bool) -> Vector {
+    Vector { prefix, opcode, form, immediate: map == 3, map: Some(map), has_source, may_be_long }
+}
+
+#[rustfmt::skip]
+const VECTORS: &[Vector] = &[
+    // ADDPS, ADDPD, ADDSD, MULSS, MULSD, DIVPS, SUBSD, MINPS, SQRTSD
+    legacy(0, &[0x0f, 0x58], Operands::Registers, false), legacy(0x66, &[0x0f, 0x58], Operands::Load, false),
+    legacy(0xf2, &[0x0f, 0x58], Operands::Load, false), legacy(0xf3, &[0x0f, 0x59], Operands::Load, false),
+    legacy(0xf2, &[0x0f, 0x59], Operands::Load, false), legacy(0, &[0x0f, 0x5e], Operands::Registers, false),
+    legacy(0xf2, &[0x0f, 0x5c], Operands::Load, false), legacy(0, &[0x0f, 0x5d], Operands::Registers, false),
+    legacy(0xf2, &[0x0f, 0x51], Operands::Load, false),
+    // MOVAPS, MOVUPS, MOVSD, MOVSS, MOVDQU, MOVQ, MOVHPS, MOVNTPS
+    legacy(0, &[0x0f, 0x28], Operands::Load, false), legacy(0, &[0x0f, 0x29], Operands::Store, false),
+    legacy(0, &[0x0f, 0x10], Operands::Load, false), legacy(0, &[0x0f, 0x11], Operands::Store, false),
+    legacy(0xf2, &[0x0f, 0x10], Operands::Load, false), legacy(0xf2, &[0x0f, 0x11], Operands::Store, false),
+    legacy(0xf3, &[0x0f, 0x10], Operands::Load, false), legacy(0xf3, &[0x0f, 0x11], Operands::Store, false),
+    legacy(0xf3, &[0x0f, 0x6f], Operands::Load, false), legacy(0xf3, &[0x0f, 0x7f], Operands::Store, false),
+    legacy(0xf3, &[0x0f, 0x7e], Operands::Load, false), legacy(0x66, &[0x0f, 0xd6], Operands::Store, false),
+    // PADDD, PXOR, PCMPEQB, PMULLW, SHUFPS, PSHUFD, PSRLDQ, PSLLD
+    legacy(0x66, &[0x0f, 0xfe], Operands::Registers, false), legacy(0x66, &[0x0f, 0xef], Operands::Load, false),
+    legacy(0x66, &[0x0f, 0x74], Operands::Registers, false), legacy(0x66, &[0x0f, 0xd5], Operands::Registers, false),
+    legacy(0, &[0x0f, 0xc6], Operands::Registers, true), legacy(0x66, &[0x0f, 0x70], Operands::Load, true),
+    legacy(0x66, &[0x0f, 0x73], Operands::Digit(3), true), legacy(0x66, &[0x0f, 0x72], Operands::Digit(6), true),
+    // MOVD, CVTSI2SD, CVTTSD2SI, CVTSS2SI, PMOVMSKB, MOVMSKPS, PEXTRD, PINSRD, PEXTRB
+    legacy(0x66, &[0x0f, 0x6e], Operands::FromInteger, false), legacy(0x66, &[0x0f, 0x7e], Operands::ToMemory, false),
+    legacy(0xf2, &[0x0f, 0x2a], Operands::FromInteger, false), legacy(0xf2, &[0x0f, 0x2c], Operands::Convert, false),
+    legacy(0xf3, &[0x0f, 0x2d], Operands::Convert, false), legacy(0x66, &[0x0f, 0xd7], Operands::ToInteger, false),
+    legacy(0, &[0x0f, 0x50], Operands::ToInteger, false), legacy(0x66, &[0x0f, 0x3a, 0x16], Operands::ToMemory, true),
+    legacy(0x66, &[0x0f, 0x3a, 0x22], Operands::FromInteger, true), legacy(0x66, &[0x0f, 0x3a, 0x14], Operands::ToMemory, true),
+    // UCOMISD, COMISS, COMISD, PTEST
+    legacy(0x66, &[0x0f, 0x2e], Operands::Load, false), legacy(0, &[0x0f, 0x2f], Operands::Load, false),
+    legacy(0x66, &[0x0f, 0x2f], Operands::Registers, false), legacy(0x66, &[0x0f, 0x38, 0x17], Operands::Registers, false),
+    // VADDPS, VADDSD, VMULPD, VFMADD231PS, VPADDD, VPERM2F128, VINSERTF128, VEXTRACTF128, VBROADCASTSS
+    vex(0, 1, &[0x58], Operands::Load, true, true), vex(0xf2, 1, &[0x58], Operands::Load, true, false),
+    vex(0x66, 1, &[0x59], Operands::Load, true, true), vex(0x66, 2, &[0xb8], Operands::Load, true, true),
+    vex(0x66, 1, &[0xfe], Operands::Load, true, true), vex(0x66, 3, &[0x06], Operands::Load, true, true),
+    vex(0x66, 3, &[0x18], Operands::Load, true, true), vex(0x66, 3, &[0x19], Operands::Store, false, true),
+    vex(0x66, 2, &[0x18], Operands::Load, false, true),
+    // VMOVUPS, VMOVDQU, VMOVAPD, VMOVD, VCVTTSD2SI, VCVTSI2SD, VPMOVMSKB, VUCOMISD, VPTEST, VBLENDVPD
+    vex(0, 1, &[0x10], Operands::Load, false, true), vex(0, 1, &[0x11], Operands::Store, false, true),
+    vex(0xf3, 1, &[0x6f], Operands::Load, false, true), vex(0xf3, 1, &[0x7f], Operands::Store, false, true),
+    vex(0x66, 1, &[0x28], Operands::Load, false, true), vex(0x66, 1, &[0x6e], Operands::FromInteger, false, false),
+    vex(0xf2, 1, &[0x2c], Operands::Convert, false, false), vex(0xf2, 1, &[0x2a], Operands::FromInteger, true, false),
+    vex(0x66, 1, &[0xd7], Operands::ToInteger, false, true), vex(0x66, 1, &[0x2e], Operands::Load, false, false),
+    vex(0x66, 2, &[0x17], Operands::Load, false, true), vex(0x66, 3, &[0x4b], Operands::Load, true, true),
+];
+
 /// Writes machine code.
 struct Writer<'a> {
     code: Vec<u8>,
+    /// How many instructions of a hundred are vector instructions.
+    vectors: u64,
     wide: bool,
     random: &'a mut Random,
 }
@@ -106,7 +194,61 @@ impl Writer<'_> {
         if bytes == 1 { self.byte_register() } else { self.register() }
     }
 
+    /// A vector instruction.
+    fn vector(&mut self) {
+        if self.wide && self.random.chance(4) {
+            // VZEROUPPER
+            return self.code.extend([0xc5, 0xf8, 0x77]);
+        }
+        let vector = VECTORS[self.random.below(VECTORS.len() as u64) as usize];
+        let count = if self.wide { 16 } else { 8 };
+        let mut number = || self.random.below(count) as u8;
+        let (reg, rm, vvvv) = (number(), number(), number());
+        let may_be_memory = matches!(
+            vector.form,
+            Operands::Load | Operands::Store | Operands::FromInteger | Operands::ToMemory | Operands::Convert
+        );
+        let memory = may_be_memory && self.random.chance(55);
+        let (reg, rm) = match vector.form {
+            Operands::Load | Operands::Store | Operands::Registers => (reg, rm),
+            Operands::FromInteger => (reg, self.random.below(count) as u8),
+            Operands::ToMemory if memory => (reg, rm),
+            Operands::ToMemory => (reg, self.register()),
+            Operands::ToInteger | Operands::Convert => (self.register(), rm),
+            Operands::Digit(digit) => (digit, rm),
+        };
+        let rm = (!memory).then_some(rm);
+        let takes_wide = matches!(vector.form, Operands::FromInteger | Operands::ToMemory | Operands::Convert) && self.wide;
+        let bytes = if takes_wide && self.random.chance(40) { 8 } else { 4 };
+        match vector.map {
+            Some(map) if self.wide => {
+                let start = self.code.len();
+                self.encode(bytes, vector.opcode, reg, rm);
+                let mut rest = self.code.split_off(start);
+                let rex = if rest[0] & 0xf0 == 0x40 { rest.remove(0) } else { 0x40 };
+                let source = if vector.has_source { vvvv } else { 0 };
+                let long = u8::from(vector.may_be_long && self.random.chance(60));
+                let prefix = [0, 0x66, 0xf3, 0xf2].iter().position(|prefix| *prefix == vector.prefix).unwrap_or(0) as u8;
+                self.code.extend([0xc4, (!rex & 7) << 5 | map, (rex & 8) << 4 | (!source & 15) << 3 | long << 2 | prefix]);
+                self.code.extend(rest);
+            }
+            Some(_) => return,
+            None => {
+                if vector.prefix != 0 {
+                    self.code.push(vector.prefix);
+                }
+                self.encode(bytes, vector.opcode, reg, rm);
+            }
+        }
+        if vector.immediate {
+            self.code.push(self.random.below(256) as u8);
+        }
+    }
+
     fn instruction(&mut self) {
+        if self.random.chance(self.vectors) {
+            return self.vector();
+        }
         let bytes = self.size();
         let wide = u8::from(bytes != 1);
         let to = self.destination(bytes);
@@ -235,7 +377,12 @@ pub fn program(mode: u32, random: &mut Random) -> Option<Case> {
     case.registers.gpr[usize::from(fuel)] = random.below(24);
     case.registers.rflags &= !(1 << 18 | 1 << 10);
     let count = 1 + random.below(7) as usize;
-    let mut writer = Writer { code: Vec::new(), wide, random };
+    if random.chance(90) {
+        let masked = case.registers.fx.mxcsr() | 0x1f80;
+        case.registers.fx.put(24, &masked.to_le_bytes());
+    }
+    let vectors = random.pick(&[0, 0, 30, 70]);
+    let mut writer = Writer { code: Vec::new(), vectors, wide, random };
     let (mut starts, mut holes) = (Vec::new(), Vec::new());
     for block in 0..count {
         starts.push(writer.code.len());

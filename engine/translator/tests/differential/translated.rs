@@ -51,11 +51,14 @@ pub fn undefined_anywhere(case: &Case) -> Option<u64> {
         .filter(|instruction| instruction.op_count() > 0)
         .map(|instruction| instruction.near_branch_target())
         .collect();
-    let mut flags = 0;
+    // An indirect jump may lead to any of them; a call may come back.
+    let jumps = decoder().iter().any(|instruction| instruction.flow_control() == FlowControl::IndirectBranch);
+    let (mut flags, mut is_behind_call) = (0, false);
     for instruction in decoder().iter() {
-        if targets.contains(&instruction.ip()) {
+        if jumps || is_behind_call || targets.contains(&instruction.ip()) {
             flags = anywhere;
         }
+        is_behind_call = matches!(instruction.flow_control(), FlowControl::Call | FlowControl::IndirectCall);
         let narrow = matches!(instruction.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) && instruction.op1_register().size() == 2;
         if instruction.rflags_read() & flags != 0 || narrow {
             return None;

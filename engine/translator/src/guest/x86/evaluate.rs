@@ -11,6 +11,7 @@ use super::op::Op;
 use super::trace::{TraceRef, copy_code};
 use crate::ir::eval::{Guest, Left, evaluate};
 use crate::ir::float::FloatOp;
+use crate::ir::native::Native;
 use crate::ir::region::eval::{RegionLeft, evaluate_region};
 use crate::ir::region::{self, Region};
 use crate::ir::{self, FlagSet};
@@ -70,7 +71,7 @@ impl Cpu {
 
     /// The region that begins here.
     fn region_here(&mut self, passes: usize) -> Option<Region> {
-        let mode = LiftMode { vectors: false, masked_floats: false, ..LiftMode::of(self) };
+        let mode = LiftMode::of(self).passing_vectors_through();
         if !mode.is_flat() {
             return None;
         }
@@ -284,6 +285,18 @@ impl Guest for Evaluated<'_> {
 
     fn float_to_int(&mut self, value: u128, from: u8, to: u8, truncates: bool) -> u64 {
         evaluate_float::to_integer(self.cpu, value, from, to, truncates)
+    }
+
+    fn native(&mut self, native: &Native, operand: u64, has_memory: bool) -> (u64, FlagSet) {
+        // The instruction is written with RAX as its general register or address, and the interpreter executes that.
+        let op = super::t1::with_accumulator(native, has_memory, self.cpu.cpuid.instruction_sets());
+        let (held, flags) = (self.cpu.gpr[0], self.cpu.flags.arithmetic());
+        self.cpu.gpr[0] = operand;
+        assert!((op.handler)(self.cpu, &op).is_ok(), "{native:?} at {operand:#x} has faulted");
+        let result = std::mem::replace(&mut self.cpu.gpr[0], held);
+        let left = FlagSet::from_packed(self.cpu.flags.arithmetic());
+        self.cpu.flags.set_arithmetic(flags);
+        (result, left)
     }
 
     fn interpret(&mut self, number: u16) -> bool {

@@ -2,6 +2,7 @@
 //! addend's probe has vouched for just these bytes.
 
 use super::super::eval::{Guest, Machine, Value};
+use super::super::native::{Memory, Native, Shape};
 use super::super::ops::{Effects, Op};
 use super::super::{FlagSet, Inst, Val};
 use super::{Edge, FLAGS, GuestState, PROBE_READ, PROBE_WRITE, Region, Span, Terminator, To};
@@ -117,9 +118,7 @@ impl<G: Guest> Run<'_, G> {
         if effects.contains(Effects::MAY_BAIL) && (tired || self.machine.guest.bails_at_random()) {
             return Some(self.leave(inst));
         }
-        if matches!(inst.op, Op::LoadVia | Op::StoreVia) {
-            self.check_addend(inst);
-        }
+        self.check_addend(inst);
         match inst.op {
             Op::Poll => return None,
             // Before slots are values, what is set is set at once.
@@ -141,9 +140,19 @@ impl<G: Guest> Run<'_, G> {
     }
 
     fn check_addend(&self, inst: &Inst) {
-        let at = self.machine.int(inst.args[0]).wrapping_add(inst.imm);
-        let bytes = u64::from(if inst.op == Op::LoadVia { inst.access().bytes } else { inst.ty.bytes() });
-        let write = inst.op == Op::StoreVia || inst.access().for_write;
+        let (displacement, bytes, write) = match inst.op {
+            Op::LoadVia => (inst.imm, inst.access().bytes, inst.access().for_write),
+            Op::StoreVia => (inst.imm, inst.ty.bytes(), true),
+            Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags if inst.args[1].is_some() => {
+                let native = Native::of(inst);
+                let memory = Shape::of(native.code, true).and_then(|shape| shape.memory);
+                let Some(Memory { bytes, written, .. }) = memory else { panic!("{inst:?} has no memory operand") };
+                (i64::from(native.displacement) as u64, bytes, written)
+            }
+            _ => return,
+        };
+        let at = self.machine.int(inst.args[0]).wrapping_add(displacement);
+        let bytes = u64::from(bytes);
         let rights = if write { PROBE_WRITE } else { PROBE_READ };
         let vouched = self.probed[inst.args[1].index()].is_some_and(|(from, count, has)| {
             at.wrapping_sub(from).checked_add(bytes).is_some_and(|end| end <= count) && has & rights != 0

@@ -27,12 +27,13 @@
 //! # Memory
 //! [`Op::Probe`] looks an address up and gives what makes a host address of it, its *addend*, for the bytes from `low` to `high` around it ([`Span`]) with rights to read or write;
 //! `LoadVia` and `StoreVia` access memory by it and cannot fail. A probe that cannot be satisfied bails. An addend holds until something with [`Effects::MMU`](super::Effects::MMU) or a taken poll.
-//! `Load` and `Store` do both at once; none are left behind the pass that splits them, except with [`MemoryAccess::aligned`](super::MemoryAccess::aligned).
+//! `Load` and `Store` do both at once (vector instructions that are passed through, see [`native`](super::native), have their probe from the start); none are left behind the pass that splits them, except with [`MemoryAccess::aligned`](super::MemoryAccess::aligned).
 
 pub(crate) mod eval;
 pub(crate) mod pass;
 pub(crate) mod print;
 pub(crate) mod ssa;
+pub(crate) mod sum;
 pub(crate) mod verify;
 
 use super::{FlagSet, Inst, Op, SlotInfo, Ty, Val};

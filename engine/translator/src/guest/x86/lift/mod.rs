@@ -11,6 +11,7 @@ mod float;
 mod flow;
 mod integer;
 mod moves;
+mod native;
 mod operand;
 pub(crate) mod region;
 mod shift;
@@ -61,15 +62,33 @@ pub(crate) struct LiftMode {
     pub based: u8,
     /// The stack pointer has 64 bits, or 32.
     pub wide_stack: bool,
-    /// Instructions on XMM registers raise neither #UD nor #NM.
-    pub vectors: bool,
-    /// And MXCSR masks all of their exceptions.
+    pub vectors: Vectors,
+    /// MXCSR masks all exceptions.
     pub masked_floats: bool,
+    /// AVX is switched on.
+    pub avx: bool,
     /// Every transfer within CS stays within its limit (64-bit code: is checked for canonical form only).
     pub open_code: bool,
 }
 
+/// What becomes of instructions on vector registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Vectors {
+    /// They may raise #UD or #NM: the interpreter has them.
+    Interpreted,
+    /// Operations on values.
+    Lifted,
+    /// The same instructions, on the host's own registers ([`ir::native`]): MXCSR masks all exceptions.
+    Native,
+}
+
 impl LiftMode {
+    /// The same for a host that has the guest's vector registers, if nothing is in the way.
+    pub fn passing_vectors_through(self) -> Self {
+        let native = self.vectors == Vectors::Lifted && self.masked_floats && self.is_64_bit();
+        Self { vectors: if native { Vectors::Native } else { Vectors::Interpreted }, masked_floats: native, ..self }
+    }
+
     /// What holds for a CPU now.
     pub fn of(cpu: &Cpu) -> Self {
         let wide = cpu.code_size == CodeSize::Bits64;
@@ -79,12 +98,15 @@ impl LiftMode {
             readable: 0,
             writable: 0,
             based: if wide { 1 << seg::FS | 1 << seg::GS } else { 0 },
-            vectors: super::host_fp::available() && super::sse::sse_ready(cpu).is_ok(),
+            vectors: Vectors::Interpreted,
             masked_floats: false,
+            avx: cpu.avx_enabled(),
             wide_stack: cpu.stack_mask > 0xffff,
             open_code: wide || cpu.segments[usize::from(seg::CS)].limit == u32::MAX,
         };
-        mode.masked_floats = mode.vectors && cpu.fpu.mxcsr & MASKS == MASKS;
+        if super::host_fp::available() && super::sse::sse_ready(cpu).is_ok() {
+            (mode.vectors, mode.masked_floats) = (Vectors::Lifted, cpu.fpu.mxcsr & MASKS == MASKS);
+        }
         for (number, span) in cpu.spans.iter().enumerate().take(6) {
             mode.readable |= u8::from(all(span.read_end)) << number;
             mode.writable |= u8::from(all(span.write_end)) << number;

@@ -5,7 +5,7 @@ use super::super::cpu::{CodeSize, seg};
 use super::super::cpuid::InstructionSets;
 use super::super::decode::{Decoded, decode};
 use super::super::op::Op;
-use super::{LiftMode, lift, lift_again};
+use super::{LiftMode, Vectors, lift, lift_again};
 use crate::ir::pass;
 use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
 use std::fmt::Write;
@@ -18,8 +18,9 @@ fn mode(bits: u32) -> LiftMode {
         readable: 0x3f,
         writable: if wide { 0x3f } else { 0x3d },
         based: if wide { 1 << seg::FS | 1 << seg::GS } else { 1 << seg::GS },
-        vectors: true,
+        vectors: Vectors::Lifted,
         masked_floats: true,
+        avx: true,
         wide_stack: true,
         open_code: true,
     }
@@ -164,20 +165,36 @@ const REGIONS: &[(&str, u32, &[u8])] = &[
     ("region_function", 64, &[0x53, 0x48, 0x89, 0xfb, 0x48, 0x85, 0xdb, 0x74, 5, 0x8b, 0x43, 8, 0x03, 0x03, 0x5b, 0xc3]),
 ];
 
-fn region_of(bits: u32, bytes: &[u8]) -> crate::ir::region::Region {
+/// Regions of vector instructions that are passed through.
+#[rustfmt::skip]
+const NATIVE_REGIONS: &[(&str, &[u8])] = &[
+    // movsd xmm1, [rsi]; mulsd xmm1, xmm0; addsd xmm1, [rdi]; movsd [rdi], xmm1; add rsi, 8; add rdi, 8; dec ecx; jne $-0x1a; ret
+    ("region_daxpy", &[
+        0xf2, 0x0f, 0x10, 0x0e, 0xf2, 0x0f, 0x59, 0xc8, 0xf2, 0x0f, 0x58, 0x0f, 0xf2, 0x0f, 0x11, 0x0f, 0x48, 0x83, 0xc6, 8,
+        0x48, 0x83, 0xc7, 8, 0xff, 0xc9, 0x75, 0xe4, 0xc3,
+    ]),
+    // movaps xmm1, [rsi]; cvttsd2si eax, xmm1; comisd xmm1, [rsi+10h]; ja +2; mov eax, ecx; movd xmm2, eax; ret
+    ("region_natives", &[
+        0x0f, 0x28, 0x0e, 0xf2, 0x0f, 0x2c, 0xc1, 0x66, 0x0f, 0x2f, 0x4e, 0x10, 0x77, 2, 0x89, 0xc8, 0x66, 0x0f, 0x6e, 0xd0, 0xc3,
+    ]),
+];
+
+fn region_of(mode: LiftMode, bytes: &[u8]) -> crate::ir::region::Region {
     let mut page = [0xcc; 4096];
     page[..bytes.len()].copy_from_slice(bytes);
     let sets = InstructionSets::all();
-    let code = super::region::form_region(0x40_1000, mode(bits), &sets, |base| (base == 0x40_1000).then_some(&page));
+    let code = super::region::form_region(0x40_1000, mode, &sets, |base| (base == 0x40_1000).then_some(&page));
     code.expect("the sample begins with something to lift")
 }
 
 #[test]
 fn golden_regions_are_what_forming_and_all_passes_give() {
     use crate::ir::region::pass;
-    for (name, bits, bytes) in REGIONS {
-        let mut found = disassembled(*bits, bytes, 0x40_1000);
-        let mut region = region_of(*bits, bytes);
+    let native = mode(64).passing_vectors_through();
+    let samples = REGIONS.iter().map(|(name, bits, bytes)| (*name, *bits, mode(*bits), *bytes));
+    for (name, bits, mode, bytes) in samples.chain(NATIVE_REGIONS.iter().map(|(name, bytes)| (*name, 64, native, *bytes))) {
+        let mut found = disassembled(bits, bytes, 0x40_1000);
+        let mut region = region_of(mode, bytes);
         writeln!(found, "\nformed:\n{region}").expect("a string takes everything");
         pass::run(&mut region, pass::PIPELINE);
         write!(found, "after all passes:\n{region}").expect("a string takes everything");

@@ -2,7 +2,7 @@
 
 use super::super::op::Op;
 use super::operand::Access;
-use super::{ByInterpreter, Flow, Lift, Lifted, XMM};
+use super::{ByInterpreter, Flow, Lift, Lifted, Vectors, XMM};
 use crate::ir::vector::{Takes, VectorOp};
 use crate::ir::{self, MemoryAccess, Ty, Val};
 use iced_x86::Code;
@@ -10,8 +10,10 @@ use iced_x86::Code;
 impl Lift {
     /// An instruction on XMM registers.
     pub(super) fn vector(&mut self, op: &Op) -> Lifted {
-        if !self.mode.vectors {
-            return Err(ByInterpreter);
+        match self.mode.vectors {
+            Vectors::Interpreted => return Err(ByInterpreter),
+            Vectors::Native => return self.native(op),
+            Vectors::Lifted => {}
         }
         if let Some(operation) = operation(op.code) {
             let b = match operation.info().takes {

@@ -1,11 +1,15 @@
 //! Tier 1 on hosts for which there is none: the interpreter does everything.
 
 use super::cpu::Cpu;
+use super::cpuid::InstructionSets;
 use super::fault::Stop;
+use super::op::Op;
 use super::trace::TraceRef;
 use crate::backend::TranslatorOptions;
+use crate::ir::native::Native;
 use crate::watch::code_log::{CodeLog, WatchOptions};
 use crate::watch::report::TierFigures;
+use iced_x86::Code;
 use std::sync::atomic::AtomicU32;
 
 /// No translations.
@@ -36,6 +40,16 @@ impl Translator {
     pub fn new(_: *const AtomicU32, _: &Translations) -> Self {
         Self
     }
+}
+
+/// Whether the host has a vector instruction: there is nobody who would use it.
+pub(super) fn host_has(_: Code) -> bool {
+    false
+}
+
+/// What is never lifted is never evaluated.
+pub(super) fn with_accumulator(native: &Native, _: bool, _: &InstructionSets) -> Op {
+    unreachable!("{native:?} is not this host's")
 }
 
 /// How translated code was left.

@@ -2,10 +2,12 @@
 //! that has it. Operands of 16 bits are the interpreter's.
 
 use super::emit::{ALL_FLAGS, Emitter, Operand};
-use super::same::{Operands, Place};
+use super::vector::place_of;
 use crate::guest::x86::cpu::reg;
 use crate::host::x64::asm::{R, Rm, W};
+use crate::host::x64::same::Operands;
 use crate::host::x64::stubs::PINNED;
+use crate::ir::native::Place;
 use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind};
 use std::arch::is_x86_feature_detected;
 
@@ -74,8 +76,8 @@ impl Emitter<'_> {
     fn compute_register(&mut self) -> Option<()> {
         let instruction = &self.source().instruction;
         let result = self.operand(0);
-        let mut operands = Operands::none(instruction);
-        let is_rm = |at: &u32| Place::of(instruction, *at) == Place::Rm;
+        let mut operands = Operands::none(instruction.code());
+        let is_rm = |at: &u32| place_of(instruction, *at) == Place::Rm;
         // First what may be in memory: the probe spoils RAX.
         for at in (1..instruction.op_count()).filter(is_rm) {
             let reg = self.source_register(at, R::Cx)?;
@@ -83,14 +85,14 @@ impl Emitter<'_> {
         }
         for at in (1..instruction.op_count()).filter(|at| !is_rm(at) && instruction.op_kind(*at) != OpKind::Immediate8) {
             let reg = self.source_register(at, R::Ax)?;
-            operands.set(Place::of(instruction, at), reg.into());
+            operands.set(place_of(instruction, at), reg.into());
         }
         if matches!(instruction.mnemonic(), Mnemonic::Adcx | Mnemonic::Adox) {
             // Each reads and writes one flag and keeps all others.
             self.load_flags();
         }
         let register = self.writable(result);
-        operands.set(Place::of(instruction, 0), register);
+        operands.set(place_of(instruction, 0), register);
         self.same(operands);
         self.commit(result);
         if instruction.rflags_modified() & ALL_FLAGS != 0 {
@@ -101,7 +103,7 @@ impl Emitter<'_> {
 
     fn move_reversed(&mut self) -> Option<()> {
         let instruction = &self.source().instruction;
-        let mut operands = Operands::none(instruction);
+        let mut operands = Operands::none(instruction.code());
         let (register, memory) = if instruction.op_kind(0) == OpKind::Memory { (1, 0) } else { (0, 1) };
         let w = self.width(memory)?;
         let mem = self.memory(memory == 0, w.bytes())?;
@@ -123,7 +125,7 @@ impl Emitter<'_> {
     /// MULX: RDX times an operand, to two registers.
     fn multiply_both(&mut self) -> Option<()> {
         let instruction = &self.source().instruction;
-        let mut operands = Operands::none(instruction);
+        let mut operands = Operands::none(instruction.code());
         let (high, low) = (self.operand(0), self.operand(1));
         let factor = self.source_register(2, R::Cx)?;
         self.asm.mov(W::B8, R::Dx, PINNED[usize::from(reg::DX)]);

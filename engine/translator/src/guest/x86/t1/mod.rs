@@ -4,8 +4,8 @@
 //!
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
-//! * `integer.rs`, `bits.rs`, `vector.rs`, `x87.rs`, `flow.rs`, `system.rs`: the instructions; `same.rs`: how the guest's own is written with other
-//!   operands.
+//! * `integer.rs`, `bits.rs`, `vector.rs`, `x87.rs`, `flow.rs`, `system.rs`: the instructions; the host's `same.rs` writes the
+//!   guest's own with other operands.
 //! * `pages.rs`: memory operands that share a look at the TLB.
 //! * `recipe.rs`: flags that only faults would want.
 //! * `jumps.rs`: where indirect transfers find their targets' code.
@@ -29,12 +29,13 @@ mod jumps;
 mod pages;
 mod recipe;
 mod regions;
-mod same;
 mod system;
 mod vector;
 mod x87;
 
+pub(super) use crate::host::x64::same::host_has;
 pub(crate) use block::Translations;
+pub(super) use vector::with_accumulator;
 
 use super::cpu::{CodeSize, Cpu, cr0, cr4, seg};
 use super::cpuid::InstructionSets;

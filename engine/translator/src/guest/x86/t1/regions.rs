@@ -3,7 +3,8 @@
 //! A region is the code of one page at one offset in CS. Its way in is that of the block at its first instruction: `jmp region` stands there instead of the block's first
 //! instruction, so links and jump caches lead to the region without knowing of it. Like a block it begins with a look at the page's generation and at `t1.page_base`; if either is not what
 //! it was made for, the block runs instead, and so it does when something rare happens in the region's very first instruction. Elsewhere a bail goes on with the block at
-//! the instruction in question. All ways out poll, so no cycle of regions and blocks is deaf.
+//! the instruction in question. All ways out poll, so no cycle of regions and blocks is deaf. A region with vector instructions has the registers resident from its way in to
+//! wherever it is left.
 //!
 //! # What is compiled
 //! A block that loops have jumped back to often ([`Tier2Options::threshold`]) becomes the region of the outermost loop around it that fits and whose head is a block too, with all loops
@@ -20,16 +21,19 @@ use crate::backend::Tier2Options;
 use crate::guest::x86::cpu::{CodeSize, Cpu, Span, seg};
 use crate::guest::x86::cpuid::InstructionSets;
 use crate::guest::x86::lift::region::{Flow, LoopAround, form_region};
-use crate::guest::x86::lift::{GPR, LiftMode, SEGMENT_BASE, SLOTS};
+use crate::guest::x86::lift::{GPR, LiftMode, SEGMENT_BASE, SLOTS, Vectors};
 use crate::guest::x86::trace::copy_code;
 use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, W};
 use crate::host::x64::stubs::{PINNED, Stubs};
 use crate::host::x64::t2::{self, Frame, Home, Ways};
+use crate::host::x64::vectors::Residency;
 use crate::ir::Op;
+use crate::ir::native::Native;
 use crate::ir::region::{Exit, Region, pass};
 use crate::mmu::{PAGE_MASK, class, read_table, write_table};
 use crate::shared::{CpuShared, attention};
 use engine_memory::PageState;
+use iced_x86::EncodingKind;
 use std::collections::VecDeque;
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -44,8 +48,8 @@ const QUEUE: usize = 64;
 const SHARE: u32 = 7;
 /// Bails after which a look is taken at whether a region is worth it …
 pub(super) const BAILS: i32 = 1000;
-/// … and in what time they may happen.
-const BAIL_TIME: Duration = Duration::from_millis(2);
+/// … and in what time they may happen. One costs about 50 ns; a loop over memory has one for each page that it comes to, and is worth it.
+const BAIL_TIME: Duration = Duration::from_micros(100);
 /// Most guest instructions of a loop that is compiled with those in it.
 const MOST_IN_LOOP: usize = 250;
 /// Bytes of the first instruction of every block, the one that a region takes the place of.
@@ -275,7 +279,7 @@ impl Shared {
 
 /// What lifted code of a mode takes for granted: of 64-bit code the key says all of it.
 fn lift_mode(key: u8) -> LiftMode {
-    let vectors = key & super::VECTOR != 0;
+    let vectors = if key & super::VECTOR != 0 { Vectors::Native } else { Vectors::Interpreted };
     LiftMode {
         code_size: CodeSize::Bits64,
         readable: 0x3f,
@@ -283,7 +287,8 @@ fn lift_mode(key: u8) -> LiftMode {
         based: 1 << seg::FS | 1 << seg::GS,
         wide_stack: true,
         vectors,
-        masked_floats: vectors,
+        masked_floats: vectors == Vectors::Native,
+        avx: key & super::AVX != 0,
         open_code: true,
     }
 }
@@ -429,6 +434,14 @@ fn begin<'a>(
     asm.bind(instead);
     asm.set_wide(R::Ax, cell);
     asm.jmp_to(request.block_entry + FIRST_INSTRUCTION);
+    let stubs = request.space.stubs();
+    let vectors = vectors_of(region);
+    let (fill, resume) = (asm.label(), asm.label());
+    if vectors != Residency::Nothing {
+        asm.bind(fill);
+        asm.call_to(if vectors == Residency::Ymm { stubs.fill_ymm } else { stubs.fill_xmm });
+        asm.jmp(resume);
+    }
     asm.align(16, 0);
     *entry = asm.len();
     asm.set_wide(R::Ax, cell);
@@ -437,8 +450,23 @@ fn begin<'a>(
     asm.set_wide(R::Ax, request.page_base);
     asm.alu(Alu::Cmp, W::B8, state(field!(t1.page_base)), R::Ax);
     asm.jcc(Cond::NE, instead);
-    let stubs = request.space.stubs();
+    if vectors != Residency::Nothing {
+        asm.alu_imm(Alu::Cmp, W::B1, state(field!(t1.vectors_resident)), vectors as i32);
+        asm.jcc(Cond::B, fill);
+        asm.bind(resume);
+    }
     (asm, Exits { request, region, bails, base, instead, stubs, first_link, links: Vec::new() })
+}
+
+/// What of the vector registers must be resident in a region: from its start to wherever it is left, for nothing in it goes to Rust.
+fn vectors_of(region: &Region) -> Residency {
+    let insts = region.blocks.iter().flat_map(|block| &block.body).map(|value| region.def(*value));
+    let natives = insts.filter(|inst| matches!(inst.op, Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags));
+    let wanted = natives.map(|inst| match Native::of(inst).code.op_code().encoding() {
+        EncodingKind::VEX => Residency::Ymm,
+        _ => Residency::Xmm,
+    });
+    wanted.max().unwrap_or(Residency::Nothing)
 }
 
 /// The ways out of a region, in the terms of blocks.

@@ -6,16 +6,18 @@
 //! mask move stay with the interpreter. MMX instructions are written here, too, but it is `x87.rs` that says which and when.
 
 use super::emit::{ALL_FLAGS, Emitter, Operand};
-use super::same::{Operands, Place};
 use super::x87::{self, uses_vectors};
 use super::{AVX, VECTOR, WIDE};
-use crate::guest::x86::cpu::reg;
+use crate::guest::x86::cpu::{CodeSize, reg};
+use crate::guest::x86::cpuid::InstructionSets;
+use crate::guest::x86::decode::{Decoded, decode};
 use crate::guest::x86::op::Op;
-use crate::host::x64::asm::{Mem, R, Rm, W, X};
+use crate::host::x64::asm::{Asm, Mem, R, Rm, W, X};
+use crate::host::x64::same::{self, Operands};
 use crate::host::x64::stubs::PINNED;
-use crate::host::x64::vectors::{Residency, has_ymm};
-use iced_x86::{CpuidFeature, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind, OpKind};
-use std::arch::is_x86_feature_detected;
+use crate::host::x64::vectors::Residency;
+use crate::ir::native::{Native, Place, Shape};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, OpCodeOperandKind, OpKind};
 
 /// What an instruction of this file wants to be resident in mode `key`; nothing: it is none, or the interpreter's.
 pub(super) fn wanted(op: &Op, instruction: &Instruction, key: u8) -> Residency {
@@ -55,29 +57,7 @@ fn is_native(instruction: &Instruction) -> bool {
         Cvtss2si | Cvttss2si | Cvtsd2si | Cvttsd2si | Vcvtss2si | Vcvttss2si | Vcvtsd2si | Vcvttsd2si | Vzeroupper | Vzeroall
     );
     let operands = 0..instruction.op_count();
-    matches!(instruction.code().op_code().encoding(), EncodingKind::Legacy | EncodingKind::VEX)
-        && (nameless || operands.clone().any(vector))
-        && operands.clone().all(usual)
-        && instruction.cpuid_features().iter().all(|feature| host_has(*feature))
-}
-
-/// Whether the host has the instructions of a set that this file knows.
-fn host_has(set: CpuidFeature) -> bool {
-    use CpuidFeature as F;
-    match set {
-        // The mode's key would have no vectors.
-        F::SSE | F::SSE2 | F::SSE3 | F::SSSE3 | F::SSE4_1 | F::SSE4_2 => true,
-        F::AES => is_x86_feature_detected!("aes"),
-        F::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
-        F::SHA => is_x86_feature_detected!("sha"),
-        F::AVX => has_ymm(),
-        F::AVX2 => is_x86_feature_detected!("avx2"),
-        F::FMA => is_x86_feature_detected!("fma"),
-        F::F16C => is_x86_feature_detected!("f16c"),
-        F::VAES => is_x86_feature_detected!("vaes"),
-        F::VPCLMULQDQ => is_x86_feature_detected!("vpclmulqdq"),
-        _ => false,
-    }
+    (nameless || operands.clone().any(vector)) && operands.clone().all(usual) && same::host_has(instruction.code())
 }
 
 /// What a string comparison uses besides its operands.
@@ -101,7 +81,40 @@ fn string_compare(mnemonic: Mnemonic) -> Option<StringCompare> {
     Some(StringCompare { lengths, index })
 }
 
+/// Which part of an instruction's encoding names an operand.
+pub(super) fn place_of(instruction: &Instruction, at: u32) -> Place {
+    Place::of(instruction.code().op_code().op_kind(at))
+}
+
+/// A vector instruction with RAX as its general register, or as the address of its memory operand: for tests, which execute it by the interpreter.
+pub(in super::super) fn with_accumulator(native: &Native, has_memory: bool, sets: &InstructionSets) -> Op {
+    let mut operands = Operands::of(native);
+    let accumulator = if has_memory { Rm::Mem(Mem::at(R::Ax, 0)) } else { R::Ax.into() };
+    let integer = Shape::of(native.code, has_memory).and_then(|shape| shape.integer);
+    if has_memory {
+        operands.set(Place::Rm, accumulator);
+    }
+    if let Some(integer) = integer {
+        operands.set(integer.place, R::Ax.into());
+    }
+    let mut asm = Asm::new(0);
+    match native.code {
+        Code::VEX_Vzeroupper | Code::VEX_Vzeroall => asm.zero_vectors(native.code == Code::VEX_Vzeroall),
+        code => same::write(&mut asm, code, operands, native.immediate),
+    }
+    match decode(&asm.finish(), CodeSize::Bits64, 0, sets) {
+        Decoded::Op(op) => op,
+        Decoded::Incomplete => unreachable!("{native:?} has been written whole"),
+    }
+}
+
 impl Emitter<'_> {
+    /// Writes the current instruction with these operands.
+    pub fn same(&mut self, operands: Operands) {
+        let instruction = &self.source().instruction;
+        same::write(&mut self.asm, instruction.code(), operands, instruction.immediate8());
+    }
+
     /// Translates the current instruction if it is one of this file's, or an MMX one. `None`: it is not, or not in this mode.
     pub fn vector(&mut self) -> Option<()> {
         let source = self.source();
@@ -113,7 +126,7 @@ impl Emitter<'_> {
             self.asm.zero_vectors(instruction.mnemonic() == Mnemonic::Vzeroall);
             return Some(());
         }
-        let mut operands = Operands::none(instruction);
+        let mut operands = Operands::none(instruction.code());
         let mut result = None;
         for at in 0..instruction.op_count() {
             let operand = match self.operand(at) {
@@ -126,7 +139,7 @@ impl Emitter<'_> {
                 _ if instruction.op_kind(at) == OpKind::Register => X(instruction.op_register(at).number() as u8).into(),
                 _ => continue,
             };
-            operands.set(Place::of(instruction, at), operand);
+            operands.set(place_of(instruction, at), operand);
         }
         let strings = string_compare(instruction.mnemonic());
         if let Some(StringCompare { lengths, .. }) = strings {

@@ -43,6 +43,7 @@ impl<W_: Ways> Emitter<'_, W_> {
                 Ok(())
             }
             Op::CheckPc => self.check_pc(inst),
+            Op::CheckAligned => self.check_aligned(inst),
             Op::Poll => self.poll(inst),
             op => Err(Refused::Operation(op)),
         }
@@ -218,21 +219,37 @@ impl<W_: Ways> Emitter<'_, W_> {
         let high = disp.checked_add(access.bytes.into()).ok_or(Refused::Operation(inst.op))?;
         let address = self.read(inst.args[0])?;
         if access.aligned {
-            let low = self.allocate(None)?;
-            self.asm.lea(W::B4, low, Mem::at(address, disp));
-            self.asm.test_imm(W::B1, low, i32::from(access.bytes) - 1);
-            self.host_flags = Val::NONE;
-            let label = self.bail(inst)?;
-            self.asm.jcc(Cond::NE, label);
-            self.busy &= !bit(low);
+            self.bail_unless_aligned(inst, address, disp, access.bytes)?;
         }
         let writes = inst.op == Op::Store || access.for_write;
         let addend = self.find_addend(inst, address, Span { low: disp, high }, writes, None, None)?;
         Ok(Mem { base: addend, index: Some((address, 0)), disp })
     }
 
+    fn check_aligned(&mut self, inst: &Inst) -> Result<(), Refused> {
+        let disp = i32::try_from(inst.imm as i64).map_err(|_| Refused::Operation(inst.op))?;
+        let address = self.read(inst.args[0])?;
+        self.bail_unless_aligned(inst, address, disp, inst.aux)
+    }
+
+    fn bail_unless_aligned(&mut self, inst: &Inst, address: R, disp: i32, bytes: u8) -> Result<(), Refused> {
+        let mask = i32::from(bytes) - 1;
+        if disp & mask == 0 {
+            self.asm.test_imm(W::B1, address, mask);
+        } else {
+            let low = self.allocate(None)?;
+            self.asm.lea(W::B4, low, Mem::at(address, disp));
+            self.asm.test_imm(W::B1, low, mask);
+            self.busy &= !bit(low);
+        }
+        self.host_flags = Val::NONE;
+        let label = self.bail(inst)?;
+        self.asm.jcc(Cond::NE, label);
+        Ok(())
+    }
+
     /// `[address + addend + imm]`. Keeps the host's flags.
-    fn host_memory(&mut self, address: Val, addend: Val, imm: u64) -> Result<Mem, Refused> {
+    pub(super) fn host_memory(&mut self, address: Val, addend: Val, imm: u64) -> Result<Mem, Refused> {
         let index = self.read(address)?;
         let base = self.read(addend)?;
         if let Ok(disp) = i32::try_from(imm as i64) {

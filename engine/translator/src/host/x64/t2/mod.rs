@@ -5,7 +5,7 @@
 //!
 //! * `plan.rs`: how flags are delivered, and how far away each value's next use is.
 //! * `registers.rs`: which values are in registers, and whom to evict.
-//! * `select.rs`, `memory.rs`, `streams.rs`: the instructions.
+//! * `select.rs`, `memory.rs`, `streams.rs`: the instructions; `native.rs`: vector instructions, which are the guest's own.
 //! * `edges.rs`, `moves.rs`: from block to block; `retired.rs`: where guest instructions are counted.
 //! * `leave.rs`: bails and exits, all of them out of the way.
 //!
@@ -19,6 +19,7 @@ mod edges;
 mod leave;
 mod memory;
 mod moves;
+mod native;
 mod plan;
 mod registers;
 mod retired;

@@ -149,6 +149,7 @@ impl<'a> Plan<'a> {
                 | Op::Select
                 | Op::LoadVia
                 | Op::Load
+                | Op::NativeInteger
                 | Op::Const
                 | Op::Pc
         );
@@ -298,6 +299,7 @@ impl<'a> Plan<'a> {
         for arg in region.blocks.iter().flat_map(|block| block.end.edges()).flat_map(|edge| &edge.args) {
             is_handed_on[arg.index()] = true;
         }
+        let in_states = self.values_of_states();
         for block in &region.blocks {
             for param in block.params.iter().filter(|param| region.def(**param).ty == Ty::Flags) {
                 self.delivery[param.index()] = Delivery::Packed;
@@ -308,6 +310,17 @@ impl<'a> Plan<'a> {
                     if inst.op == Op::FlagsPack {
                         return Err(Refused::Operation(inst.op));
                     }
+                    continue;
+                }
+                if inst.op == Op::NativeFlags {
+                    // They cannot be had again: its operands have no values.
+                    let stays = || self.stays_in_host(block, at, *value);
+                    self.delivery[value.index()] = match self.need[value.index()].is_empty() {
+                        _ if in_states[value.index()] || is_handed_on[value.index()] => Delivery::Packed,
+                        true => Delivery::Nobody,
+                        false if stays() => Delivery::InHost,
+                        false => Delivery::Packed,
+                    };
                     continue;
                 }
                 if inst.op != Op::FlagsOf {
@@ -326,7 +339,21 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn deliver_one(&self, block: &RegionBlock, at: usize, token: Val) -> Delivery {
+    /// What bails and exits recover flags from.
+    fn values_of_states(&self) -> Vec<bool> {
+        let region = self.region;
+        let mut found = vec![false; region.insts.len()];
+        let mut each = |value: Val| found[value.index()] = true;
+        for block in &region.blocks {
+            let snapshots = block.body.iter().filter_map(|value| region.snapshot(region.def(*value)));
+            snapshots.for_each(|state| region.recipe(state.flags, &mut each));
+        }
+        region.exits.iter().for_each(|exit| region.recipe(exit.state.flags, &mut each));
+        found
+    }
+
+    /// Whether a token can be left in the host's flags: nothing touches these before the last who asks, and nobody asks elsewhere.
+    fn stays_in_host(&self, block: &RegionBlock, at: usize, token: Val) -> bool {
         let region = self.region;
         let (mut is_clean, mut is_in_host) = (true, true);
         for value in &block.body[at + 1..] {
@@ -344,9 +371,14 @@ impl<'a> Plan<'a> {
         {
             is_in_host &= is_clean;
         }
-        if is_in_host && !self.is_asked_elsewhere(block, token) {
+        is_in_host && !self.is_asked_elsewhere(block, token)
+    }
+
+    fn deliver_one(&self, block: &RegionBlock, at: usize, token: Val) -> Delivery {
+        if self.stays_in_host(block, at, token) {
             return Delivery::InHost;
         }
+        let region = self.region;
         let need = self.need[token.index()];
         let inst = region.def(token);
         let source = region.def(inst.args[0]);
@@ -382,6 +414,7 @@ impl<'a> Plan<'a> {
         let from_bool = || self.region.def(inst.args[0]).result() == Some(Ty::Bool);
         match inst.op {
             Op::Const | Op::Pc | Op::FlagsOf | Op::LoadVia | Op::StoreVia | Op::Address => false,
+            Op::Native | Op::NativeStore | Op::NativeInteger => false,
             Op::Truncate | Op::Not | Op::InsertLow | Op::SwapBytes => false,
             Op::SignExtend => from_bool(),
             Op::ZeroExtend if !from_bool() => false,
@@ -429,7 +462,7 @@ impl<'a> Plan<'a> {
         let inst = self.region.def(token);
         let is_packed = self.delivery[token.index()] == Delivery::Packed;
         let passes = || self.passed_on(inst, FlagSet::all());
-        is_packed && (inst.op == Op::Param || self.need[token.index()].contains(passes()))
+        is_packed && (inst.op != Op::FlagsOf || self.need[token.index()].contains(passes()))
     }
 
     /// The values from which a token's flags are recovered where the region is left.

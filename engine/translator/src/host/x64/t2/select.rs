@@ -56,6 +56,7 @@ impl<W_: Ways> Emitter<'_, W_> {
                 let condition = self.ask(inst.args[0], inst)?;
                 self.set_condition(value, condition, Ty::I8)?;
             }
+            Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags => self.native(value, inst)?,
             _ => self.write_memory(value, inst)?,
         }
         Ok(0)
@@ -67,16 +68,19 @@ impl<W_: Ways> Emitter<'_, W_> {
     fn write_flags_of(&mut self, token: Val) -> Result<(), Refused> {
         match self.plan.delivery[token.index()] {
             Delivery::InHost => self.host_flags = token,
-            Delivery::Packed => {
-                self.host_flags = token;
-                self.claim(R::Ax)?;
-                self.asm.lahf();
-                self.asm.setcc(Cond::O, R::Ax);
-                self.define(R::Ax, token)?;
-            }
+            Delivery::Packed => self.pack_flags(token)?,
             Delivery::Test | Delivery::Compare | Delivery::Nobody => {}
         }
         Ok(())
+    }
+
+    /// The host's flags, which are a token's, become a word as well.
+    pub(super) fn pack_flags(&mut self, token: Val) -> Result<(), Refused> {
+        self.host_flags = token;
+        self.claim(R::Ax)?;
+        self.asm.lahf();
+        self.asm.setcc(Cond::O, R::Ax);
+        self.define(R::Ax, token)
     }
 
     /// Puts a token's flags into the host's, those of them that somebody needs on the way.

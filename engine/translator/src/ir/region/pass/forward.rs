@@ -4,6 +4,7 @@
 //! other stores count as such unless they are relative to the same value and elsewhere. Two places less than a page apart are two places, whatever pages they are mapped to.
 //! (Loads do not serve other loads: those are seen in order.)
 
+use super::super::super::native::{Native, Shape};
 use super::super::super::ops::{Effects, Op, Ty};
 use super::super::super::{Inst, Val};
 use super::super::{BlockId, Region, To, ssa};
@@ -91,6 +92,16 @@ fn forwarded(region: &mut Region, stored: &mut Vec<Stored>, alias: &mut [Val], v
             }
             let op = if access.signed { Op::SignExtend } else { Op::ZeroExtend };
             region.insts[value.index()] = Inst { args: [part, Val::NONE, Val::NONE], ..Inst::new(op, inst.ty) };
+            false
+        }
+        Op::NativeStore => {
+            let native = Native::of(&inst);
+            let (root, distance) = root_of(region, inst.args[0]);
+            let distance = distance.wrapping_add(i64::from(native.displacement) as u64);
+            let memory = Shape::of(native.code, true).and_then(|shape| shape.memory);
+            let bytes = memory.map_or(PAGE, |memory| memory.bytes.into());
+            let new = Stored { root, distance, bytes, value: Val::NONE };
+            stored.retain(|old| old.root == root && is_elsewhere(old, &new));
             false
         }
         op if op.info().effects.intersects(Effects::WRITE_MEMORY) => {

@@ -1,12 +1,16 @@
-//! Memory checks: splits loads and stores into a probe of their address and the access by its addend, and lets one probe serve many accesses.
+//! Memory checks: splits loads and stores into a probe of their address and the access by its addend, and lets one probe serve many accesses. Vector
+//! instructions bring their own probes, which are shared with the others.
 //!
-//! Accesses near one value, whatever was added to it since, share a probe that dominates them: its span is widened and its rights are raised where what would fail earlier for that
+//! Accesses whose addresses are sums of the same values ([`Sum`]) share a probe that dominates them: its span is widened and its rights are raised where what would fail earlier for that
 //! would fail later anyway, or nearly so. Which never makes anything wrong, for a probe that fails only bails. With loops peeled this takes probes of what does not change out of them.
 //! Where several ways meet, an address that each brings by another value is not looked up again either: what each has found comes with it, by a parameter.
+//! Where an address was computed for an access alone, that takes the probe's instead, and what is between them as a displacement.
 
+use super::super::super::native::Native;
 use super::super::super::ops::{MemoryAccess, Op, Ty};
 use super::super::super::{Inst, NO_SNAPSHOT, Val};
-use super::super::{BlockId, NO_SLOT, PROBE_RAISED, PROBE_READ, PROBE_WRITE, Region, Span, dominates, dominators, ssa::incoming};
+use super::super::sum::{Sum, Terms};
+use super::super::{BlockId, NO_SLOT, PROBE_RAISED, PROBE_READ, PROBE_WRITE, Region, Span, dominates, dominators, ssa};
 use std::collections::HashMap;
 
 /// Most bytes for which one probe vouches. What is larger crosses pages too often.
@@ -20,21 +24,36 @@ pub(super) fn run(region: &mut Region) {
         });
     let mut splitting = Splitting {
         dominators: dominators(region),
-        incoming: incoming(region),
+        incoming: ssa::incoming(region),
         params: params.collect(),
         probes: HashMap::new(),
         joined: HashMap::new(),
+        aligned: HashMap::new(),
+        alias: vec![Val::NONE; region.insts.len()],
         region,
     };
     for block in 0..splitting.region.blocks.len() {
         splitting.block(block as BlockId);
     }
+    let alias = splitting.alias;
+    ssa::substitute(region, alias);
 }
 
 /// A probe that is there.
 struct Known {
     block: BlockId,
     probe: Val,
+    /// The constant of its address.
+    constant: u64,
+}
+
+/// An access: where, how many bytes, with which rights.
+struct Access {
+    address: Val,
+    displacement: u64,
+    bytes: u8,
+    rights: u8,
+    snapshot: u16,
 }
 
 /// A parameter that brings the addend of another.
@@ -53,8 +72,12 @@ struct Splitting<'a> {
     params: HashMap<Val, (BlockId, usize)>,
     /// By the parameter whose addends they bring.
     joined: HashMap<Val, Vec<Joined>>,
-    /// By the value near which they probe.
-    probes: HashMap<Val, Vec<Known>>,
+    /// By the values of which their addresses are sums.
+    probes: HashMap<Terms, Vec<Known>>,
+    /// Addresses that have been found to be aligned: the values of which they are sums, what the constant leaves of the multiple, and that; and where it was.
+    aligned: HashMap<(Terms, u64, u8), Vec<BlockId>>,
+    /// What stands for a probe that is no more.
+    alias: Vec<Val>,
 }
 
 impl Splitting<'_> {
@@ -63,49 +86,117 @@ impl Splitting<'_> {
         let mut new = Vec::with_capacity(body.len() + body.len() / 4);
         for value in body {
             let inst = *self.region.def(value);
-            let splits = matches!(inst.op, Op::Load | Op::Store) && !inst.access().aligned;
-            if splits {
-                let addend = self.addend(block, &inst, &mut new);
-                let [address, stored, _] = inst.args;
-                let (op, args) = match inst.op {
-                    Op::Load => (Op::LoadVia, [address, addend, Val::NONE]),
-                    _ => (Op::StoreVia, [address, addend, stored]),
-                };
-                self.region.insts[value.index()] = Inst { op, args, snapshot: NO_SNAPSHOT, ..inst };
+            match inst.op {
+                Op::Probe => {
+                    let addend = self.addend_of_probe(block, &inst, &mut new);
+                    self.alias[value.index()] = addend;
+                    continue;
+                }
+                Op::CheckAligned if self.is_aligned(block, &inst) => continue,
+                Op::Load | Op::Store if !inst.access().aligned => self.split(block, value, &inst, &mut new),
+                Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags if inst.args[1].is_some() => {
+                    let native = Native::of(&inst);
+                    let addend = self.alias[inst.args[1].index()];
+                    let (address, distance) = self.rebased(inst.args[0], i64::from(native.displacement), addend);
+                    let (aux, imm) = Native { displacement: distance as i32, ..native }.pack();
+                    self.region.insts[value.index()] = Inst { args: [address, addend, Val::NONE], aux, imm, ..inst };
+                }
+                _ => {}
             }
             new.push(value);
         }
         self.region.blocks[block as usize].body = new;
     }
 
-    /// The addend for an access.
-    fn addend(&mut self, block: BlockId, inst: &Inst, body: &mut Vec<Val>) -> Val {
-        let (root, distance) = root_of(self.region, inst.args[0]);
+    fn split(&mut self, block: BlockId, value: Val, inst: &Inst, body: &mut Vec<Val>) {
+        let [address, stored, _] = inst.args;
         let access: MemoryAccess = inst.access();
         let (bytes, rights) = match inst.op {
             Op::Store => (inst.ty.bytes(), PROBE_WRITE),
             _ if access.for_write => (access.bytes, PROBE_READ | PROBE_WRITE),
             _ => (access.bytes, PROBE_READ),
         };
-        let low = distance.wrapping_add(inst.imm) as i64;
-        let near = i32::try_from(low).ok().filter(|low| low.checked_add(WIDEST).is_some());
-        let Some(low) = near else {
-            // Far from what it is relative to: alone.
-            let span = Span { low: inst.imm as i32, high: (inst.imm as i32).wrapping_add(bytes.into()) };
-            if i32::try_from(inst.imm as i64).is_ok_and(|imm| imm.checked_add(WIDEST).is_some()) {
-                return self.probe(block, inst.args[0], span, rights, inst.snapshot, body);
-            }
-            let imm = inst.imm;
-            let address =
-                self.region.add(Inst { args: [inst.args[0], Val::NONE, Val::NONE], imm, ..Inst::new(Op::Address, Ty::I64) });
-            body.push(address);
-            let span = Span { low: 0, high: bytes.into() };
-            return self.probe(block, address, span, rights, inst.snapshot, body);
+        let addend =
+            self.addend(block, &Access { address, displacement: inst.imm, bytes, rights, snapshot: inst.snapshot }, body);
+        let (address, distance) = self.rebased(address, inst.imm as i64, addend);
+        let (op, args) = match inst.op {
+            Op::Load => (Op::LoadVia, [address, addend, Val::NONE]),
+            _ => (Op::StoreVia, [address, addend, stored]),
         };
-        let span = Span { low, high: low.saturating_add(bytes.into()) };
+        self.region.insts[value.index()] = Inst { op, args, imm: distance as u64, snapshot: NO_SNAPSHOT, ..*inst };
+    }
+
+    /// The address and displacement by which something is accessed at `address + displacement`: those of its probe, if its own address is nothing but that and the
+    /// distance is one that an instruction can have.
+    fn rebased(&self, address: Val, displacement: i64, probe: Val) -> (Val, i64) {
+        let region = &*self.region;
+        let root = region.def(probe).args[0];
+        // What several ways have brought has no address of its own.
+        if !root.is_some() || root == address || !matches!(region.def(address).op, Op::Address | Op::Const | Op::Pc) {
+            return (address, displacement);
+        }
+        let distance = Sum::of(region, root).distance_to(&Sum::of(region, address));
+        let distance = distance.map(|between| (between as i64).wrapping_add(displacement));
+        match distance.filter(|distance| i32::try_from(*distance).is_ok()) {
+            Some(distance) => (root, distance),
+            None => (address, displacement),
+        }
+    }
+
+    /// The addend for an access that has a probe of its own already.
+    fn addend_of_probe(&mut self, block: BlockId, inst: &Inst, body: &mut Vec<Val>) -> Val {
+        let span = Span::unpack(inst.imm);
+        let (address, displacement, bytes) = (inst.args[0], i64::from(span.low) as u64, (span.high - span.low) as u8);
+        self.addend(block, &Access { address, displacement, bytes, rights: inst.aux, snapshot: inst.snapshot }, body)
+    }
+
+    /// Whether an address has been found aligned already. If not it is from here on.
+    fn is_aligned(&mut self, block: BlockId, inst: &Inst) -> bool {
+        let Sum { terms, constant } = Sum::of(self.region, inst.args[0]);
+        let from = constant.wrapping_add(inst.imm) % u64::from(inst.aux);
+        let known = self.aligned.entry((terms, from, inst.aux)).or_default();
+        if known.iter().any(|known| dominates(&self.dominators, *known, block)) {
+            return true;
+        }
+        known.push(block);
+        false
+    }
+
+    /// The addend for an access.
+    fn addend(&mut self, block: BlockId, access: &Access, body: &mut Vec<Val>) -> Val {
+        let Access { address, displacement, bytes, rights, snapshot } = *access;
+        let (root, stripped) = root_of(self.region, address);
+        let Sum { terms, constant } = Sum::of(self.region, root);
+        let distance = stripped.wrapping_add(displacement);
         let weight = self.region.blocks[block as usize].weight;
-        let known = self.shared(block, weight, root, span, rights).or_else(|| self.joined(weight, root, span, rights));
-        known.unwrap_or_else(|| self.probe(block, root, span, rights, inst.snapshot, body))
+        if let Some(probe) = self.shared(block, weight, &terms, constant.wrapping_add(distance), bytes.into(), rights) {
+            return probe;
+        }
+        let near = |distance: u64| i32::try_from(distance as i64).ok().filter(|low| low.checked_add(WIDEST).is_some());
+        let span = |low: i32| Span { low, high: low + i32::from(bytes) };
+        if let Some(low) = near(distance)
+            && let Some(addend) = self.joined(weight, root, span(low), rights)
+        {
+            return addend;
+        }
+        let (at, beyond, span) = match (near(distance), near(displacement)) {
+            (Some(low), _) => (root, 0, span(low)),
+            // Far from what it is relative to.
+            (None, Some(low)) => (address, stripped, span(low)),
+            (None, None) => {
+                let args = [address, Val::NONE, Val::NONE];
+                let sum = self.region.add(Inst { args, imm: displacement, ..Inst::new(Op::Address, Ty::I64) });
+                body.push(sum);
+                (sum, distance, span(0))
+            }
+        };
+        let constant = constant.wrapping_add(beyond);
+        let args = [at, Val::NONE, Val::NONE];
+        let probe = self.region.add(Inst { args, aux: rights, imm: span.pack(), snapshot, ..Inst::new(Op::Probe, Ty::I64) });
+        body.push(probe);
+        self.alias.resize(self.region.insts.len(), Val::NONE);
+        self.probes.entry(terms).or_default().push(Known { block, probe, constant });
+        probe
     }
 
     /// The addend of a parameter whose arguments have all been looked up.
@@ -123,15 +214,15 @@ impl Splitting<'_> {
         let mut addends = Vec::with_capacity(edges.len());
         for (from, edge) in &edges {
             let arg = self.region.blocks[*from as usize].end.edges().nth(*edge)?.args[at];
-            let (root, distance) = root_of(self.region, arg);
-            let distance = i32::try_from(distance as i64).ok()?;
-            let span = Span { low: span.low.checked_add(distance)?, high: span.high.checked_add(distance)? };
-            addends.push(self.shared(*from, weight, root, span, rights)?);
+            let Sum { terms, constant } = Sum::of(self.region, arg);
+            let low = constant.wrapping_add(i64::from(span.low) as u64);
+            addends.push(self.shared(*from, weight, &terms, low, span.high - span.low, rights)?);
         }
         if addends.iter().all(|addend| *addend == addends[0]) {
             return addends.first().copied();
         }
         let addend = self.region.add_param(block, Ty::I64, NO_SLOT);
+        self.alias.resize(self.region.insts.len(), Val::NONE);
         for ((from, edge), arg) in edges.iter().zip(addends) {
             self.region.blocks[*from as usize].end.edges_mut().nth(*edge)?.args.push(arg);
         }
@@ -139,12 +230,12 @@ impl Splitting<'_> {
         Some(addend)
     }
 
-    /// A probe that is there and vouches for a span, or can be made to by those who run as often as `often` says.
-    fn shared(&mut self, block: BlockId, often: u32, root: Val, span: Span, rights: u8) -> Option<Val> {
-        for known in self.probes.get(&root)?.iter().rev() {
-            if !dominates(&self.dominators, known.block, block) {
-                continue;
-            }
+    /// A probe that is there and vouches for bytes at a constant behind the sum of some values, or can be made to by those who run as often as `often` says.
+    fn shared(&mut self, block: BlockId, often: u32, terms: &Terms, constant: u64, bytes: i32, rights: u8) -> Option<Val> {
+        for known in self.probes.get(terms)?.iter().rev() {
+            let low = i32::try_from(constant.wrapping_sub(known.constant) as i64).ok();
+            let span = low.and_then(|low| Some(Span { low, high: low.checked_add(bytes)? }));
+            let Some(span) = span.filter(|_| dominates(&self.dominators, known.block, block)) else { continue };
             let inst = *self.region.def(known.probe);
             let has = Span::unpack(inst.imm);
             if has.contains(span) && inst.aux & rights == rights {
@@ -161,14 +252,6 @@ impl Splitting<'_> {
             }
         }
         None
-    }
-
-    fn probe(&mut self, block: BlockId, root: Val, span: Span, rights: u8, snapshot: u16, body: &mut Vec<Val>) -> Val {
-        let args = [root, Val::NONE, Val::NONE];
-        let probe = self.region.add(Inst { args, aux: rights, imm: span.pack(), snapshot, ..Inst::new(Op::Probe, Ty::I64) });
-        body.push(probe);
-        self.probes.entry(root).or_default().push(Known { block, probe });
-        probe
     }
 }
 

@@ -3,6 +3,7 @@
 //! An instruction whose flags somebody holds (a `FlagsOf` behind it) keeps its place; where its value is known all the same, others use that.
 
 use super::super::super::eval::fold;
+use super::super::super::native::Native;
 use super::super::super::ops::{Effects, Op, Ty};
 use super::super::super::{Inst, Val};
 use super::super::{BlockId, Region, dominates, dominators, ssa};
@@ -169,7 +170,18 @@ impl Walk<'_> {
                 Known::Nothing
             }
             Op::Address => self.address(inst),
-            Op::Load | Op::Store | Op::AtomicRmw | Op::AtomicCas => {
+            Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags if b.is_some() => {
+                let (base, native) = (region.def(a), Native::of(inst));
+                let moved = i64::from(native.displacement).wrapping_add(base.imm as i64);
+                match i32::try_from(moved) {
+                    Ok(displacement) if base.op == Op::Address && !base.args[1].is_some() => {
+                        let (aux, imm) = Native { displacement, ..native }.pack();
+                        Known::Inst(Inst { args: [base.args[0], b, Val::NONE], aux, imm, ..*inst })
+                    }
+                    _ => Known::Nothing,
+                }
+            }
+            Op::Load | Op::Store | Op::AtomicRmw | Op::AtomicCas | Op::CheckAligned => {
                 let base = region.def(a);
                 if base.op == Op::Address && !base.args[1].is_some() {
                     let mut args = inst.args;
