@@ -1,17 +1,31 @@
-//! Memory for translated code: one anonymous file mapped twice, once to write and once to execute, so that no address is ever both (W^X).
+//! Memory for translated code: shared memory mapped twice, once to write and once to execute, so that no address is ever both (W^X). It has no name of
+//! its own, because only of memory without one does `perf` ask its map who lies there.
 //!
 //! Writers hold the lock of whoever owns the memory; executing threads see what was written, because x86 hosts keep their instruction
 //! caches coherent with stores through any mapping of the same physical memory.
 
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use std::io;
 use std::ptr::NonNull;
 
 /// A piece of memory for code. Unmapped when dropped: whoever may still execute in it keeps it alive.
 pub(crate) struct CodeMemory {
-    write: NonNull<u8>,
-    execute: NonNull<u8>,
+    write: Mapping,
+    execute: Mapping,
     len: usize,
+}
+
+/// A mapping of our own.
+struct Mapping {
+    at: NonNull<u8>,
+    len: usize,
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: mapped with this length by `CodeMemory::new`; nobody executes in it any more, or they would keep it alive.
+        let _ = unsafe { rustix::mm::munmap(self.at.as_ptr().cast(), self.len) };
+    }
 }
 
 // SAFETY: the mappings belong to this value and to no thread; all access through it is by raw pointers under the owner's rules.
@@ -25,22 +39,17 @@ impl CodeMemory {
     /// # Errors
     /// What the host says when it refuses memory, or memory to execute.
     pub fn new(len: usize) -> io::Result<Self> {
-        let file = rustix::fs::memfd_create("translated-code", rustix::fs::MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&file, len as u64)?;
-        let map = |protection| {
-            // SAFETY: a new mapping at an address that the host chooses touches nothing of ours.
-            let at = unsafe { rustix::mm::mmap(std::ptr::null_mut(), len, protection, MapFlags::SHARED, &file, 0) }?;
-            NonNull::new(at.cast::<u8>()).ok_or_else(|| io::Error::other("a mapping at address 0"))
-        };
-        let write = map(ProtFlags::READ | ProtFlags::WRITE)?;
-        match map(ProtFlags::READ | ProtFlags::EXEC) {
-            Ok(execute) => Ok(Self { write, execute, len }),
-            Err(error) => {
-                // SAFETY: mapped above, and nobody else knows of it.
-                let _ = unsafe { rustix::mm::munmap(write.as_ptr().cast(), len) };
-                Err(error)
-            }
-        }
+        let nowhere = || io::Error::other("a mapping at address 0");
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address that the host chooses touches nothing of ours.
+        let write = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, protection, MapFlags::SHARED) }?;
+        let write = Mapping { at: NonNull::new(write.cast()).ok_or_else(nowhere)?, len };
+        // SAFETY: an old size of 0 leaves shared memory where it is, and maps it once more elsewhere. See: mremap(2).
+        let execute = unsafe { rustix::mm::mremap(write.at.as_ptr().cast(), 0, len, MremapFlags::MAYMOVE) }?;
+        let execute = Mapping { at: NonNull::new(execute.cast()).ok_or_else(nowhere)?, len };
+        // SAFETY: the mapping made just now, of which nobody else knows.
+        unsafe { rustix::mm::mprotect(execute.at.as_ptr().cast(), len, MprotectFlags::READ | MprotectFlags::EXEC) }?;
+        Ok(Self { write, execute, len })
     }
 
     /// Bytes.
@@ -51,7 +60,7 @@ impl CodeMemory {
     /// The address at which the byte `offset` is executed.
     pub fn address(&self, offset: usize) -> u64 {
         debug_assert!(offset <= self.len);
-        self.execute.as_ptr() as u64 + offset as u64
+        self.execute.at.as_ptr() as u64 + offset as u64
     }
 
     /// Writes code that nobody executes yet.
@@ -61,7 +70,7 @@ impl CodeMemory {
     pub fn write_at(&self, offset: usize, code: &[u8]) {
         assert!(offset <= self.len && code.len() <= self.len - offset, "code beyond its memory");
         // SAFETY: within the mapping, and no thread executes or reads these bytes yet, says the caller.
-        unsafe { self.write.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len()) }
+        unsafe { self.write.at.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len()) }
     }
 
     /// Replaces up to 8 bytes inside one aligned 8-byte word in one store, while other threads may execute there: they see all of it or nothing.
@@ -72,19 +81,10 @@ impl CodeMemory {
         let word = offset & !7;
         assert!(word + 8 <= self.len && offset + bytes.len() <= word + 8, "a patch across words");
         // SAFETY: the word is inside the mapping and aligned.
-        let cell = unsafe { std::sync::atomic::AtomicU64::from_ptr(self.write.as_ptr().add(word).cast()) };
+        let cell = unsafe { std::sync::atomic::AtomicU64::from_ptr(self.write.at.as_ptr().add(word).cast()) };
         let mut value = cell.load(std::sync::atomic::Ordering::Relaxed).to_le_bytes();
         value[offset - word..][..bytes.len()].copy_from_slice(bytes);
         cell.store(u64::from_le_bytes(value), std::sync::atomic::Ordering::Release);
-    }
-}
-
-impl Drop for CodeMemory {
-    fn drop(&mut self) {
-        for at in [self.write, self.execute] {
-            // SAFETY: mapped in `new` with this length; nobody executes in it any more, or they would keep it alive.
-            let _ = unsafe { rustix::mm::munmap(at.as_ptr().cast(), self.len) };
-        }
     }
 }
 
