@@ -7,6 +7,7 @@ pub(crate) mod decode;
 pub(crate) mod evaluate;
 mod evaluate_float;
 pub(crate) mod fault;
+mod fetched;
 pub(crate) mod flags;
 mod fp;
 mod fxsave;

@@ -10,6 +10,7 @@
 use super::cpu::{CodeSize, Cpu, seg};
 use super::decode::{Decoded, MAX_BYTES, decode};
 use super::fault::{Exec, Stop};
+use super::fetched::Fetched;
 use super::op::Op;
 use crate::mmu::{Access, PAGE_MASK, PhysicalPage};
 use engine_memory::{PAGE_BYTES, PageState};
@@ -26,12 +27,10 @@ const TABLE: usize = 1 << 16;
 const FETCHES: usize = 512;
 /// How many address spaces' epochs are remembered.
 const CONTEXTS: usize = 64;
-/// Bits of a set of pages from which something has been fetched.
-const FETCHED: usize = 1 << 15;
-/// Log2 of the bytes of the smallest large pages.
-const LARGE_SHIFT: u8 = 21;
 /// Slots of the cache of jump targets.
 const JUMPS: usize = 4096;
+/// Places in code whose heat is remembered: a power of two.
+const WARMTHS: usize = 1 << 17;
 const NONE: u32 = u32::MAX;
 
 /// The epochs that hold now, as numbers that never come back for anything else.
@@ -68,8 +67,10 @@ pub(crate) struct Trace {
     second_state: *const PageState,
     second_host: u64,
     links: [Link; 2],
-    /// Executions since it was decoded, as far as the translator counts them.
+    /// Executions, as far as the translator counts them; those of the same code at other addresses are among them.
     pub heat: u32,
+    /// Under what that is remembered.
+    place: u32,
 }
 
 /// What a trace was made from.
@@ -117,57 +118,6 @@ pub(super) struct Fetch {
     physical: u64,
 }
 
-/// A set of pages, hashed.
-struct Fetched {
-    /// Pages of 4 KiB, and of 2 MiB; those of 4 MiB are two.
-    bits: Box<[u64]>,
-    /// Nothing has been added.
-    empty: bool,
-    /// Some of them are larger than 4 MiB.
-    huge: bool,
-}
-
-impl Default for Fetched {
-    fn default() -> Self {
-        Self { bits: vec![0; FETCHED / 64].into(), empty: true, huge: false }
-    }
-}
-
-impl Fetched {
-    fn bit(linear: u64, shift: u8) -> (usize, u64) {
-        let bit = ((linear >> 12 ^ linear >> 27) >> (shift - 12)) as usize % FETCHED;
-        (bit / 64, 1 << (bit % 64))
-    }
-
-    /// Adds the page of `1 << shift` bytes around `linear`.
-    fn add(&mut self, linear: u64, shift: u8) {
-        self.empty = false;
-        let smallest = shift.min(LARGE_SHIFT);
-        let other_part = if shift > LARGE_SHIFT { 1 << LARGE_SHIFT } else { 0 };
-        for part in [linear, linear ^ other_part] {
-            let (word, bit) = Self::bit(part, smallest);
-            self.bits[word] |= bit;
-        }
-        self.huge |= shift > LARGE_SHIFT + 1;
-    }
-
-    /// Whether the page of `linear` may be in it, of whatever size.
-    fn has(&self, linear: u64) -> bool {
-        let known = |shift| {
-            let (word, bit) = Self::bit(linear, shift);
-            self.bits[word] & bit != 0
-        };
-        self.huge || known(12) || known(LARGE_SHIFT)
-    }
-
-    fn clear(&mut self) {
-        if !self.empty {
-            self.bits.fill(0);
-            (self.empty, self.huge) = (true, false);
-        }
-    }
-}
-
 /// All traces of one vCPU.
 pub(crate) struct Traces {
     table: Vec<u32>,
@@ -189,6 +139,9 @@ pub(crate) struct Traces {
     fetched: [Fetched; 2],
     fetches: Vec<Fetch>,
     jumps: Vec<Link>,
+    /// The heat of places in memory, whatever their addresses: programs that are started again lie at others, and so do libraries, but what is hot in
+    /// all of them together is worth a translation.
+    warmth: Vec<Warmth>,
     /// The op of code that lies in no memory (device space): executed once and not kept.
     loose: Option<u32>,
 }
@@ -244,6 +197,7 @@ impl Traces {
             fetched: [Fetched::default(), Fetched::default()],
             fetches: vec![nowhere; FETCHES],
             jumps: vec![NO_LINK; JUMPS],
+            warmth: vec![Warmth::default(); WARMTHS],
             loose: None,
         })
     }
@@ -352,15 +306,17 @@ impl Traces {
     /// Counts an execution of a trace; returns how many there were.
     #[inline(always)]
     pub fn heat(&mut self, at: TraceRef) -> u32 {
-        let heat = &mut self.traces[at.0 as usize].heat;
-        *heat = heat.saturating_add(1);
-        *heat
+        let trace = &mut self.traces[at.0 as usize];
+        trace.heat = trace.heat.saturating_add(1);
+        self.warmth[trace.place as usize % WARMTHS] = Warmth { place: trace.place, heat: trace.heat };
+        trace.heat
     }
 
     /// A trace is not to be heard of for a while.
     pub fn cool(&mut self, at: TraceRef) {
         if let Some(trace) = self.traces.get_mut(at.0 as usize) {
             trace.heat = 0;
+            self.warmth[trace.place as usize % WARMTHS].heat = 0;
         }
     }
 
@@ -448,6 +404,19 @@ fn jump_slot(rip: u64) -> usize {
 fn table_slot(host: u64, rip: u64) -> usize {
     let mixed = (host ^ rip.rotate_left(20)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 48) as usize % TABLE
+}
+
+/// How often the code at a place in memory has been executed.
+#[derive(Clone, Copy, Default)]
+struct Warmth {
+    place: u32,
+    heat: u32,
+}
+
+/// A number for a place in memory; code that has been written anew is at another.
+fn place_of(host: u64, generation: u32) -> u32 {
+    let mixed = (host ^ u64::from(generation).rotate_left(40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 32) as u32
 }
 
 impl Cpu {
@@ -551,6 +520,7 @@ impl Cpu {
                 second_host: 0,
                 links: [NO_LINK; 2],
                 heat: 0,
+                place: 0,
             };
             return Ok(self.publish(trace, slot));
         }
@@ -558,8 +528,11 @@ impl Cpu {
         self.decode_loose(linear, rip, limit)
     }
 
-    fn publish(&mut self, trace: Trace, slot: usize) -> TraceRef {
+    fn publish(&mut self, mut trace: Trace, slot: usize) -> TraceRef {
         let at = self.traces.traces.len() as u32;
+        trace.place = place_of(trace.host, trace.generation);
+        let known = self.traces.warmth[trace.place as usize % WARMTHS];
+        trace.heat = if known.place == trace.place { known.heat } else { 0 };
         self.traces.traces.push(trace);
         self.traces.table[slot] = at;
         TraceRef(at)
@@ -657,6 +630,7 @@ impl Cpu {
                 second_host: second.page as u64,
                 links: [NO_LINK; 2],
                 heat: 0,
+                place: 0,
             };
             return Ok(self.publish(trace, slot));
         }
@@ -704,6 +678,7 @@ impl Cpu {
                     second_host: 0,
                     links: [NO_LINK; 2],
                     heat: 0,
+                    place: 0,
                 });
                 self.traces.loose = Some(at);
                 at
@@ -766,26 +741,5 @@ pub(super) fn copy_code(page: *const u8, inside: u64, into: &mut [u8]) {
     for (at, byte) in rest.iter_mut().enumerate() {
         // SAFETY: as above.
         *byte = unsafe { u8::load(from.wrapping_add(done + at)) };
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fetched_pages_are_known_by_any_address_in_them_and_by_no_other() {
-        for (shift, inside, outside) in [(12, 0xff8, 0x1000), (21, 0x1f_fff8, 0x20_0000), (22, 0x3f_fff8, 0x40_0000)] {
-            let mut fetched = Fetched::default();
-            let base = 0xffff_ffff_8100_0000;
-            fetched.add(base + inside / 2, shift);
-            assert!(fetched.has(base) && fetched.has(base + inside), "pages of 1 << {shift}");
-            assert!(!fetched.has(base + outside) && !fetched.has(base - 8), "pages of 1 << {shift}");
-            fetched.clear();
-            assert!(!fetched.has(base));
-        }
-        let mut fetched = Fetched::default();
-        fetched.add(0x4000_1000, 30);
-        assert!(fetched.has(0x7fff_f000), "a page of 1 GiB");
     }
 }
