@@ -6,7 +6,7 @@ use engine_base::Clock;
 use engine_display::Screen;
 use engine_memory::GuestMemory;
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 
 /// A file that the machine hands to firmware through fw_cfg.
@@ -25,6 +25,17 @@ pub enum FirmwareFile {
         name: String,
         /// Its bytes.
         bytes: Vec<u8>,
+    },
+    /// A named file in which numbers stand that firmware itself decides on, before it reads the file.
+    Filled {
+        /// At most 55 bytes.
+        name: String,
+        /// Its bytes; they stay as they are while the number is 0.
+        bytes: Vec<u8>,
+        /// The shared number ([`Wiring::shared_number`]).
+        number: &'static str,
+        /// Where it stands, in 32 bits, and what is added to it there.
+        places: Vec<(usize, u32)>,
     },
 }
 
@@ -58,6 +69,7 @@ pub struct Backplane {
     pub roms: BTreeMap<String, Vec<u8>>,
     pub(crate) isa_dma: IsaDma,
     pub(crate) flags: Mutex<BTreeMap<String, Arc<AtomicBool>>>,
+    pub(crate) numbers: Mutex<BTreeMap<String, Arc<AtomicU32>>>,
     cells: Vec<Arc<DeviceCell>>,
 }
 
@@ -80,6 +92,7 @@ impl Backplane {
             roms: BTreeMap::new(),
             isa_dma: IsaDma::default(),
             flags: Mutex::default(),
+            numbers: Mutex::default(),
             cells: Vec::new(),
         }
     }

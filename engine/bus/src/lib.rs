@@ -41,4 +41,4 @@ pub use power::{Power, PowerRequest};
 pub use router::Router;
 pub use saved_state::{RestoreError, SavedState};
 pub use timer::{Timer, TimerQueue};
-pub use wiring::{Options, SharedFlag, Wiring};
+pub use wiring::{Options, SharedFlag, SharedNumber, Wiring};

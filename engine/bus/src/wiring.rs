@@ -10,7 +10,7 @@ use engine_display::Screen;
 use engine_memory::{Block, GuestMemory};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// The options a device is built with, as on the command line: `-device isa-serial,index=1`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -58,6 +58,22 @@ impl SharedFlag {
 
     /// Sets it.
     pub fn set(&self, value: bool) {
+        self.0.store(value, Ordering::Release);
+    }
+}
+
+/// A number that several parts share; 0 until somebody sets it.
+#[derive(Debug, Clone, Default)]
+pub struct SharedNumber(Arc<AtomicU32>);
+
+impl SharedNumber {
+    /// The number.
+    pub fn get(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Sets it.
+    pub fn set(&self, value: u32) {
         self.0.store(value, Ordering::Release);
     }
 }
@@ -225,6 +241,11 @@ impl<'a> Wiring<'a> {
     pub fn shared_flag(&self, name: &str) -> SharedFlag {
         self.board.shared_flag(name)
     }
+
+    /// A number shared with other parts under this name.
+    pub fn shared_number(&self, name: &str) -> SharedNumber {
+        self.board.shared_number(name)
+    }
 }
 
 impl Backplane {
@@ -237,5 +258,11 @@ impl Backplane {
     pub fn shared_flag(&self, name: &str) -> SharedFlag {
         let mut flags = self.flags.lock().unwrap_or_else(|poison| poison.into_inner());
         SharedFlag(Arc::clone(flags.entry(name.to_owned()).or_default()))
+    }
+
+    /// The number of this name.
+    pub fn shared_number(&self, name: &str) -> SharedNumber {
+        let mut numbers = self.numbers.lock().unwrap_or_else(|poison| poison.into_inner());
+        SharedNumber(Arc::clone(numbers.entry(name.to_owned()).or_default()))
     }
 }

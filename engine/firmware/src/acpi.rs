@@ -1,7 +1,7 @@
 //! ACPI tables of the PC board: FACS, DSDT, FADT, MADT, HPET, RSDT, RSDP. The BIOS decides where they go, so they travel as
 //! blobs with a loader script (`etc/table-loader`) that patches pointers and checksums.
-//! Interrupt routing is written down as SeaBIOS programs it (PIRQA, B → IRQ 10; C, D → IRQ 11), and power management at
-//! port 600h, where SeaBIOS puts the PIIX4's.
+//! Interrupt routing is written down as SeaBIOS and OVMF program it (PIRQA, B → IRQ 10; C, D → IRQ 11). Where they put the PIIX4's power management
+//! (600h the one, B000h the other) is filled in when they read the tables, which both do afterwards.
 //! See: ACPI Specification 6.5 (tables, AML), QEMU `docs/specs/acpi_table_loader` facts: 128-byte commands.
 
 use acpi_tables::Aml;
@@ -15,7 +15,12 @@ use engine_bus::FirmwareFile;
 const OEM: [u8; 6] = *b"BELGLS";
 const OEM_TABLE: [u8; 8] = *b"BELLGLAS";
 
+/// Where a BIOS puts power management.
 const PM_BASE: u32 = 0x600;
+/// Under this name the PIIX4 says where it is.
+const PM_BASE_NUMBER: &str = "piix4-pm.base";
+/// The registers' distances from the base, and where their addresses stand in the FADT: events, control, timer.
+const PM_REGISTERS: [(u32, usize); 3] = [(0, 56), (4, 64), (8, 76)];
 const GPE_BASE: u32 = 0xafe0;
 const LOCAL_APIC: u32 = 0xfee0_0000;
 const IO_APIC: u32 = 0xfec0_0000;
@@ -55,7 +60,9 @@ pub fn files(cpus: u16, pci_hole: u32) -> Vec<FirmwareFile> {
     script.push(add_pointer(RSDP, TABLES, 16));
     script.push(add_checksum(RSDP, 8, 0, 20));
     let named = |name: &str, bytes| FirmwareFile::Named { name: name.to_owned(), bytes };
-    vec![named(TABLES, blob.bytes), named(RSDP, rsdp), named("etc/table-loader", script.concat())]
+    let places = PM_REGISTERS.iter().map(|(distance, at)| (fadt + at, *distance)).collect();
+    let tables = FirmwareFile::Filled { name: TABLES.to_owned(), bytes: blob.bytes, number: PM_BASE_NUMBER, places };
+    vec![tables, named(RSDP, rsdp), named("etc/table-loader", script.concat())]
 }
 
 #[derive(Default)]
@@ -127,9 +134,9 @@ fn fadt() -> Sdt {
     fadt.write_u32(48, 0xb2); // SMI command port
     fadt.write_u8(52, 0xf1); // ACPI enable
     fadt.write_u8(53, 0xf0); // ACPI disable
-    fadt.write_u32(56, PM_BASE); // PM1a event
-    fadt.write_u32(64, PM_BASE + 4); // PM1a control
-    fadt.write_u32(76, PM_BASE + 8); // PM timer
+    for (distance, at) in PM_REGISTERS {
+        fadt.write_u32(at, PM_BASE + distance);
+    }
     fadt.write_u32(80, GPE_BASE);
     fadt.write_u8(88, 4); // lengths: PM1 event, PM1 control, PM timer, GPE0
     fadt.write_u8(89, 2);
@@ -276,7 +283,7 @@ mod tests {
 
     fn bytes(file: &FirmwareFile) -> &[u8] {
         match file {
-            FirmwareFile::Named { bytes, .. } | FirmwareFile::Item { bytes, .. } => bytes,
+            FirmwareFile::Named { bytes, .. } | FirmwareFile::Filled { bytes, .. } | FirmwareFile::Item { bytes, .. } => bytes,
         }
     }
 

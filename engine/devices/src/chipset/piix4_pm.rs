@@ -8,7 +8,7 @@
 use engine_base::{Clock, VmTime, rank, warn_limited};
 use engine_bus::{
     BuildError, Device, DeviceModel, IrqLine, Options, PciConfig, PciFunction, Port, PortIo, Power, PowerButton, PowerRequest,
-    ResetKind, RestoreError, SavedState, Slot, Timed, Timer, Width, Wiring,
+    ResetKind, RestoreError, SavedState, SharedNumber, Slot, Timed, Timer, Width, Wiring,
 };
 
 /// The model.
@@ -61,6 +61,8 @@ struct PowerManagement {
     clock: Clock,
     timer: Timer,
     power: Power,
+    /// Where the ACPI registers are, for the tables.
+    base: SharedNumber,
     // State the guest can see; all of it is saved
     config: PciConfig,
     pm1_status: u16,
@@ -104,6 +106,7 @@ fn build(_options: &Options, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>,
         clock: wiring.clock(),
         timer: wiring.timer(0),
         power: wiring.power(),
+        base: wiring.shared_number("piix4-pm.base"),
         config,
         pm1_status: 0,
         pm1_enable: 0,
@@ -119,6 +122,11 @@ fn build(_options: &Options, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>,
 }
 
 impl PowerManagement {
+    /// Tells the ACPI tables where firmware has put the registers.
+    fn tell_base(&self) {
+        self.base.set(self.config.dword(PM_BASE) & 0xffc0);
+    }
+
     fn ticks(&self) -> u64 {
         self.clock.now().ticks(TIMER_HZ)
     }
@@ -239,6 +247,7 @@ impl Device for PowerManagement {
             clock: _,
             timer: _,
             power: _,
+            base: _,
             config,
             pm1_status,
             pm1_enable,
@@ -259,6 +268,7 @@ impl Device for PowerManagement {
         *apm_status = 0;
         *smbus = Smbus::default();
         *next_overflow = (self.clock.now().ticks(TIMER_HZ) / TIMER_HALF + 1) * TIMER_HALF;
+        self.tell_base();
         self.update();
     }
 
@@ -268,6 +278,7 @@ impl Device for PowerManagement {
             clock: _,
             timer: _,
             power: _,
+            base: _,
             config,
             pm1_status,
             pm1_enable,
@@ -301,6 +312,7 @@ impl Device for PowerManagement {
             return Err(RestoreError::impossible("PIIX4: the timer's highest bit does not turn over then"));
         }
         self.config.restore(&saved.config)?;
+        self.tell_base();
         self.pm1_status = saved.pm1_status & pm1::STATUS;
         self.pm1_enable = saved.pm1_enable & pm1::ENABLE;
         self.pm1_control = saved.pm1_control & pm1::CONTROL;
@@ -364,6 +376,12 @@ impl PciFunction for PowerManagement {
 
     fn config_mut(&mut self) -> &mut PciConfig {
         &mut self.config
+    }
+
+    fn config_written(&mut self, offset: u8, _len: u8) {
+        if offset & 0xfc == PM_BASE {
+            self.tell_base();
+        }
     }
 }
 
@@ -453,6 +471,7 @@ mod tests {
         let (copy, _) = moved(&bench, &cell, &MODEL);
         copy.board.router.rebuild(); // as the machine does after a restore
         assert!(copy.level("isa-irq9"));
+        assert_eq!(copy.board.shared_number("piix4-pm.base").get(), 0x600, "the tables hear of it again");
         assert_eq!(copy.inw(0x600) & pm1::POWER_BUTTON, pm1::POWER_BUTTON);
         copy.outw(0x600, pm1::POWER_BUTTON);
         assert!(!copy.level("isa-irq9"));

@@ -5,8 +5,8 @@
 
 use engine_base::{rank, warn_limited};
 use engine_bus::{
-    BuildError, Device, DeviceModel, Dma, FirmwareFile, Options, Port, PortIo, ResetKind, RestoreError, SavedState, Slot, Width,
-    Wiring,
+    BuildError, Device, DeviceModel, Dma, FirmwareFile, Options, Port, PortIo, ResetKind, RestoreError, SavedState, SharedNumber,
+    Slot, Width, Wiring,
 };
 use std::collections::BTreeMap;
 
@@ -47,50 +47,81 @@ const CHUNK: usize = 64 * 1024;
 struct FwCfg {
     // Wires
     dma: Dma,
-    items: BTreeMap<u16, Vec<u8>>,
+    items: BTreeMap<u16, Item>,
     // State the guest can see; all of it is saved
     key: u16,
     offset: u64,
     dma_high: u32,
 }
 
+/// What is behind a key.
+#[derive(Default)]
+struct Item {
+    bytes: Vec<u8>,
+    /// A number that is filled in when the item is selected, and where.
+    filled: Option<(SharedNumber, Vec<(usize, u32)>)>,
+}
+
+impl From<Vec<u8>> for Item {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, filled: None }
+    }
+}
+
+impl Item {
+    /// Brings the numbers in it up to date.
+    fn fill(&mut self) {
+        let Some((number, places)) = &self.filled else { return };
+        let number = number.get();
+        for (at, added) in places.iter().filter(|_| number != 0) {
+            if let Some(place) = self.bytes.get_mut(*at..*at + 4) {
+                place.copy_from_slice(&number.wrapping_add(*added).to_le_bytes());
+            }
+        }
+    }
+}
+
 fn build(_options: &Options, wiring: &mut Wiring<'_>) -> Result<Box<dyn Device>, BuildError> {
-    let items = items_of(wiring.firmware_files())?;
+    let items = items_of(wiring.firmware_files(), |number| wiring.shared_number(number))?;
     wiring.claim_ports(SELECTOR_PORT, 2, Width::Word);
     wiring.claim_ports(DMA_HIGH_PORT, 8, Width::Dword);
     Ok(Box::new(FwCfg { dma: wiring.board_dma(), items, key: 0, offset: 0, dma_high: 0 }))
 }
 
 /// Numbers the named files, and makes their directory.
-fn items_of(files: Vec<FirmwareFile>) -> Result<BTreeMap<u16, Vec<u8>>, BuildError> {
-    let mut items = BTreeMap::from([(SIGNATURE_KEY, b"QEMU".to_vec()), (REVISION_KEY, REVISION.to_le_bytes().to_vec())]);
+fn items_of(files: Vec<FirmwareFile>, shared_number: impl Fn(&str) -> SharedNumber) -> Result<BTreeMap<u16, Item>, BuildError> {
+    let mut items: BTreeMap<u16, Item> =
+        BTreeMap::from([(SIGNATURE_KEY, b"QEMU".to_vec().into()), (REVISION_KEY, REVISION.to_le_bytes().to_vec().into())]);
     let mut directory = Vec::new();
     let mut count = 0;
     for file in files {
-        match file {
+        let (name, item) = match file {
             FirmwareFile::Item { key, bytes } => {
-                items.insert(key, bytes);
+                items.insert(key, bytes.into());
+                continue;
             }
-            FirmwareFile::Named { name, bytes } => {
-                let key = FIRST_FILE_KEY + count;
-                let size = u32::try_from(bytes.len());
-                let (true, true, Ok(size)) = (name.len() < NAME_BYTES, key < WRITE_CHANNEL, size) else {
-                    let missing = format!("the firmware file does not fit into the directory: {name}");
-                    return Err(BuildError::Missing { device: MODEL.id, missing });
-                };
-                directory.extend(size.to_be_bytes());
-                directory.extend(key.to_be_bytes());
-                directory.extend([0, 0]);
-                let mut padded = [0; NAME_BYTES];
-                padded[..name.len()].copy_from_slice(name.as_bytes());
-                directory.extend(padded);
-                items.insert(key, bytes);
-                count += 1;
+            FirmwareFile::Named { name, bytes } => (name, Item::from(bytes)),
+            FirmwareFile::Filled { name, bytes, number, places } => {
+                (name, Item { bytes, filled: Some((shared_number(number), places)) })
             }
-        }
+        };
+        let key = FIRST_FILE_KEY + count;
+        let size = u32::try_from(item.bytes.len());
+        let (true, true, Ok(size)) = (name.len() < NAME_BYTES, key < WRITE_CHANNEL, size) else {
+            let missing = format!("the firmware file does not fit into the directory: {name}");
+            return Err(BuildError::Missing { device: MODEL.id, missing });
+        };
+        directory.extend(size.to_be_bytes());
+        directory.extend(key.to_be_bytes());
+        directory.extend([0, 0]);
+        let mut padded = [0; NAME_BYTES];
+        padded[..name.len()].copy_from_slice(name.as_bytes());
+        directory.extend(padded);
+        items.insert(key, item);
+        count += 1;
     }
     directory.splice(0..0, u32::from(count).to_be_bytes());
-    items.insert(DIRECTORY_KEY, directory);
+    items.insert(DIRECTORY_KEY, directory.into());
     Ok(items)
 }
 
@@ -98,11 +129,14 @@ impl FwCfg {
     fn select(&mut self, key: u16) {
         self.key = key & !WRITE_CHANNEL;
         self.offset = 0;
+        if let Some(item) = self.items.get_mut(&self.key) {
+            item.fill();
+        }
     }
 
     /// The rest of the selected item.
     fn rest(&self) -> &[u8] {
-        let item = self.items.get(&self.key).map_or(&[][..], Vec::as_slice);
+        let item = self.items.get(&self.key).map_or(&[][..], |item| &item.bytes);
         usize::try_from(self.offset).ok().and_then(|offset| item.get(offset..)).unwrap_or(&[])
     }
 
@@ -271,6 +305,18 @@ mod tests {
         assert_eq!(directory[4..12], [0, 0, 0, 10, 0, 0x20, 0, 0]);
         assert_eq!(&directory[12..21], b"etc/e820\0");
         assert_eq!(directory[68..76], [0, 0, 0, 1, 0, 0x21, 0, 0]);
+    }
+
+    #[test]
+    fn what_firmware_decided_is_filled_in_when_it_reads() {
+        let mut bench = Bench::new();
+        let places = vec![(0, 0), (6, 4)];
+        let tables = FirmwareFile::Filled { name: "etc/acpi/tables".into(), bytes: vec![9; 10], number: "a base", places };
+        bench.board.firmware_files = vec![tables];
+        bench.plug(&MODEL, &[]);
+        assert_eq!(read(&bench, 0x20, 10), [9; 10], "nobody has decided yet");
+        bench.board.shared_number("a base").set(0xb000);
+        assert_eq!(read(&bench, 0x20, 10), [0, 0xb0, 0, 0, 9, 9, 4, 0xb0, 0, 0]);
     }
 
     #[test]
