@@ -1,9 +1,10 @@
-//! PS/2 keyboard (101/102 keys and the usual extra ones) in scancode sets 1 and 2, behind the keyboard controller.
+//! PS/2 keyboard (101/102 keys and the usual extra ones) in scancode sets 1, 2 and 3, behind the keyboard controller.
 //! Answers to commands come before keys. Keys that do not fit into its buffer are dropped whole, never half of a sequence.
-//! Left out: scancode set 3 (choosing it is refused, and asking tells the set in use), and typematic repeat: a key that is
-//! reported as pressed again, as a host repeats it, sends its make code again.
+//! Left out: typematic repeat, and with it what set 3 can say about it: a key that is reported as pressed again, as a host repeats it, sends its
+//! make code again.
 //! See: IBM PS/2 Hardware Interface Technical Reference, "Keyboards (101- and 102-Key)".
 
+use super::scancode_set3::{self, Breaks};
 use crate::fifo::BoundedFifo;
 use engine_base::warn_limited;
 use engine_bus::RestoreError;
@@ -21,11 +22,12 @@ const TYPEMATIC_DEFAULT: u8 = 0x2b;
 const PAUSE: KeyCode = KeyCode(119);
 const PRINT_SCREEN: KeyCode = KeyCode(99);
 
-/// The two sets that it knows.
+/// The sets that it knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ScancodeSet {
-    One,
-    Two,
+    One = 1,
+    Two = 2,
+    Three = 3,
 }
 
 /// A command that waits for its parameter.
@@ -35,8 +37,10 @@ enum Awaiting {
     Leds,
     ScancodeSet,
     Typematic,
-    /// Set 3 commands for single keys: taken, without effect.
-    KeyOfSet3,
+    /// A key of set 3 that from now on says that it is let go.
+    BreakingKey,
+    /// One that does not.
+    SilentKey,
 }
 
 pub struct Ps2Keyboard {
@@ -45,6 +49,8 @@ pub struct Ps2Keyboard {
     keys: BoundedFifo<KEY_BYTES>,
     scanning: bool,
     set: ScancodeSet,
+    /// Set 3: which keys say that they are let go.
+    breaks: Breaks,
     leds: u8,
     typematic: u8,
     awaiting: Awaiting,
@@ -59,6 +65,7 @@ impl Ps2Keyboard {
             keys: BoundedFifo::new(),
             scanning: true,
             set: ScancodeSet::Two,
+            breaks: Breaks::at_first(),
             leds: 0,
             typematic: TYPEMATIC_DEFAULT,
             awaiting: Awaiting::Nothing,
@@ -81,6 +88,7 @@ impl Ps2Keyboard {
     fn set_defaults(&mut self) {
         self.keys.clear();
         self.set = ScancodeSet::Two;
+        self.breaks = Breaks::at_first();
         self.typematic = TYPEMATIC_DEFAULT;
     }
 
@@ -113,8 +121,13 @@ impl Ps2Keyboard {
                 self.scanning = true;
                 self.reply(&[ACKNOWLEDGE]);
             }
-            0xf7..=0xfa => self.reply(&[ACKNOWLEDGE]), // all keys typematic, make/break …: set 3 only
-            0xfb..=0xfd => self.await_parameter(Awaiting::KeyOfSet3),
+            // All keys of set 3: typematic, make and break, make only, typematic with break; then the same but the last for single ones.
+            0xf7..=0xfa => {
+                self.breaks = Breaks::all(matches!(byte, 0xf8 | 0xfa));
+                self.reply(&[ACKNOWLEDGE]);
+            }
+            0xfc => self.await_parameter(Awaiting::BreakingKey),
+            0xfb | 0xfd => self.await_parameter(Awaiting::SilentKey),
             0xfe => self.reply(&[self.last_sent]),
             0xff => {
                 *self = Self::new();
@@ -137,18 +150,20 @@ impl Ps2Keyboard {
             (Awaiting::Leds, leds) => self.leds = leds & 7,
             (Awaiting::Typematic, rate) => self.typematic = rate & 0x7f,
             (Awaiting::ScancodeSet, 0) => {
-                let set = if self.set == ScancodeSet::One { 1 } else { 2 };
-                self.reply(&[ACKNOWLEDGE, set]);
+                self.reply(&[ACKNOWLEDGE, self.set as u8]);
                 return;
             }
             (Awaiting::ScancodeSet, 1) => self.set = ScancodeSet::One,
             (Awaiting::ScancodeSet, 2) => self.set = ScancodeSet::Two,
+            (Awaiting::ScancodeSet, 3) => self.set = ScancodeSet::Three,
             (Awaiting::ScancodeSet, set) => {
-                warn_limited!(set, "PS/2 keyboard: scancode set 3 is not emulated; refused");
+                warn_limited!(set, "PS/2 keyboard: no such scancode set");
                 self.reply(&[RESEND]);
                 return;
             }
-            (Awaiting::KeyOfSet3 | Awaiting::Nothing, _) => {}
+            (Awaiting::BreakingKey, key) => self.breaks.set(key, true),
+            (Awaiting::SilentKey, key) => self.breaks.set(key, false),
+            (Awaiting::Nothing, _) => {}
         }
         self.reply(&[ACKNOWLEDGE]);
     }
@@ -174,6 +189,14 @@ impl Ps2Keyboard {
     fn scancode(&self, code: KeyCode, pressed: bool) -> Option<Vec<u8>> {
         let key = key_by_code(code)?;
         let bytes = match (self.set, code, pressed) {
+            (ScancodeSet::Three, ..) => {
+                let code = scancode_set3::make_code(key)?;
+                match pressed {
+                    true => vec![code],
+                    false if self.breaks.has(code) => vec![0xf0, code],
+                    false => vec![],
+                }
+            }
             // Pause says make and break at once when pressed.
             (_, PAUSE, false) => vec![],
             (ScancodeSet::Two, PAUSE, true) => vec![0xe1, 0x14, 0x77, 0xe1, 0xf0, 0x14, 0xf0, 0x77],
@@ -190,7 +213,7 @@ impl Ps2Keyboard {
                 let (marker, code) = match (set, pressed) {
                     (_, true) => (None, code),
                     (ScancodeSet::One, false) => (None, code | 0x80),
-                    (ScancodeSet::Two, false) => (Some(0xf0), code),
+                    (_, false) => (Some(0xf0), code),
                 };
                 prefix.into_iter().chain(marker).chain([code]).collect()
             }
@@ -204,12 +227,13 @@ impl Ps2Keyboard {
     }
 
     pub fn save(&self) -> saved::Ps2Keyboard {
-        let Self { replies, keys, scanning, set, leds, typematic, awaiting, last_sent } = self;
+        let Self { replies, keys, scanning, set, breaks, leds, typematic, awaiting, last_sent } = self;
         saved::Ps2Keyboard {
             replies: replies.to_vec(),
             keys: keys.to_vec(),
             scanning: *scanning,
-            set: if *set == ScancodeSet::One { 1 } else { 2 },
+            set: *set as u8,
+            breaks: breaks.words(),
             leds: *leds,
             typematic: *typematic,
             awaiting: match awaiting {
@@ -217,14 +241,15 @@ impl Ps2Keyboard {
                 Awaiting::Leds => 0xed,
                 Awaiting::ScancodeSet => 0xf0,
                 Awaiting::Typematic => 0xf3,
-                Awaiting::KeyOfSet3 => 0xfb,
+                Awaiting::BreakingKey => 0xfc,
+                Awaiting::SilentKey => 0xfb,
             },
             last_sent: *last_sent,
         }
     }
 
     pub fn of_saved(saved: saved::Ps2Keyboard) -> Result<Self, RestoreError> {
-        let saved::Ps2Keyboard { replies, keys, scanning, set, leds, typematic, awaiting, last_sent } = saved;
+        let saved::Ps2Keyboard { replies, keys, scanning, set, breaks, leds, typematic, awaiting, last_sent } = saved;
         Ok(Self {
             replies: BoundedFifo::of_saved(&replies)?,
             keys: BoundedFifo::of_saved(&keys)?,
@@ -232,8 +257,10 @@ impl Ps2Keyboard {
             set: match set {
                 1 => ScancodeSet::One,
                 2 => ScancodeSet::Two,
+                3 => ScancodeSet::Three,
                 _ => return Err(RestoreError::impossible("PS/2 keyboard: no such scancode set")),
             },
+            breaks: Breaks::of_words(breaks),
             leds: leds & 7,
             typematic: typematic & 0x7f,
             awaiting: match awaiting {
@@ -241,7 +268,8 @@ impl Ps2Keyboard {
                 0xed => Awaiting::Leds,
                 0xf0 => Awaiting::ScancodeSet,
                 0xf3 => Awaiting::Typematic,
-                0xfb => Awaiting::KeyOfSet3,
+                0xfc => Awaiting::BreakingKey,
+                0xfb => Awaiting::SilentKey,
                 _ => return Err(RestoreError::impossible("PS/2 keyboard: no such command")),
             },
             last_sent,
@@ -258,6 +286,9 @@ pub mod saved {
         pub keys: Vec<u8>,
         pub scanning: bool,
         pub set: u8,
+        /// Absent before set 3 was there.
+        #[serde(default)]
+        pub breaks: [u64; 4],
         pub leds: u8,
         pub typematic: u8,
         pub awaiting: u8,
@@ -288,14 +319,35 @@ mod tests {
     }
 
     #[test]
+    fn set_3_says_what_it_is_asked_to_say() {
+        let mut keyboard = Ps2Keyboard::new();
+        let press = |keyboard: &mut Ps2Keyboard, code| [true, false].map(|pressed| keyboard.key(KeyCode(code), pressed));
+        [0xf0, 3, 0xf0, 0].iter().for_each(|byte| keyboard.command(*byte));
+        assert_eq!(drain(&mut keyboard), [0xfa, 0xfa, 0xfa, 0xfa, 3]);
+        press(&mut keyboard, 30); // A
+        press(&mut keyboard, 42); // Shift
+        press(&mut keyboard, 111); // Delete
+        press(&mut keyboard, 119); // Pause
+        assert_eq!(drain(&mut keyboard), [0x1c, 0x12, 0xf0, 0x12, 0x64, 0x62], "only Shift says that it is let go");
+        [0xf8, 0xfb, 0x64].iter().for_each(|byte| keyboard.command(*byte));
+        press(&mut keyboard, 30);
+        press(&mut keyboard, 111);
+        assert_eq!(drain(&mut keyboard), [0xfa, 0xfa, 0xfa, 0x1c, 0xf0, 0x1c, 0x64], "all but Delete");
+        keyboard.command(0xf6);
+        press(&mut keyboard, 30);
+        assert_eq!(drain(&mut keyboard), [0xfa, 0x1c, 0xf0, 0x1c], "defaults are set 2's");
+    }
+
+    #[test]
     fn commands_are_answered() {
-        let cases: [(&[u8], &[u8]); 9] = [
+        let cases: [(&[u8], &[u8]); 10] = [
             (&[0xee], &[0xee]),
             (&[0xf2], &[0xfa, 0xab, 0x83]),
             (&[0xed, 0x07], &[0xfa, 0xfa]),
             (&[0xf3, 0x20], &[0xfa, 0xfa]),
             (&[0xf0, 0x00], &[0xfa, 0xfa, 0x02]),
-            (&[0xf0, 0x03], &[0xfa, 0xfe]),
+            (&[0xf0, 0x03], &[0xfa, 0xfa]),
+            (&[0xf0, 0x04], &[0xfa, 0xfe]),
             (&[0xff], &[0xfa, 0xaa]),
             (&[0x01], &[0xfe]),
             (&[0xed, 0xf4], &[0xfa, 0xfa]),
