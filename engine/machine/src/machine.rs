@@ -17,7 +17,7 @@ use engine_display::Screen;
 use engine_firmware::FirmwareError;
 use engine_input::{InputEvent, KeyboardLeds};
 use engine_memory::{Contents, GuestMemory, MemoryError};
-use engine_translator::{Interpreter, Tier2Options, TranslatorOptions, WatchOptions};
+use engine_translator::{Chaos, Interpreter, Tier2Options, TranslatorOptions, WatchOptions};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -281,7 +281,10 @@ impl Machine {
         let backend: Arc<dyn CpuBackend> = Arc::new(if spec.translator {
             let watch = WatchOptions { profile: spec.profile.is_some(), perf_map: spec.perf_map };
             let tier2 = spec.tier2.map(|threshold| Tier2Options { threshold, ..Tier2Options::default() });
-            Interpreter::translating(memory, TranslatorOptions { tier2, watch, ..TranslatorOptions::default() })
+            let defaults = TranslatorOptions::default();
+            let chaos = spec.chaos.map(Chaos::of_guests);
+            let code_bytes = if chaos.is_some() { Chaos::CODE_BYTES_OF_GUESTS } else { defaults.code_bytes };
+            Interpreter::translating(memory, TranslatorOptions { tier2, watch, chaos, code_bytes, ..defaults })
         } else {
             Interpreter::new(memory)
         });

@@ -41,6 +41,8 @@ pub struct Spec {
     pub translator: bool,
     /// After how many rounds a loop of translated code is compiled once more by the optimising tier; `None`: never.
     pub tier2: Option<u32>,
+    /// For tests: what is rare in the translator's life happens all the time, by this seed. Guests must not notice.
+    pub chaos: Option<u64>,
     /// Where a profile of the hottest guest code is written at the end. Taking it costs memory and a little time.
     pub profile: Option<PathBuf>,
     /// Whether `perf` is told which host code is which guest code, by `/tmp/perf-PID.map`.
@@ -160,6 +162,7 @@ impl Default for Spec {
             clock: ClockMode::Real,
             translator: true,
             tier2: None,
+            chaos: None,
             profile: None,
             perf_map: false,
             notices: Vec::new(),

@@ -32,6 +32,14 @@ impl Chaos {
     pub fn from_seed(seed: u64) -> Self {
         Self { seed, bails: 64, exits: 24, stale_pages: 6, flushes: 24, one_entry: 128, replacements: 1 }
     }
+
+    /// Memory for code that a whole guest soon fills.
+    pub const CODE_BYTES_OF_GUESTS: usize = 4 << 20;
+
+    /// A mixture under which a whole guest boots, some ten times slower than without.
+    pub fn of_guests(seed: u64) -> Self {
+        Self { seed, bails: 16, exits: 6, stale_pages: 1, flushes: 4, one_entry: 24, replacements: 0 }
+    }
 }
 
 /// A vCPU's dice.

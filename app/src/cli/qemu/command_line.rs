@@ -254,6 +254,9 @@ impl Builder {
                 if let Some(threshold) = values.take_number("tier2-threshold")? {
                     self.spec.tier2 = Some(threshold.min(1 << 30) as u32);
                 }
+                if let Some(seed) = values.take_number("chaos")? {
+                    self.spec.chaos = Some(seed);
+                }
                 self.spec.profile = values.take("profile").map(PathBuf::from).or(self.spec.profile.take());
                 // QEMU's own properties of -accel (thread, tb-size …) are about its translator.
             }
@@ -797,6 +800,7 @@ mod tests {
         assert_eq!(plan("-accel tcg,tier2=on").spec.tier2, Some(8192));
         assert_eq!(plan("-accel tcg,tier2-threshold=5").spec.tier2, Some(5));
         assert_eq!(plan("-accel tcg,tier2=off").spec.tier2, None);
+        assert_eq!(plan("-accel tcg,chaos=7").spec.chaos, Some(7));
         let watched = plan("-accel tcg,profile=hot.txt -perfmap").spec;
         assert_eq!((watched.profile, watched.perf_map), (Some("hot.txt".into()), true));
     }
