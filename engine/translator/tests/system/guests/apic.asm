@@ -149,13 +149,17 @@ guest:  to_protected
         jz      no_deadline
         mov     dword [APIC + 0x320], 0x40040
         rdtsc
-        add     eax, 50000
-        adc     edx, 0
+        inc     edx                                     ; seconds away, so that it does not pass meanwhile
         mov     ecx, 0x6e0
         mov     esi, eax
         wrmsr
         rdmsr
         CHECK   "the deadline reads back", eax, esi
+        rdtsc
+        add     eax, 50000
+        adc     edx, 0
+        mov     esi, eax
+        wrmsr
         sti
 .sleep: hlt
         cmp     dword [count40], 1
