@@ -412,11 +412,13 @@ impl Cpu {
         }
         // INT and SYSCALL clear TF on their way in and are not trapped; POPF and IRET, which may clear it too, are.
         let leaves = matches!(code, Code::Popfw | Code::Popfd | Code::Popfq | Code::Iretw | Code::Iretd | Code::Iretq);
-        if stepping && (self.flags.has(bit::TF) || leaves) {
+        let loads_stack_segment = matches!(code, Code::Popw_SS | Code::Popd_SS | Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16);
+        let held_back = self.interrupt_shadow && loads_stack_segment;
+        // A breakpoint that was met waits behind MOV SS, a single step does not: the next instruction has its own.
+        if stepping && (self.flags.has(bit::TF) || leaves) && !held_back {
             self.pending_debug |= 1 << 14;
         }
-        let loads_stack_segment = matches!(code, Code::Popw_SS | Code::Popd_SS | Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16);
-        if self.pending_debug != 0 && !(self.interrupt_shadow && loads_stack_segment) {
+        if self.pending_debug != 0 && !held_back {
             return system::debug_trap(self).err();
         }
         None

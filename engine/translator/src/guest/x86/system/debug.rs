@@ -10,6 +10,7 @@ use iced_x86::Code;
 
 /// DR6 bits.
 mod dr6 {
+    pub const BREAKPOINTS: u64 = 0xf;
     pub const BD: u64 = 1 << 13;
     pub const BS: u64 = 1 << 14;
     pub const BT: u64 = 1 << 15;
@@ -38,11 +39,11 @@ pub(super) fn handler(code: Code) -> Option<Handler> {
 
 /// Delivers #DB behind an instruction that met breakpoints or ran under TF: `pending_debug` holds the DR6 bits.
 pub(super) fn debug_trap(cpu: &mut Cpu) -> Exec {
-    let met = std::mem::take(&mut cpu.pending_debug) & (0xf | dr6::BS | dr6::BT);
+    let met = std::mem::take(&mut cpu.pending_debug) & (dr6::BREAKPOINTS | dr6::BS | dr6::BT);
     if met == 0 {
         return Ok(());
     }
-    cpu.dr6 |= met;
+    cpu.note_met(met);
     cpu.note_debug_trap();
     cpu.deliver_event(Event { vector: vector::DB, error: None, cause: Cause::Event })?;
     Err(Stop::EndTrace)
@@ -59,7 +60,7 @@ pub(super) fn check_instruction(cpu: &mut Cpu) -> Exec {
     if !(0..4).any(|number| met >> number & 1 != 0 && is_armed(cpu, number)) {
         return Ok(());
     }
-    cpu.dr6 |= met;
+    cpu.note_met(met);
     Err(Stop::plain(vector::DB))
 }
 
@@ -72,6 +73,11 @@ fn kind(cpu: &Cpu, number: usize) -> u64 {
 }
 
 impl Cpu {
+    /// Says in DR6 what a #DB is for. Which breakpoints were met earlier is forgotten, as CPUs do; the rest stays until software clears it.
+    fn note_met(&mut self, met: u64) {
+        self.dr6 = self.dr6 & !dr6::BREAKPOINTS | met;
+    }
+
     /// A #DB is about to be delivered: general detection and branch records are switched off.
     pub(super) fn note_debug_trap(&mut self) {
         self.dr7 &= !dr7::GD;
@@ -112,7 +118,7 @@ fn check_access(cpu: &mut Cpu, number: u8) -> Result<u8, Stop> {
         return Err(Stop::gp(0));
     }
     if cpu.dr7 & dr7::GD != 0 {
-        cpu.dr6 |= dr6::BD;
+        cpu.note_met(dr6::BD);
         return Err(Stop::plain(vector::DB));
     }
     Ok(real)
