@@ -6,6 +6,7 @@
 //! How it works: `guest/x86/decode.rs` turns guest bytes into [`Op`](guest)s of a trace (≤ 32 instructions up to a transfer),
 //! each with the address of its handler; `guest/x86/run.rs` looks the trace up and calls the handlers one after the
 //! other; `guest/x86/interp_*.rs` and their neighbours are the handlers; `mmu/` is the TLB and the page walk under them.
+//! `guest/x86/paravirt/` is what hypervisors offer beyond a CPU: KVM's clock and hypercalls, Microsoft's registers.
 //!
 //! Threads: none of its own. Each vCPU belongs to the thread that runs it; what others may touch is in `shared.rs`
 //! (attention bits, the local APIC behind its lock) and nothing else.

@@ -11,6 +11,7 @@ use crate::watch::code_log::WatchOptions;
 use crate::watch::sampler::Sampler;
 use crate::watch::tally::Tally;
 use engine_cpu::x86::ApicState;
+use engine_cpu::x86::paravirt::HyperVPartition;
 use engine_memory::GuestMemory;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, RwLock, Weak};
@@ -39,6 +40,8 @@ pub(crate) struct CpuShared {
     /// Counts requests of [`attention::FLUSH`]; `flushes_done` follows when the CPU has obeyed.
     flushes_asked: AtomicU64,
     flushes_done: AtomicU64,
+    /// What the guest's page tables said must go too with the next flush.
+    shot_down: AtomicBool,
     /// It is not executing guest instructions (halted, outside `run`, or itself waiting for others), so it holds no
     /// translation it could use before looking at its attention word.
     quiet: AtomicBool,
@@ -67,6 +70,7 @@ impl CpuShared {
                 attention: AtomicU32::new(0),
                 flushes_asked: AtomicU64::new(0),
                 flushes_done: AtomicU64::new(0),
+                shot_down: AtomicBool::new(false),
                 quiet: AtomicBool::new(true),
                 apic: LocalApic::new(index, apic, wake),
                 tally: Tally::new(),
@@ -137,6 +141,11 @@ impl CpuShared {
         self.flushes_done.fetch_max(asked, Ordering::SeqCst);
     }
 
+    /// Whether what the guest's page tables said must go too; asked once for each time.
+    pub fn take_shot_down(&self) -> bool {
+        self.shot_down.swap(false, Ordering::SeqCst)
+    }
+
     /// How many flushes have been asked for.
     pub fn flushes_asked(&self) -> u64 {
         self.flushes_asked.load(Ordering::SeqCst)
@@ -157,6 +166,8 @@ pub(crate) struct Fabric {
     pub a20_mask: AtomicU64,
     /// What has been translated to host code.
     pub translations: Translations,
+    /// What guests of Microsoft's interface have set for all CPUs.
+    pub hyper_v: Mutex<HyperVPartition>,
 }
 
 impl Fabric {
@@ -168,6 +179,7 @@ impl Fabric {
             alone: Mutex::new(()),
             a20_mask: AtomicU64::new(u64::MAX),
             translations,
+            hyper_v: Mutex::default(),
         }
     }
 
@@ -210,12 +222,27 @@ impl Fabric {
     /// Asks every CPU but `me` to drop its cached translations and waits until each has done so or is quiet. `me` is quiet
     /// meanwhile and must look at its own attention word afterwards.
     pub fn flush_others_and_wait(&self, me: &CpuShared) {
+        self.flush_and_wait(me, |cpu| cpu.index != me.index);
+    }
+
+    /// The same for those of the CPUs that are `meant`, and what they know of the guest's page tables goes too: the guest changed those.
+    pub fn shoot_down_and_wait(&self, me: &CpuShared, meant: impl Fn(u32) -> bool) {
+        self.flush_and_wait(me, |cpu| {
+            let asked = cpu.index != me.index && meant(cpu.index);
+            if asked {
+                cpu.shot_down.store(true, Ordering::SeqCst);
+            }
+            asked
+        });
+    }
+
+    fn flush_and_wait(&self, me: &CpuShared, mut ask: impl FnMut(&CpuShared) -> bool) {
         if self.cpu_count() < 2 {
             return;
         }
         let mut waiting = Vec::new();
         self.for_each(|cpu| {
-            if cpu.index != me.index {
+            if ask(cpu) {
                 let ticket = cpu.flushes_asked.fetch_add(1, Ordering::SeqCst) + 1;
                 cpu.raise(attention::FLUSH);
                 waiting.push((cpu.clone(), ticket));

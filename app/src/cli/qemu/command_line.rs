@@ -342,6 +342,8 @@ impl Builder {
                 (_, Some(off), _) => (off.to_lowercase(), false),
                 (.., Some((name, "on"))) => (name.to_lowercase(), true),
                 (.., Some((name, "off"))) => (name.to_lowercase(), false),
+                // Microsoft's interface is asked for by bare names.
+                (.., None) if word.starts_with("hv-") || word.starts_with("hv_") => (word.to_lowercase(), true),
                 _ => bail!("-cpu {value}: “{word}” must be +flag, -flag, flag=on or flag=off."),
             };
             features.push(feature);
@@ -803,6 +805,13 @@ mod tests {
         assert_eq!(plan("-accel tcg,chaos=7").spec.chaos, Some(7));
         let watched = plan("-accel tcg,profile=hot.txt -perfmap").spec;
         assert_eq!((watched.profile, watched.perf_map), (Some("hot.txt".into()), true));
+    }
+
+    #[test]
+    fn hypervisors_interfaces_are_asked_for_as_in_qemu() {
+        let features = plan("-cpu max,kvm=off,hv-relaxed,hv_time,hv-vapic=on").spec.cpu.features;
+        let wanted = [("kvm", false), ("hv-relaxed", true), ("hv_time", true), ("hv-vapic", true)];
+        assert_eq!(features, wanted.map(|(name, on)| (name.to_owned(), on)));
     }
 
     #[test]

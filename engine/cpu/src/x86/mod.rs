@@ -1,6 +1,7 @@
 //! The x86 architectural state, as the Intel and AMD manuals define it, independent of who runs it.
 
 mod apic;
+pub mod paravirt;
 mod state;
 
 pub use apic::{ApicState, ApicTimerMode};

@@ -1,6 +1,7 @@
 //! Registers of one x86 CPU.
 
 use super::ApicState;
+use super::paravirt::ParavirtState;
 use serde::{Deserialize, Serialize};
 
 /// The whole architectural state of one CPU.
@@ -46,6 +47,9 @@ pub struct X86State {
     pub fpu: FpuState,
     /// Local APIC.
     pub apic: ApicState,
+    /// What hypervisors offer beyond a CPU.
+    #[serde(default)]
+    pub paravirt: ParavirtState,
     /// Running, halted, waiting.
     pub activity: Activity,
     /// STI or MOV SS has just been executed: no interrupt before the next instruction is done.
@@ -293,6 +297,7 @@ impl X86State {
                 timer_started: engine_base::VmTime::ZERO,
                 tsc_deadline: 0,
             },
+            paravirt: ParavirtState::default(),
             activity: if index == 0 { Activity::Running } else { Activity::WaitForSipi },
             interrupt_shadow: false,
             nmi_blocked: false,

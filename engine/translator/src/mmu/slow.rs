@@ -5,6 +5,7 @@ use super::{Access, PAGE_MASK, class};
 use crate::guest::x86::access::{Word, last_page};
 use crate::guest::x86::cpu::{Cpu, is_canonical, seg};
 use crate::guest::x86::fault::{Exec, Stop, vector};
+use crate::guest::x86::paravirt;
 use crate::watch::tally::Happening;
 use engine_memory::{Block, PAGE_BYTES, PageFlags, PageState};
 use std::sync::atomic::{Ordering, fence};
@@ -237,6 +238,7 @@ impl Cpu {
     /// Reads within one page of physical memory, or from a device.
     pub(crate) fn read_physical<T: Word>(&mut self, physical: u64) -> u128 {
         if self.is_apic_page(physical) {
+            paravirt::settle_lazy_end(self);
             self.sync_clock();
             let (apic, io) = (self.shared.apic.clone(), self.io());
             return self.by_pieces(physical, T::BYTES, |_, at, bytes| apic.page_read(at & 0xfff, bytes, io));
@@ -255,6 +257,7 @@ impl Cpu {
     /// Writes within one page of physical memory, or to a device.
     pub(crate) fn write_physical<T: Word>(&mut self, physical: u64, value: T) {
         if self.is_apic_page(physical) {
+            paravirt::settle_lazy_end(self);
             self.sync_clock();
             let (apic, io) = (self.shared.apic.clone(), self.io());
             self.pieces(physical, T::BYTES, |cpu, at, bytes, shift| {

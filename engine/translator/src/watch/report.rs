@@ -62,6 +62,7 @@ pub(crate) fn sections(fabric: &Fabric) -> Vec<Section> {
     sections.push(execution(fabric));
     sections.extend(time(fabric));
     sections.push(memory(fabric));
+    sections.extend(paravirt(fabric));
     sections.push(calls(fabric, Cause::NotTranslated, "Interpreter called for instructions without a translation"));
     sections.push(calls(fabric, Cause::RareCase, "Interpreter called in rare cases (TLB miss, device, fault, written code)"));
     sections.retain(|section| !section.rows.is_empty());
@@ -87,6 +88,21 @@ fn execution(fabric: &Fabric) -> Section {
         .with("… left: block stale", of(Happening::WasStale))
         .with("… left: other", of(Happening::Stopped))
         .with("blocks cut short by the interpreter", of(Happening::ChangedCourse))
+}
+
+/// What the guest had of hypervisors' interfaces, if anything.
+fn paravirt(fabric: &Fabric) -> Option<Section> {
+    let rows = [
+        ("interrupts ended by a bit in memory", Happening::EndedLazily),
+        ("interrupts sent by hypercall", Happening::SentByHypercall),
+        ("CPUs kicked out of their halt", Happening::KickedCpu),
+        ("TLB flushes by hypercall", Happening::FlushedByHypercall),
+        ("TLB flushes left to waiting CPUs", Happening::FlushedAfterWaiting),
+    ];
+    let counts = rows.map(|(name, what)| (name, sum(fabric, what)));
+    let section = Section::new("Hypervisors' interfaces");
+    let shown = counts.iter().any(|(_, count)| *count != 0);
+    shown.then(|| counts.into_iter().fold(section, |section, (name, count)| section.with(name, Figure::Count(count))))
 }
 
 fn time(fabric: &Fabric) -> Option<Section> {

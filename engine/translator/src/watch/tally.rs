@@ -33,9 +33,19 @@ pub(crate) enum Happening {
     FlushedForOthers,
     /// This CPU wrote into code that had been decoded.
     WroteCode,
+    /// The guest kicked a CPU out of its halt, by hypercall.
+    KickedCpu,
+    /// It sent interrupts by hypercall.
+    SentByHypercall,
+    /// It had translations dropped by hypercall.
+    FlushedByHypercall,
+    /// This CPU came back from waiting and found that others had left a flush to it.
+    FlushedAfterWaiting,
+    /// An interrupt was ended by a bit in memory.
+    EndedLazily,
 }
 
-const HAPPENINGS: usize = Happening::WroteCode as usize + 1;
+const HAPPENINGS: usize = Happening::EndedLazily as usize + 1;
 
 /// Why translated code called the interpreter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

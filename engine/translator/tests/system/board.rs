@@ -45,6 +45,12 @@ struct Board {
 }
 
 impl Machine {
+    /// A CPU with more features than its model's.
+    pub fn with(mut self, features: &[&str]) -> Self {
+        self.model.features = features.iter().map(|name| ((*name).to_owned(), true)).collect();
+        self
+    }
+
     /// One CPU may count instructions (`counted`), so that its runs are repeatable; several follow the host's clock, and so does the translator.
     pub fn new(image: &[u8], cpus: u32, model: &str, counted: bool, backend: impl FnOnce(GuestMemory) -> Interpreter) -> Self {
         let memory = GuestMemory::new();

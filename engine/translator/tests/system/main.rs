@@ -36,9 +36,13 @@ fn assemble(name: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// Runs a guest on `cpus` CPUs and asserts that it came to its end and all of its checks passed.
+/// Runs a guest on `cpus` CPUs of `model`, "max,hv-time", and asserts that it came to its end and all of its checks passed.
 fn passes(name: &str, cpus: u32, model: &str) {
     let Some(image) = assemble(name) else { return };
+    let mut words = model.split(',');
+    let model = words.next().unwrap_or_default();
+    let features: Vec<&str> = words.collect();
+    let runs = |name: &str, machine: Machine| runs(name, machine.with(&features));
     runs(name, Machine::new(&image, cpus, model, true, Interpreter::new));
     // The same by lifted code, with a bail at every eighth chance.
     let evaluation = Evaluation { seed: 1, bails: 32, unit: EvaluationUnit::Block };
@@ -94,4 +98,7 @@ guests! {
     a_loop_that_another_cpu_changes: "selfmod_loop", 2, "max";
     two_cpus_start_and_talk: "smp", 2, "qemu64";
     four_cpus_start_and_talk: "smp", 4, "qemu64";
+    kvms_interface: "paravirt_kvm", 1, "qemu64";
+    microsofts_interface: "paravirt_hyperv", 1,
+        "max,hv-vapic,hv-time,hv-vpindex,hv-frequencies,hv-crash,hv-synic,hv-stimer,hv-stimer-direct,hv-tlbflush,hv-ipi";
 }

@@ -8,6 +8,7 @@ use super::fault::{Exec, Stop};
 use super::flags::{Flags, bit};
 use super::lapic::Event;
 use super::op::Op;
+use super::paravirt::{self, StealMeter};
 use super::t1::Translator;
 use super::trace::{Running, Traces};
 use crate::chaos::Dice;
@@ -15,9 +16,10 @@ use crate::mmu::{PhysicalPages, SecondLevel, Tlb};
 use crate::shared::{CpuShared, Fabric};
 use crate::watch::sampler::Place;
 use engine_cpu::CpuIo;
+use engine_cpu::x86::paravirt::ParavirtState;
 use engine_cpu::x86::{Activity, FpuState, MsrState, Segment, TableRegister, X86State};
 use engine_memory::Block;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 /// CR0 bits.
 #[allow(dead_code, reason = "the register is complete")]
@@ -186,6 +188,11 @@ pub(crate) struct Cpu {
     pub fabric: Arc<Fabric>,
     /// Which CPU the guest sees (CPUID).
     pub cpuid: CpuidPolicy,
+    /// What it holds for hypervisors' interfaces; of what all CPUs share, the fabric holds what is true.
+    pub paravirt: ParavirtState,
+    /// The guest may end the interrupt in service by a bit at this physical address.
+    pub(super) lazy_end: Option<u64>,
+    pub(super) steal_meter: StealMeter,
     /// Which CPU this is.
     pub index: u32,
     /// The board, while `run` is active.
@@ -276,6 +283,9 @@ impl Cpu {
             shared,
             fabric,
             cpuid,
+            paravirt: ParavirtState::default(),
+            lazy_end: None,
+            steal_meter: StealMeter::default(),
             index,
             board: None,
             pauses: 0,
@@ -302,8 +312,9 @@ impl Cpu {
     pub fn load(&mut self, state: &X86State) {
         let apic = &self.shared.apic;
         apic.load(&state.apic, state.msr.tsc_offset);
-        apic.load_latched(state.init_pending, state.start_up_pending);
+        apic.load_latched(state.init_pending, state.start_up_pending, state.paravirt.kvm.kicked);
         self.load_core(state);
+        self.fabric.hyper_v.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&state.paravirt.hyper_v_partition);
     }
 
     /// Takes over all of an architectural state but the local APIC, which other threads may be writing to.
@@ -329,6 +340,7 @@ impl Cpu {
             xcr0,
             fpu,
             apic,
+            paravirt,
             activity,
             interrupt_shadow,
             nmi_blocked,
@@ -349,6 +361,10 @@ impl Cpu {
         self.activity = *activity;
         (self.interrupt_shadow, self.nmi_blocked, self.nmi_pending) = (*interrupt_shadow, *nmi_blocked, *nmi_pending);
         self.apic_base = apic.base;
+        self.paravirt = paravirt.clone();
+        self.lazy_end = None;
+        self.steal_meter = StealMeter::default();
+        paravirt::loaded(self);
         // The privilege level is SS.DPL whenever the CPU is in protected mode (SDM volume 3, 5.5); V86 code is at 3.
         self.cpl = if self.cr0 & cr0::PE == 0 {
             0
@@ -368,6 +384,9 @@ impl Cpu {
         let mut gpr = [0; 16];
         gpr.copy_from_slice(&self.gpr[..16]);
         let latched = self.shared.apic.events();
+        let mut paravirt = self.paravirt.clone();
+        paravirt.kvm.kicked = latched & Event::KICK != 0;
+        paravirt.hyper_v_partition.clone_from(&self.fabric.hyper_v.lock().unwrap_or_else(PoisonError::into_inner));
         X86State {
             gpr,
             rip: self.rip,
@@ -389,6 +408,7 @@ impl Cpu {
             xcr0: self.xcr0,
             fpu: self.fpu.clone(),
             apic: self.shared.apic.save(),
+            paravirt,
             activity: self.activity,
             interrupt_shadow: self.interrupt_shadow,
             nmi_blocked: self.nmi_blocked,

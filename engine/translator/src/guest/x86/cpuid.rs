@@ -8,6 +8,7 @@
 //! See: Intel SDM volume 2, "CPUID"; AMD APM volume 3, appendix E.
 
 mod features;
+mod hypervisors;
 mod instruction_sets;
 mod models;
 
@@ -24,10 +25,7 @@ pub const LINEAR_BITS: u32 = 48;
 
 const VENDOR: &[u8; 12] = b"GenuineIntel";
 const BRAND: &[u8; 48] = b"Bellglass virtual CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-/// Ours: no other hypervisor's interface is offered, so guests must not take us for one.
-const HYPERVISOR: &[u8; 12] = b"BellglassVM\0";
 const LAST_BASIC: u32 = 0x16;
-const LAST_HYPERVISOR: u32 = 0x4000_0010;
 const LAST_EXTENDED: u32 = 0x8000_0008;
 
 /// What parts of the answers follow from the asking CPU's state.
@@ -70,9 +68,14 @@ impl CpuidPolicy {
             )));
         };
         for (name, on) in &model.features {
-            features.set(find_feature(name, *on)?, *on);
+            if plain(name) == "hvpassthrough" {
+                hypervisors::set_all_of_microsoft(&mut features, *on);
+            } else {
+                features.set(find_feature(name, *on)?, *on);
+            }
         }
         features.drop_what_lacks_its_base();
+        hypervisors::settle(&mut features)?;
         let sets = InstructionSets::new(|feature| features.has(feature));
         Ok(Self { features, sets, topology: model.topology })
     }
@@ -156,7 +159,7 @@ impl CpuidPolicy {
     /// EAX, EBX, ECX, EDX of `leaf`, sub-leaf `subleaf`.
     pub fn query(&self, leaf: u32, subleaf: u32, asker: &Asker) -> [u32; 4] {
         match leaf {
-            0x4000_0000..=0x4fff_ffff => self.hypervisor_leaf(leaf),
+            0x4000_0000..=0x4fff_ffff => hypervisors::leaf(self, leaf),
             0x8000_0000..=LAST_EXTENDED => self.extended_leaf(leaf, asker),
             0..=LAST_BASIC => self.basic_leaf(leaf, subleaf, asker),
             // Intel's answer to any other number is that of the last basic leaf.
@@ -201,19 +204,6 @@ impl CpuidPolicy {
             // A crystal of the APIC timer's frequency, and the ratio of the time stamp counter to it.
             0x15 => [1, (TSC_HZ / APIC_TIMER_HZ) as u32, APIC_TIMER_HZ as u32, 0],
             0x16 => [(TSC_HZ / 1_000_000) as u32, (TSC_HZ / 1_000_000) as u32, 100, 0],
-            _ => [0; 4],
-        }
-    }
-
-    fn hypervisor_leaf(&self, leaf: u32) -> [u32; 4] {
-        match leaf {
-            _ if !self.has(feature::HYPERVISOR) => [0; 4],
-            0x4000_0000 => {
-                let [b, c, d] = text_words(HYPERVISOR);
-                [LAST_HYPERVISOR, b, c, d]
-            }
-            // The timing leaf that hypervisors share: kHz of the time stamp counter and of the APIC timer.
-            0x4000_0010 => [(TSC_HZ / 1000) as u32, (APIC_TIMER_HZ / 1000) as u32, 0, 0],
             _ => [0; 4],
         }
     }
@@ -476,6 +466,6 @@ mod tests {
         let policy = policy("qemu64", &[]).unwrap();
         assert_eq!(policy.query(0x1234, 0, &ASKER), policy.query(LAST_BASIC, 0, &ASKER));
         assert_eq!(policy.query(0x9000_0000, 0, &ASKER), policy.query(LAST_BASIC, 0, &ASKER));
-        assert_eq!(policy.query(0x4000_0100, 0, &ASKER), [0; 4], "no KVM here");
+        assert_eq!(policy.query(0x4000_0200, 0, &ASKER), [0; 4], "no hypervisor here");
     }
 }

@@ -4,14 +4,14 @@
 use super::cpu::Cpu;
 use super::fault::{Exec, Stop};
 use super::op::{Handler, Op};
-use super::{fp, interp_integer, system};
+use super::{fp, interp_integer, paravirt, system};
 use iced_x86::{Code, Instruction};
 
 /// Asks one area.
 type Area = fn(Code, &Instruction) -> Option<Handler>;
 
 /// All areas.
-const AREAS: &[Area] = &[interp_integer::handler, system::handler, fp::handler];
+const AREAS: &[Area] = &[interp_integer::handler, system::handler, fp::handler, |code, _| paravirt::handler(code)];
 
 /// The handler of an instruction.
 pub(super) fn handler(instruction: &Instruction) -> Handler {

@@ -32,6 +32,12 @@ impl Event {
     pub const START_UP: u32 = 1 << 4;
     /// The timer has to be looked at: [`LocalApic::service_timer`].
     pub const TIMER: u32 = 1 << 5;
+    /// A vector is requested while the end of another may have been noted in guest memory only: [`LocalApic::settle_lazy_end`].
+    pub const LAZY_END: u32 = 1 << 6;
+    /// Another CPU has kicked this one out of its next halt; [`LocalApic::take_events`].
+    pub const KICK: u32 = 1 << 7;
+    /// A second NMI, while [`Event::NMI`] was there: the CPU may take one and keep one.
+    pub const NMI_AGAIN: u32 = 1 << 8;
     /// Those that wait for EFLAGS.IF.
     pub const MASKABLE: u32 = Self::INTERRUPT | Self::EXTERNAL;
 }
@@ -77,13 +83,28 @@ struct RegisterFile {
     nmi_high: bool,
     /// An ExtINT message came over the bus and waits for its INTA cycle.
     external_latched: bool,
+    /// The guest may end the vector in service by a bit in its memory: see [`LocalApic::arm_lazy_end`].
+    lazy_end: bool,
+    /// Vectors that are never in service: see [`LocalApic::set_auto_ended`].
+    auto_ended: [u32; 8],
+    /// When the synthetic timers, which share the board's timer, are due next.
+    synthetic_deadline: VmTime,
 }
 
 impl LocalApic {
     /// The APIC of CPU `cpu`, as after power-on. `wake` is called, without locks held, when something new waits for a
     /// CPU that may be halted or busy.
     pub fn new(cpu: u32, state: ApicState, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        let file = RegisterFile { state, tsc_offset: 0, intr_high: false, nmi_high: false, external_latched: false };
+        let file = RegisterFile {
+            state,
+            tsc_offset: 0,
+            intr_high: false,
+            nmi_high: false,
+            external_latched: false,
+            lazy_end: false,
+            auto_ended: [0; 8],
+            synthetic_deadline: VmTime::NEVER,
+        };
         Arc::new(Self {
             cpu,
             wake: Box::new(wake),
@@ -101,8 +122,17 @@ impl LocalApic {
 
     /// Takes the latched events among `bits`; returns which there were.
     pub fn take_events(&self, bits: u32) -> u32 {
-        let latched = Event::NMI | Event::INIT | Event::START_UP | Event::TIMER;
+        let latched = Event::NMI | Event::NMI_AGAIN | Event::INIT | Event::START_UP | Event::TIMER | Event::KICK;
         self.events.fetch_and(!(bits & latched), Ordering::AcqRel) & bits
+    }
+
+    /// Takes one NMI; a second one stays latched as the first.
+    pub fn take_nmi(&self) -> bool {
+        let taken = self.take_events(Event::NMI) != 0;
+        if taken && self.take_events(Event::NMI_AGAIN) != 0 {
+            self.latch(Event::NMI);
+        }
+        taken
     }
 
     /// The page of the start-up IPI that [`Event::START_UP`] announced: execution begins at `page << 12`.
@@ -174,9 +204,53 @@ impl LocalApic {
         self.change(|file| {
             let vector = file.deliverable()?;
             clear_bit(&mut file.state.irr, vector);
-            set_bit(&mut file.state.isr, vector);
+            if !test_bit(&file.auto_ended, vector) {
+                set_bit(&mut file.state.isr, vector);
+            }
             Some(vector)
         })
+    }
+
+    /// Which vectors are over as soon as they are accepted: synthetic sources can ask for that.
+    pub fn set_auto_ended(&self, vectors: [u32; 8]) {
+        self.change(|file| file.auto_ended = vectors);
+    }
+
+    /// Whether the guest may end `vector`, which has just been accepted, without a write to the register: nothing else is in service or waits,
+    /// and no IOAPIC wants to hear of it. If so, [`Event::LAZY_END`] announces the first vector that is requested meanwhile.
+    pub fn arm_lazy_end(&self, vector: u8) -> bool {
+        self.change(|file| {
+            let mut alone = [0; 8];
+            set_bit(&mut alone, vector);
+            let waiting = file.state.irr.iter().any(|word| *word != 0);
+            file.lazy_end = file.state.isr == alone && !waiting && !test_bit(&file.state.tmr, vector);
+            file.lazy_end
+        })
+    }
+
+    /// The guest has been asked whether it has ended the vector in service; from now on it has to write to the register.
+    pub fn settle_lazy_end(&self, ended: bool) {
+        self.change(|file| {
+            file.lazy_end = false;
+            if let Some(vector) = highest(&file.state.isr).filter(|_| ended) {
+                clear_bit(&mut file.state.isr, vector);
+            }
+        });
+    }
+
+    /// Another CPU ends this one's halt, or its next one.
+    pub fn kick(&self) {
+        self.latch(Event::KICK);
+    }
+
+    /// When [`Event::TIMER`] is to come for the synthetic timers. The board hears of it by [`LocalApic::service_timer`].
+    pub fn set_synthetic_deadline(&self, deadline: VmTime) {
+        self.change(|file| file.synthetic_deadline = deadline);
+    }
+
+    /// Which CPU it belongs to.
+    pub fn cpu(&self) -> u32 {
+        self.cpu
     }
 
     /// The CPU is about to run the INTA cycle of an [`Event::EXTERNAL`].
@@ -223,10 +297,16 @@ impl LocalApic {
                     self.note_error(esr::RECEIVE_ILLEGAL_VECTOR);
                 }
             }
+            DeliveryMode::Nmi if self.events() & Event::NMI != 0 => {
+                let taken_meanwhile = self.events.fetch_or(Event::NMI_AGAIN, Ordering::AcqRel) & Event::NMI == 0;
+                if taken_meanwhile && self.take_events(Event::NMI_AGAIN) != 0 {
+                    self.latch(Event::NMI);
+                }
+            }
             DeliveryMode::Nmi => self.latch(Event::NMI),
             DeliveryMode::Init => {
-                // A start-up that came before the INIT was for the CPU as it was.
-                self.events.fetch_and(!Event::START_UP, Ordering::AcqRel);
+                // A start-up or kick that came before the INIT was for the CPU as it was.
+                self.events.fetch_and(!(Event::START_UP | Event::KICK), Ordering::AcqRel);
                 self.latch(Event::INIT);
             }
             DeliveryMode::StartUp => {
@@ -302,12 +382,16 @@ impl LocalApic {
         self.change(|file| {
             registers(file);
             file.external_latched = false;
+            file.lazy_end = false;
         });
         self.latch(Event::TIMER);
     }
 
     /// Latches again what a saved state had latched.
-    pub fn load_latched(&self, init: bool, start_up: Option<u8>) {
+    pub fn load_latched(&self, init: bool, start_up: Option<u8>, kick: bool) {
+        if kick {
+            self.latch(Event::KICK);
+        }
         if init {
             self.latch(Event::INIT);
         }
@@ -342,10 +426,14 @@ impl LocalApic {
         if file.external_waits() {
             now |= Event::EXTERNAL;
         }
-        // Nobody else touches these two bits, for all who do hold the lock.
+        if file.lazy_end && file.state.irr.iter().any(|word| *word != 0) {
+            now |= Event::LAZY_END;
+        }
+        // Nobody else touches these bits, for all who do hold the lock.
+        const LEVELS: u32 = Event::MASKABLE | Event::LAZY_END;
         let before = self.events.fetch_or(now, Ordering::AcqRel);
-        if before & Event::MASKABLE & !now != 0 {
-            self.events.fetch_and(!(Event::MASKABLE & !now), Ordering::AcqRel);
+        if before & LEVELS & !now != 0 {
+            self.events.fetch_and(!(LEVELS & !now), Ordering::AcqRel);
         }
         drop(file);
         if now & !before != 0 {

@@ -26,6 +26,7 @@ mod interp_string;
 pub(crate) mod lapic;
 pub(crate) mod lift;
 pub(crate) mod op;
+pub(crate) mod paravirt;
 pub(crate) mod run;
 mod shuffle;
 mod sse;

@@ -8,6 +8,7 @@ use super::cpu::{Board, Cpu};
 use super::fault::Stop;
 use super::flags::bit;
 use super::op::Op;
+use super::paravirt;
 use super::system;
 use super::t1::Left;
 use super::trace::{Trace, TraceRef};
@@ -55,6 +56,7 @@ impl Cpu {
         // SAFETY: the CPU and what it shares outlive this call, at whose end the sampling ends.
         let _sampling = unsafe { shared.sampler.sample(Watched { rip: &raw const self.rip, mode: &raw const self.mode }) };
         let exit = self.run_loop();
+        paravirt::settle_lazy_end(self);
         self.sync_clock();
         self.shared.enter_quiet();
         self.board = None;
@@ -122,6 +124,9 @@ impl Cpu {
         let bits = self.shared.take(attention::FLUSH | attention::APIC | attention::SELF);
         if bits & attention::FLUSH != 0 {
             let asked = self.shared.flushes_asked();
+            if self.shared.take_shot_down() {
+                self.flush_tlb();
+            }
             self.flush_as_asked();
             self.shared.flush_done(asked);
         }
@@ -155,9 +160,11 @@ impl Cpu {
                 return;
             }
         }
+        paravirt::about_to_wait(self);
         self.shared.enter_quiet();
         self.shared.sleep(None);
         self.shared.leave_quiet();
+        paravirt::back_from_waiting(self);
     }
 
     /// Tells a counting clock about all instructions retired so far, the current one not included.

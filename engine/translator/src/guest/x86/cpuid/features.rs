@@ -16,9 +16,19 @@ pub enum Word {
     Extended1Ecx,
     Extended1Edx,
     PowerEdx,
+    /// Not CPUID's: which hypervisors' leaves there are.
+    Interfaces,
+    /// EAX of KVM's leaf 1.
+    KvmEax,
+    /// EAX of Microsoft's leaf 3.
+    HyperVEax,
+    /// EDX of Microsoft's leaf 3.
+    HyperVEdx,
+    /// EAX of Microsoft's leaf 4.
+    HyperVAdvice,
 }
 
-const WORDS: usize = Word::PowerEdx as usize + 1;
+const WORDS: usize = Word::HyperVAdvice as usize + 1;
 
 /// One feature bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +41,8 @@ pub enum Offer {
     Always,
     /// Not the default: it is exact, but it costs speed.
     Max,
+    /// None: guests of one kind only want it, and others would be misled.
+    Asked,
 }
 
 /// One row of the table.
@@ -127,6 +139,30 @@ pub mod feature {
     pub const RDTSCP: Feature = Feature(Extended1Edx, 27);
     pub const LM: Feature = Feature(Extended1Edx, 29);
     pub const INVARIANT_TSC: Feature = Feature(PowerEdx, 8);
+    pub const KVM: Feature = Feature(Interfaces, 0);
+    pub const KVM_NOP_IO_DELAY: Feature = Feature(KvmEax, 1);
+    pub const KVM_CLOCK: Feature = Feature(KvmEax, 3);
+    pub const KVM_STEAL_TIME: Feature = Feature(KvmEax, 5);
+    pub const KVM_PV_EOI: Feature = Feature(KvmEax, 6);
+    pub const KVM_PV_UNHALT: Feature = Feature(KvmEax, 7);
+    pub const KVM_PV_TLB_FLUSH: Feature = Feature(KvmEax, 9);
+    pub const KVM_PV_IPI: Feature = Feature(KvmEax, 11);
+    pub const KVM_PV_SCHED_YIELD: Feature = Feature(KvmEax, 13);
+    pub const KVM_CLOCK_STABLE: Feature = Feature(KvmEax, 24);
+    pub const HYPER_V: Feature = Feature(Interfaces, 1);
+    pub const HV_RUNTIME: Feature = Feature(HyperVEax, 0);
+    pub const HV_SYNIC: Feature = Feature(HyperVEax, 2);
+    pub const HV_STIMER: Feature = Feature(HyperVEax, 3);
+    pub const HV_VAPIC: Feature = Feature(HyperVEax, 4);
+    pub const HV_VPINDEX: Feature = Feature(HyperVEax, 6);
+    pub const HV_RESET: Feature = Feature(HyperVEax, 7);
+    pub const HV_TIME: Feature = Feature(HyperVEax, 9);
+    pub const HV_FREQUENCIES: Feature = Feature(HyperVEax, 11);
+    pub const HV_CRASH: Feature = Feature(HyperVEdx, 10);
+    pub const HV_STIMER_DIRECT: Feature = Feature(HyperVEdx, 19);
+    pub const HV_TLBFLUSH: Feature = Feature(HyperVAdvice, 2);
+    pub const HV_RELAXED: Feature = Feature(HyperVAdvice, 5);
+    pub const HV_IPI: Feature = Feature(HyperVAdvice, 10);
 }
 
 impl Row {
@@ -149,6 +185,11 @@ const fn on(feature: Feature, names: &'static [&'static str], needs: Feature) ->
 /// What the host's own instructions carry out.
 const fn by_host(feature: Feature, names: &'static [&'static str], needs: Feature, host: fn() -> bool) -> Row {
     Row { feature, names, offer: Offer::Always, needs: Some(needs), host }
+}
+
+/// Of Microsoft's interface: any of them brings its leaves.
+const fn asked(feature: Feature, names: &'static [&'static str]) -> Row {
+    Row { feature, names, offer: Offer::Asked, needs: Some(f::HYPERVISOR), host: anywhere }
 }
 
 fn anywhere() -> bool {
@@ -234,6 +275,38 @@ pub const TABLE: &[Row] = &[
     on(f::FSGSBASE, &["fsgsbase"], f::LM),
     on(f::RDTSCP, &["rdtscp"], f::TSC),
     on(f::INVARIANT_TSC, &["invtsc"], f::TSC),
+    on(f::KVM, &["kvm"], f::HYPERVISOR),
+    on(f::KVM_NOP_IO_DELAY, &["kvm-nopiodelay"], f::KVM),
+    on(f::KVM_CLOCK, &["kvmclock"], f::KVM),
+    on(f::KVM_CLOCK_STABLE, &["kvmclock-stable-bit"], f::KVM_CLOCK),
+    on(f::KVM_STEAL_TIME, &["kvm-steal-time"], f::KVM),
+    on(f::KVM_PV_EOI, &["kvm-pv-eoi"], f::KVM),
+    on(f::KVM_PV_UNHALT, &["kvm-pv-unhalt"], f::KVM),
+    on(f::KVM_PV_TLB_FLUSH, &["kvm-pv-tlb-flush"], f::KVM_STEAL_TIME),
+    on(f::KVM_PV_IPI, &["kvm-pv-ipi"], f::KVM),
+    on(f::KVM_PV_SCHED_YIELD, &["kvm-pv-sched-yield"], f::KVM),
+    asked(f::HV_RELAXED, &["hv-relaxed"]),
+    asked(f::HV_VAPIC, &["hv-vapic"]),
+    asked(f::HV_TIME, &["hv-time"]),
+    asked(f::HV_VPINDEX, &["hv-vpindex"]),
+    asked(f::HV_RUNTIME, &["hv-runtime"]),
+    asked(f::HV_RESET, &["hv-reset"]),
+    asked(f::HV_CRASH, &["hv-crash"]),
+    asked(f::HV_FREQUENCIES, &["hv-frequencies"]),
+    asked(f::HV_SYNIC, &["hv-synic"]),
+    asked(f::HV_STIMER, &["hv-stimer"]),
+    asked(f::HV_STIMER_DIRECT, &["hv-stimer-direct"]),
+    asked(f::HV_TLBFLUSH, &["hv-tlbflush"]),
+    asked(f::HV_IPI, &["hv-ipi"]),
+];
+
+/// What guests of Microsoft's interface take for granted beside a feature: asking for one without the others is a mistake, as in QEMU.
+pub const TOGETHER: &[(Feature, &[Feature])] = &[
+    (f::HV_SYNIC, &[f::HV_VPINDEX]),
+    (f::HV_STIMER, &[f::HV_VPINDEX, f::HV_SYNIC, f::HV_TIME]),
+    (f::HV_STIMER_DIRECT, &[f::HV_STIMER]),
+    (f::HV_TLBFLUSH, &[f::HV_VPINDEX]),
+    (f::HV_IPI, &[f::HV_VPINDEX]),
 ];
 
 /// Features that exist and that this backend does not have: `-flag` is always true of them, `+flag` is refused.
@@ -264,6 +337,18 @@ pub const NOT_YET: &[(&[&str], Feature)] = &[
     (&["mmxext"], Feature(Word::Extended1Edx, 22)),
     (&["3dnowext"], Feature(Word::Extended1Edx, 30)),
     (&["3dnow"], Feature(Word::Extended1Edx, 31)),
+    (&["kvm-asyncpf"], Feature(Word::KvmEax, 4)),
+    (&["kvm-asyncpf-vmexit"], Feature(Word::KvmEax, 10)),
+    (&["kvm-poll-control"], Feature(Word::KvmEax, 12)),
+    (&["kvm-asyncpf-int"], Feature(Word::KvmEax, 14)),
+    (&["kvm-msi-ext-dest-id"], Feature(Word::KvmEax, 15)),
+    (&["hv-reenlightenment"], Feature(Word::HyperVEax, 13)),
+    (&["hv-xmm-input"], Feature(Word::HyperVEdx, 4)),
+    (&["hv-syndbg"], Feature(Word::HyperVEdx, 1)),
+    (&["hv-tlbflush-ext"], Feature(Word::HyperVEdx, 14)),
+    (&["hv-avic"], Feature(Word::HyperVAdvice, 9)),
+    (&["hv-evmcs"], Feature(Word::HyperVAdvice, 14)),
+    (&["hv-no-nonarch-coresharing"], Feature(Word::HyperVAdvice, 18)),
 ];
 
 /// The feature bits of one CPU.

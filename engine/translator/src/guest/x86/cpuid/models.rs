@@ -3,7 +3,7 @@
 //! `default` and `qemu64` have all that costs no speed, `max` and `host` all there is. The others are families of Intel's: what a family
 //! brought, all later ones have too; and all have what every model has, like the features of virtual machines.
 
-use super::features::{Feature, FeatureSet, TABLE, feature as f};
+use super::features::{Feature, FeatureSet, Offer, TABLE, feature as f};
 
 /// Models with all that costs no speed.
 const DEFAULTS: [&str; 3] = ["", "default", "qemu64"];
@@ -37,7 +37,8 @@ pub fn features(name: &str) -> Option<FeatureSet> {
     }
     let mut features = FeatureSet::default();
     for row in TABLE {
-        features.set(row.feature, (everything || row.is_free() || family.is_some()) && (row.host)());
+        let offered = row.is_free() || row.offer == Offer::Max && (everything || family.is_some());
+        features.set(row.feature, offered && (row.host)());
     }
     if let Some(family) = family {
         for feature in FAMILIES[family + 1..].iter().flat_map(|(_, brought)| *brought) {

@@ -44,6 +44,11 @@ impl ApicBus {
         self.apics.read().unwrap_or_else(PoisonError::into_inner).iter().find(|apic| apic.cpu == cpu).cloned()
     }
 
+    /// The APIC with this id.
+    pub fn of_id(&self, id: u32) -> Option<Arc<LocalApic>> {
+        self.apics.read().unwrap_or_else(PoisonError::into_inner).iter().find(|apic| apic.matches_physical(id)).cloned()
+    }
+
     /// A message from the IOAPIC, the HPET or an MSI-capable card.
     pub fn signal(&self, message: ApicMessage) {
         let ApicMessage { destination, logical, mode, vector, level_triggered } = message;

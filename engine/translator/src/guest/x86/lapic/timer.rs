@@ -15,7 +15,7 @@ impl LocalApic {
     /// Brings the board's deadline for this CPU up to date, having delivered what is due.
     pub(super) fn arm(&self, io: &dyn CpuIo) {
         let now = io.clock().now();
-        let (expired, deadline) = self.change(|file| (file.expire(now), file.deadline()));
+        let (expired, deadline) = self.change(|file| (file.expire(now), file.deadline().min(file.synthetic_deadline)));
         if expired {
             self.deliver_local(self.timer_entry() & !lvt::MODE);
         }

@@ -7,6 +7,7 @@ use super::super::flags::bit;
 use super::super::fxsave::in_use;
 use super::super::lapic::ApicMode;
 use super::super::op::{Handler, Op};
+use super::super::paravirt;
 use super::segments::{Selector, kind};
 use engine_cpu::x86::{Segment, TableRegister};
 use iced_x86::Code;
@@ -90,6 +91,7 @@ fn write_control<const BYTES: u8>(cpu: &mut Cpu, op: &Op) -> Exec {
             if value > 15 {
                 return Err(Stop::gp(0));
             }
+            paravirt::settle_lazy_end(cpu);
             cpu.shared.apic.set_cr8(value);
             cpu.events_waiting = true;
             Ok(())

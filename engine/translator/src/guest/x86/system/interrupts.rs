@@ -6,7 +6,9 @@ use super::super::fault::{Exec, Stop, vector};
 use super::super::flags::bit;
 use super::super::lapic::Event as Waiting;
 use super::super::op::{Handler, Op};
+use super::super::paravirt;
 use super::exceptions::{Cause, Event};
+use engine_cpu::x86::paravirt::{KvmState, ParavirtState};
 use engine_cpu::x86::{Activity, Segment, X86State};
 use iced_x86::Code;
 
@@ -44,17 +46,28 @@ pub(super) fn service_events(cpu: &mut Cpu) -> Exec {
     if init || start_up {
         return Err(Stop::EndTrace);
     }
+    if apic.events() & Waiting::LAZY_END != 0 {
+        paravirt::settle_lazy_end(cpu);
+    }
     if apic.take_events(Waiting::TIMER) != 0 {
+        paravirt::note_stolen_time(cpu);
+        paravirt::service_timers(cpu);
         apic.service_timer(cpu.io());
         // A counting clock must hear of the new deadline.
         cpu.after_io();
     }
-    if apic.take_events(Waiting::NMI) != 0 {
-        cpu.nmi_pending = true;
+    if cpu.nmi_pending && cpu.nmi_blocked {
+        // Beside the one in progress only one waits (SDM volume 3, 6.7.1).
+        apic.take_events(Waiting::NMI | Waiting::NMI_AGAIN);
+    } else if !cpu.nmi_pending {
+        cpu.nmi_pending = apic.take_nmi();
     }
     if matches!(cpu.activity, Activity::WaitForSipi | Activity::Shutdown) {
         cpu.events_waiting = false;
         return Ok(());
+    }
+    if cpu.activity == Activity::Halted && apic.take_events(Waiting::KICK) != 0 {
+        cpu.activity = Activity::Running;
     }
     cpu.events_waiting = cpu.nmi_pending || apic.events() & Waiting::MASKABLE != 0;
     if !cpu.events_waiting || cpu.interrupt_shadow {
@@ -69,6 +82,7 @@ pub(super) fn service_events(cpu: &mut Cpu) -> Exec {
         return Ok(());
     }
     if let Some(number) = apic.take_interrupt() {
+        paravirt::offer_lazy_end(cpu, number);
         return enter_handler(cpu, number);
     }
     if apic.events() & Waiting::EXTERNAL != 0 {
@@ -89,14 +103,16 @@ fn enter_handler(cpu: &mut Cpu, number: u8) -> Exec {
 }
 
 /// What INIT leaves of a CPU (SDM volume 3, table 9-1): as after reset, but caches, x87, SSE and most MSRs stay. The boot
-/// processor goes to the reset vector, the others wait for a start-up. The APIC is in `state` as INIT left it.
+/// processor goes to the reset vector, the others wait for a start-up. The APIC is in `state` as INIT left it. As under KVM, its own registers are
+/// as after reset and Microsoft's stay.
 pub(super) fn after_init(state: X86State, index: u32) -> X86State {
     let fresh = X86State::after_reset(index);
     let mut msr = state.msr;
     msr.efer = 0;
     // CD and NW stay as they were.
     let cr0 = fresh.cr0 & !0x6000_0000 | state.cr0 & 0x6000_0000;
-    X86State { cr0, msr, xcr0: state.xcr0, fpu: state.fpu, apic: state.apic, ..fresh }
+    let paravirt = ParavirtState { kvm: KvmState::default(), ..state.paravirt };
+    X86State { cr0, msr, xcr0: state.xcr0, fpu: state.fpu, apic: state.apic, paravirt, ..fresh }
 }
 
 /// A start-up message: real mode at `page:0`.

@@ -7,6 +7,7 @@ use super::super::cpuid::{PHYSICAL_BITS, feature};
 use super::super::fault::{Exec, Stop};
 use super::super::lapic::Refused;
 use super::super::op::{Handler, Op};
+use super::super::paravirt;
 use engine_cpu::x86::TSC_HZ;
 use iced_x86::Code;
 
@@ -72,6 +73,9 @@ const MC_BANKS: u64 = 10;
 const MISC_ENABLE_ALWAYS: u64 = 1 << 11 | 1 << 12;
 const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 7 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 
+/// IA32_APIC_BASE.EXTD: x2APIC mode.
+const APIC_BASE_X2APIC: u64 = 1 << 10;
+
 const GP: Stop = Stop::Exception(super::super::fault::Exception { vector: super::super::fault::vector::GP, error: Some(0) });
 
 pub(super) fn handler(code: Code) -> Option<Handler> {
@@ -111,6 +115,7 @@ impl Cpu {
         self.msr.tsc_offset = offset;
         let io = self.io();
         self.shared.apic.set_tsc_offset(offset, io);
+        paravirt::time_stamp_moved(self);
         self.after_io();
     }
 }
@@ -148,6 +153,7 @@ fn read_msr(cpu: &mut Cpu, msr: u32) -> Result<u64, Stop> {
         n::PAT => cpu.msr.pat,
         n::TSC_DEADLINE if cpu.cpuid.has(feature::TSC_DEADLINE) => cpu.shared.apic.tsc_deadline(),
         n::X2APIC_FIRST..=n::X2APIC_LAST => {
+            paravirt::settle_lazy_end(cpu);
             cpu.sync_clock();
             let io = cpu.io();
             return cpu.shared.apic.msr_read(msr, io).map_err(|Refused| GP);
@@ -166,6 +172,9 @@ fn read_msr(cpu: &mut Cpu, msr: u32) -> Result<u64, Stop> {
             (Some(range), _) => cpu.msr.mtrr_fixed[range],
             (_, Some((bank, register))) => cpu.msr.mc_banks.get(bank).map_or(0, |bank| bank[register]),
             _ => {
+                if let Some(value) = paravirt::read(cpu, msr) {
+                    return value.map_err(|paravirt::Refused| GP);
+                }
                 engine_base::warn_limited!(target: "msr", msr = format_args!("{msr:#x}"), rip = format_args!("{:#x}", cpu.rip), "unknown model-specific register read: #GP");
                 return Err(GP);
             }
@@ -190,6 +199,7 @@ fn write_msr(cpu: &mut Cpu, msr: u32, value: u64) -> Exec {
             cpu.msr.tsc_adjust = value;
             cpu.set_tsc_offset(cpu.msr.tsc_offset.wrapping_add(change));
         }
+        n::APIC_BASE if value & APIC_BASE_X2APIC != 0 && !cpu.cpuid.has(feature::X2APIC) => return Err(GP),
         n::APIC_BASE => {
             cpu.shared.apic.set_base(value, PHYSICAL_BITS).map_err(|Refused| GP)?;
             cpu.apic_base = cpu.shared.apic.base();
@@ -247,6 +257,7 @@ fn write_msr(cpu: &mut Cpu, msr: u32, value: u64) -> Exec {
             cpu.events_waiting = true;
         }
         n::X2APIC_FIRST..=n::X2APIC_LAST => {
+            paravirt::settle_lazy_end(cpu);
             cpu.sync_clock();
             let (apic, fabric) = (cpu.shared.apic.clone(), cpu.fabric.clone());
             apic.msr_write(msr, value, &fabric.apics, cpu.io()).map_err(|Refused| GP)?;
@@ -288,6 +299,9 @@ fn write_msr(cpu: &mut Cpu, msr: u32, value: u64) -> Exec {
                 }
             }
             _ => {
+                if let Some(written) = paravirt::write(cpu, msr, value) {
+                    return written.map_err(|paravirt::Refused| GP);
+                }
                 engine_base::warn_limited!(target: "msr", msr = format_args!("{msr:#x}"), value = format_args!("{value:#x}"), "write to an unknown or read-only model-specific register: #GP");
                 return Err(GP);
             }
