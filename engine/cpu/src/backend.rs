@@ -90,7 +90,8 @@ pub enum CpuState {
 pub struct CpuModel {
     /// `qemu64`, `max`, `host`.
     pub name: String,
-    /// Features switched on (`true`) or off by `+flag`/`-flag`, by their CPUID names in lower case.
+    /// Features switched on (`true`) or off by `+flag`/`-flag`, by their CPUID names in lower case. Those with a value carry it:
+    /// `hv-spinlocks=0x1fff`.
     pub features: Vec<(String, bool)>,
     /// How the CPUs are arranged.
     pub topology: Topology,

@@ -344,6 +344,7 @@ impl Builder {
                 (.., Some((name, "off"))) => (name.to_lowercase(), false),
                 // Microsoft's interface is asked for by bare names.
                 (.., None) if word.starts_with("hv-") || word.starts_with("hv_") => (word.to_lowercase(), true),
+                (.., Some(("hv-spinlocks" | "hv_spinlocks" | "hv-vendor-id" | "hv_vendor_id", _))) => (word.to_owned(), true),
                 _ => bail!("-cpu {value}: “{word}” must be +flag, -flag, flag=on or flag=off."),
             };
             features.push(feature);
@@ -809,8 +810,8 @@ mod tests {
 
     #[test]
     fn hypervisors_interfaces_are_asked_for_as_in_qemu() {
-        let features = plan("-cpu max,kvm=off,hv-relaxed,hv_time,hv-vapic=on").spec.cpu.features;
-        let wanted = [("kvm", false), ("hv-relaxed", true), ("hv_time", true), ("hv-vapic", true)];
+        let features = plan("-cpu max,kvm=off,hv-relaxed,hv_time,hv-vapic=on,hv-vendor-id=Me").spec.cpu.features;
+        let wanted = [("kvm", false), ("hv-relaxed", true), ("hv_time", true), ("hv-vapic", true), ("hv-vendor-id=Me", true)];
         assert_eq!(features, wanted.map(|(name, on)| (name.to_owned(), on)));
     }
 

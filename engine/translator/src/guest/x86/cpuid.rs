@@ -51,6 +51,7 @@ pub struct CpuidPolicy {
     features: FeatureSet,
     sets: InstructionSets,
     topology: Topology,
+    hyper_v: hypervisors::Settings,
 }
 
 impl CpuidPolicy {
@@ -67,17 +68,20 @@ impl CpuidPolicy {
                 known.join(", ")
             )));
         };
+        let mut hyper_v = hypervisors::Settings::default();
         for (name, on) in &model.features {
-            if plain(name) == "hvpassthrough" {
+            if let Some(set) = name.split_once('=').and_then(|(name, value)| hyper_v.set(name, value)) {
+                set?;
+            } else if plain(name) == "hvpassthrough" {
                 hypervisors::set_all_of_microsoft(&mut features, *on);
             } else {
                 features.set(find_feature(name, *on)?, *on);
             }
         }
         features.drop_what_lacks_its_base();
-        hypervisors::settle(&mut features)?;
+        hypervisors::settle(&mut features, &hyper_v)?;
         let sets = InstructionSets::new(|feature| features.has(feature));
-        Ok(Self { features, sets, topology: model.topology })
+        Ok(Self { features, sets, topology: model.topology, hyper_v })
     }
 
     /// Whether the guest has `feature`.

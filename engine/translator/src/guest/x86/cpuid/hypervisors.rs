@@ -14,11 +14,56 @@ const TIMING: u32 = 0x4000_0010;
 /// Build number and version (10.0) of the Windows Server whose interface this is.
 const WINDOWS: [u32; 2] = [14393, 10 << 16];
 
+/// What of Microsoft's leaves is more than a bit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// `hv-vendor-id`: who says that he is the hypervisor.
+    vendor: [u8; 12],
+    /// `hv-spinlocks`: how often a guest tries a lock before it tells us; all ones is never.
+    spinlock_tries: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { vendor: *hyperv::SIGNATURE, spinlock_tries: u32::MAX }
+    }
+}
+
+impl Settings {
+    /// Takes `hv-spinlocks=0x1fff` or `hv-vendor-id=text` over. `None` if `name` is neither.
+    ///
+    /// # Errors
+    /// For a value that cannot be.
+    pub fn set(&mut self, name: &str, value: &str) -> Option<Result<(), CpuError>> {
+        match super::plain(name).as_str() {
+            "hvspinlocks" => {
+                let hexadecimal = value.strip_prefix("0x").or_else(|| value.strip_prefix("0X"));
+                let tries = hexadecimal.map_or_else(|| value.parse(), |digits| u32::from_str_radix(digits, 16));
+                match tries {
+                    Ok(tries) if tries >= 0xfff => self.spinlock_tries = tries,
+                    _ => return Some(Err(CpuError::Model(format!("{name}={value}: possible are 0xfff to 0xffffffff.")))),
+                }
+            }
+            "hvvendorid" if value.len() <= self.vendor.len() => {
+                self.vendor = [0; 12];
+                self.vendor[..value.len()].copy_from_slice(value.as_bytes());
+            }
+            "hvvendorid" => return Some(Err(CpuError::Model(format!("{name}={value}: at most 12 letters are possible.")))),
+            _ => return None,
+        }
+        Some(Ok(()))
+    }
+
+    fn were_given(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
 /// Which interfaces there are follows from what is asked of them.
 ///
 /// # Errors
 /// When one of Microsoft's features is asked for without those that guests expect beside it.
-pub fn settle(features: &mut FeatureSet) -> Result<(), CpuError> {
+pub fn settle(features: &mut FeatureSet, settings: &Settings) -> Result<(), CpuError> {
     for (one, others) in TOGETHER.iter().filter(|(one, _)| features.has(*one)) {
         if let Some(missing) = others.iter().find(|other| !features.has(**other)) {
             let name = |feature| TABLE.iter().find(|row| row.feature == feature).map_or("", |row| row.names[0]);
@@ -27,7 +72,7 @@ pub fn settle(features: &mut FeatureSet) -> Result<(), CpuError> {
         }
     }
     let asked = [Word::HyperVEax, Word::HyperVEdx, Word::HyperVAdvice].iter().any(|word| features.word(*word) != 0);
-    features.set(feature::HYPER_V, asked);
+    features.set(feature::HYPER_V, features.has(feature::HYPERVISOR) && (asked || settings.were_given()));
     Ok(())
 }
 
@@ -72,7 +117,7 @@ fn hyper_v_leaf(policy: &CpuidPolicy, leaf: u32) -> [u32; 4] {
     let (has, word) = (|feature| policy.has(feature), |word| policy.features.word(word));
     match leaf {
         0x4000_0000 => {
-            let [b, c, d] = text_words(hyperv::SIGNATURE);
+            let [b, c, d] = text_words(&policy.hyper_v.vendor);
             [0x4000_0006, b, c, d]
         }
         0x4000_0001 => [hyperv::INTERFACE, 0, 0, 0],
@@ -99,8 +144,7 @@ fn hyper_v_leaf(policy: &CpuidPolicy, leaf: u32) -> [u32; 4] {
             if has(feature::HV_VAPIC) {
                 eax |= 1 << 3; // Its registers rather than the APIC's page.
             }
-            // A guest's spin locks never tell us that they wait.
-            [eax, u32::MAX, 0, 0]
+            [eax, policy.hyper_v.spinlock_tries, 0, 0]
         }
         0x4000_0005 => [policy.topology.cpus(), policy.topology.cpus(), 0, 0],
         _ => [0; 4],
@@ -150,6 +194,10 @@ mod tests {
         assert_eq!(windows.query(0x4000_0005, 0, &ASKER)[0], 2);
         assert_eq!(name(&windows, 0x4000_0100), kvm::SIGNATURE);
         assert!(!policy(&[]).unwrap().has(feature::HYPER_V));
+        let tuned = policy(&[("hv-spinlocks=0x1fff", true), ("hv_vendor_id=Somebody", true)]).unwrap();
+        assert_eq!(name(&tuned, 0x4000_0000), b"Somebody\0\0\0\0");
+        assert_eq!(tuned.query(0x4000_0004, 0, &ASKER)[1], 0x1fff);
+        assert!(policy(&[("hv-spinlocks=5", true)]).is_err() && policy(&[("hv-vendor-id=thirteen-long", true)]).is_err());
         assert!(policy(&[("hv-passthrough", true)]).unwrap().has(feature::HV_STIMER_DIRECT));
     }
 
