@@ -39,6 +39,9 @@ pub struct PageState {
 unsafe impl bytemuck::Zeroable for PageState {}
 
 impl PageState {
+    /// The distance of the flag bits from the state's start, for code that is made at run time.
+    pub const FLAGS_AT: usize = std::mem::offset_of!(PageState, flags);
+
     /// The flag bits, as in [`PageFlags`].
     #[inline]
     pub fn flags(&self) -> u8 {

@@ -9,6 +9,7 @@
 //! INVLPG finds all of them. See: Intel SDM volume 3, 4.10.
 
 use super::PAGE_MASK;
+use std::mem::offset_of;
 
 const SETS: usize = 1024;
 const WAYS: usize = 4;
@@ -37,26 +38,70 @@ pub(crate) struct Leaf {
     pub shift: u8,
 }
 
+/// Bits of an entry's rights.
+pub(super) mod right {
+    pub const USER: u8 = 1 << 0;
+    pub const WRITABLE: u8 = 1 << 1;
+    pub const DIRTY: u8 = 1 << 2;
+    /// Those above.
+    pub const MASK: u8 = 7;
+    pub const NO_EXECUTE: u8 = 1 << 3;
+    pub const GLOBAL: u8 = 1 << 4;
+}
+
+/// A page as the tables hold it. Code that is made at run time looks at them (see `refill.rs`), so the layout is a contract.
 #[derive(Clone, Copy)]
+#[repr(C, align(32))]
 struct Entry {
     /// Address of the page, or of its part of 2 MiB.
     linear: u64,
+    physical: u64,
     context: u32,
-    leaf: Leaf,
+    /// See [`right`].
+    rights: u8,
+    shift: u8,
 }
 
-const EMPTY: Entry = Entry {
-    linear: 1,
-    context: NEVER,
-    leaf: Leaf { physical: 0, writable: false, user: false, no_execute: true, dirty: false, global: false, shift: 12 },
-};
+const EMPTY: Entry = Entry { linear: 1, physical: 0, context: NEVER, rights: right::NO_EXECUTE, shift: 12 };
+
+impl Entry {
+    fn new(linear: u64, context: u32, leaf: Leaf) -> Self {
+        let Leaf { physical, writable, user, no_execute, dirty, global, shift } = leaf;
+        let bit = |is: bool, bit: u8| if is { bit } else { 0 };
+        let rights = bit(user, right::USER)
+            | bit(writable, right::WRITABLE)
+            | bit(dirty, right::DIRTY)
+            | bit(no_execute, right::NO_EXECUTE)
+            | bit(global, right::GLOBAL);
+        Self { linear, physical, context, rights, shift }
+    }
+
+    #[inline]
+    fn leaf(&self) -> Leaf {
+        leaf(self.physical, self.rights, self.shift)
+    }
+}
+
+/// What is known of a page with these rights.
+#[inline]
+pub(super) const fn leaf(physical: u64, rights: u8, shift: u8) -> Leaf {
+    Leaf {
+        physical,
+        writable: rights & right::WRITABLE != 0,
+        user: rights & right::USER != 0,
+        no_execute: rights & right::NO_EXECUTE != 0,
+        dirty: rights & right::DIRTY != 0,
+        global: rights & right::GLOBAL != 0,
+        shift,
+    }
+}
 
 /// The second-level TLB of one vCPU.
 pub(crate) struct SecondLevel {
-    sets: Box<[[Entry; WAYS]]>,
+    sets: Box<[[Entry; WAYS]; SETS]>,
     /// Which way of a set goes next.
     victim: u8,
-    large: Box<[Entry]>,
+    large: Box<[Entry; LARGE]>,
     /// The context of each PCID; numbers below `oldest` are not valid any more.
     pcids: Box<[u32]>,
     oldest: u32,
@@ -68,13 +113,34 @@ pub(crate) struct SecondLevel {
     has_huge: bool,
 }
 
+/// What code that is made at run time must know of the tables. A set is found by bits 12 and up of an address, each bit exclusive-or the one ten above it; a large
+/// page by bits [`LARGE_SHIFT`] and up. An entry holds if its context is the current one or the global one.
+pub(crate) mod layout {
+    use super::*;
+    pub const SETS: usize = super::SETS;
+    pub const WAYS: usize = super::WAYS;
+    pub const LARGE: usize = super::LARGE;
+    pub const LARGE_SHIFT: u8 = super::LARGE_SHIFT as u8;
+    pub const ENTRY_BYTES: usize = size_of::<Entry>();
+    pub const LINEAR: usize = offset_of!(Entry, linear);
+    pub const PHYSICAL: usize = offset_of!(Entry, physical);
+    pub const CONTEXT: usize = offset_of!(Entry, context);
+    pub const RIGHTS: usize = offset_of!(Entry, rights);
+    pub const SHIFT: usize = offset_of!(Entry, shift);
+    /// Distances from the start of [`SecondLevel`]: pointers to the tables, numbers of the contexts.
+    pub const SETS_AT: usize = offset_of!(SecondLevel, sets);
+    pub const LARGE_AT: usize = offset_of!(SecondLevel, large);
+    pub const CURRENT_AT: usize = offset_of!(SecondLevel, current);
+    pub const GLOBAL_AT: usize = offset_of!(SecondLevel, global);
+}
+
 impl SecondLevel {
     /// Holds nothing; PCID 0 is in use.
     pub fn new() -> Self {
         let mut new = Self {
-            sets: vec![[EMPTY; WAYS]; SETS].into(),
+            sets: super::boxed([EMPTY; WAYS]),
             victim: 0,
-            large: vec![EMPTY; LARGE].into(),
+            large: super::boxed(EMPTY),
             pcids: vec![NEVER; PCIDS].into(),
             oldest: 1,
             next: 1,
@@ -157,7 +223,7 @@ impl SecondLevel {
         }
         let forget = |entry: &mut Entry| {
             // Pages of 4 MiB come in two parts.
-            let shift = entry.leaf.shift.max(LARGE_SHIFT as u8);
+            let shift = entry.shift.max(LARGE_SHIFT as u8);
             if (entry.linear ^ linear) >> shift == 0 && goes(entry) {
                 entry.context = NEVER;
             }
@@ -177,13 +243,13 @@ impl SecondLevel {
         let valid = |entry: &Entry| entry.context == self.current || entry.context == self.global;
         for entry in &self.sets[set(linear)] {
             if entry.linear == linear & PAGE_MASK && valid(entry) {
-                return Some(entry.leaf);
+                return Some(entry.leaf());
             }
         }
         let entry = &self.large[large_slot(linear)];
         if entry.linear >> LARGE_SHIFT == linear >> LARGE_SHIFT && valid(entry) {
             let inside = linear & ((1 << LARGE_SHIFT) - 1) & PAGE_MASK;
-            return Some(Leaf { physical: entry.leaf.physical + inside, ..entry.leaf });
+            return Some(Leaf { physical: entry.physical + inside, ..entry.leaf() });
         }
         None
     }
@@ -195,10 +261,11 @@ impl SecondLevel {
             self.has_huge |= leaf.shift > 22;
             let inside = linear & ((1 << LARGE_SHIFT) - 1) & PAGE_MASK;
             let linear = linear >> LARGE_SHIFT << LARGE_SHIFT;
-            self.large[large_slot(linear)] = Entry { linear, context, leaf: Leaf { physical: leaf.physical - inside, ..leaf } };
+            let whole = Leaf { physical: leaf.physical - inside, ..leaf };
+            self.large[large_slot(linear)] = Entry::new(linear, context, whole);
             return;
         }
-        let entry = Entry { linear: linear & PAGE_MASK, context, leaf };
+        let entry = Entry::new(linear & PAGE_MASK, context, leaf);
         let (current, global) = (self.current, self.global);
         let ways = &mut self.sets[set(linear)];
         let same = ways.iter().position(|old| old.linear == entry.linear && (old.context == current || old.context == global));

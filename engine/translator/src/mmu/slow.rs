@@ -12,6 +12,7 @@ use std::sync::atomic::{Ordering, fence};
 
 /// What answers at a physical page. Null pointers stand for "no memory" (`read`) and "writes are ignored" (`write`).
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct PhysicalPage {
     tag: u64,
     /// Host address of the page's first byte.
@@ -32,11 +33,25 @@ const NOTHING: PhysicalPage = PhysicalPage {
     write_state: std::ptr::null(),
 };
 
-const SLOTS: usize = 512;
+const SLOTS: usize = 4096;
 
-/// A cache of what the physical address space holds, so that a TLB miss does not search the layout.
+/// A cache of what the physical address space holds, so that a TLB miss does not search the layout: a page is in the slot of its number's lower bits.
 pub(crate) struct PhysicalPages {
-    slots: Vec<PhysicalPage>,
+    slots: Box<[PhysicalPage; SLOTS]>,
+}
+
+/// What code that is made at run time must know of it.
+pub(crate) mod layout {
+    use super::{PhysicalPage, PhysicalPages};
+    use std::mem::offset_of;
+    pub const SLOTS: usize = super::SLOTS;
+    pub const SLOT_BYTES: usize = size_of::<PhysicalPage>();
+    pub const TAG: usize = offset_of!(PhysicalPage, tag);
+    pub const READ: usize = offset_of!(PhysicalPage, read);
+    pub const WRITE: usize = offset_of!(PhysicalPage, write);
+    pub const WRITE_STATE: usize = offset_of!(PhysicalPage, write_state);
+    /// The pointer to the slots, from the start of [`PhysicalPages`].
+    pub const SLOTS_AT: usize = offset_of!(PhysicalPages, slots);
 }
 
 // SAFETY: the pointers lead into blocks that the owning CPU holds; they are used by whichever thread runs that CPU.
@@ -44,7 +59,7 @@ unsafe impl Send for PhysicalPages {}
 
 impl PhysicalPages {
     pub fn new() -> Self {
-        Self { slots: vec![NOTHING; SLOTS] }
+        Self { slots: super::boxed(NOTHING) }
     }
 
     pub fn forget(&mut self) {

@@ -29,7 +29,7 @@ const NO_PAGE: u64 = 1 << 11;
 /// Beyond this many fills a flush clears everything.
 const LOG_LIMIT: usize = 1024;
 /// Sizes of pages larger than 4 KiB, as log2.
-const LARGE_SHIFTS: [u8; 3] = [21, 22, 30];
+pub(crate) const LARGE_SHIFTS: [u8; 3] = [21, 22, 30];
 /// Words of a set of large pages.
 const LARGE_WORDS: usize = 16;
 
@@ -87,25 +87,56 @@ pub(crate) struct Tlb {
 }
 
 /// Slots: class in the upper bits, index in the lower ten.
+#[repr(C)]
 struct Log {
-    slots: Vec<u16>,
+    slots: [u16; LOG_LIMIT],
+    len: u32,
 }
 
 impl Log {
     fn new() -> Self {
-        Self { slots: Vec::with_capacity(LOG_LIMIT) }
+        Self { slots: [0; LOG_LIMIT], len: 0 }
     }
 
     fn add(&mut self, class: u8, linear: u64) {
-        if self.slots.len() < LOG_LIMIT {
-            self.slots.push(u16::from(class) << 10 | slot(linear) as u16);
+        if let Some(place) = self.slots.get_mut(self.len as usize) {
+            *place = u16::from(class) << 10 | slot(linear) as u16;
+            self.len += 1;
         }
     }
 
     /// Whether slots were filled that are not in it.
     fn is_full(&self) -> bool {
-        self.slots.len() >= LOG_LIMIT
+        self.len as usize >= LOG_LIMIT
     }
+
+    fn filled(&self) -> &[u16] {
+        &self.slots[..(self.len as usize).min(LOG_LIMIT)]
+    }
+
+    fn clear(&mut self) {
+        self.len = 0;
+    }
+}
+
+/// What code that is made at run time must know to fill the tables, besides [`read_table`] and [`write_table`].
+pub(crate) mod layout {
+    use super::{Class, LARGE_WORDS, Log, Tlb, class};
+    use std::mem::offset_of;
+    /// From a class's table for reading to that for writing, and from there to the next class's.
+    pub const TABLE_BYTES: usize = size_of::<Class>() / 2;
+    pub const CLASSES: usize = class::COUNT;
+    /// Most slots in a log; words.
+    pub const LOG_LIMIT: usize = super::LOG_LIMIT;
+    pub const LOG_LEN: usize = offset_of!(Log, len);
+    /// Bits of each set of large pages, which lie side by side in the order of [`super::LARGE_SHIFTS`].
+    pub const LARGE_BITS: usize = 64 * LARGE_WORDS;
+    /// Distances from the start of [`Tlb`].
+    pub const TABLES_AT: usize = offset_of!(Tlb, classes);
+    pub const LOCAL_AT: usize = offset_of!(Tlb, local);
+    pub const GLOBAL_AT: usize = offset_of!(Tlb, global);
+    pub const LARGE_AT: usize = offset_of!(Tlb, large);
+    const _: () = assert!(offset_of!(Log, slots) == 0 && offset_of!(Class, read) == 0);
 }
 
 /// Distance in bytes from the start of [`Cpu`] to the table that reads of this class look at.
@@ -173,7 +204,7 @@ impl Tlb {
         } else {
             undo(&mut self.classes, &self.global);
         }
-        self.global.slots.clear();
+        self.global.clear();
         self.large = [[0; LARGE_WORDS]; LARGE_SHIFTS.len()];
     }
 
@@ -184,7 +215,7 @@ impl Tlb {
         } else {
             undo(&mut self.classes, &self.local);
         }
-        self.local.slots.clear();
+        self.local.clear();
     }
 
     fn clear(&mut self) {
@@ -192,7 +223,7 @@ impl Tlb {
             class.read.fill(EMPTY);
             class.write.fill(EMPTY);
         }
-        self.global.slots.clear();
+        self.global.clear();
         self.large = [[0; LARGE_WORDS]; LARGE_SHIFTS.len()];
     }
 
@@ -238,7 +269,7 @@ impl Tlb {
 }
 
 fn undo(classes: &mut [Class; class::COUNT], log: &Log) {
-    for &at in &log.slots {
+    for &at in log.filled() {
         let class = &mut classes[usize::from(at >> 10) % class::COUNT];
         let slot = usize::from(at) % ENTRIES;
         class.read[slot] = EMPTY;

@@ -210,21 +210,7 @@ impl Cpu {
     }
 
     fn allows(&self, class: u8, access: Access, rights: &Leaf) -> bool {
-        if class == class::USER || class == class::USER_ALIGNED {
-            return rights.user
-                && match access {
-                    Access::Read => true,
-                    Access::Write => rights.writable,
-                    Access::Execute => !rights.no_execute,
-                };
-        }
-        match access {
-            Access::Execute if rights.user && self.cr4 & cr4::SMEP != 0 => false,
-            Access::Execute => !rights.no_execute,
-            _ if rights.user && self.cr4 & cr4::SMAP != 0 && class != class::SUPERVISOR_AC => false,
-            Access::Read => true,
-            Access::Write => rights.writable || self.cr0 & cr0::WP == 0,
-        }
+        allows(self.cr0, self.cr4, class, access, rights)
     }
 
     fn page_fault(&mut self, class: u8, linear: u64, access: Access, mut code: u16) -> Stop {
@@ -324,5 +310,24 @@ impl Rights {
         self.writable &= value & entry::WRITABLE != 0;
         self.user &= value & entry::USER != 0;
         self.no_execute |= value & entry::NO_EXECUTE != 0;
+    }
+}
+
+/// Whether a page's rights allow an access under these control registers.
+pub(super) const fn allows(cr0: u64, cr4: u64, class: u8, access: Access, rights: &Leaf) -> bool {
+    if class == class::USER || class == class::USER_ALIGNED {
+        return rights.user
+            && match access {
+                Access::Read => true,
+                Access::Write => rights.writable,
+                Access::Execute => !rights.no_execute,
+            };
+    }
+    match access {
+        Access::Execute if rights.user && cr4 & cr4::SMEP != 0 => false,
+        Access::Execute => !rights.no_execute,
+        _ if rights.user && cr4 & cr4::SMAP != 0 && class != class::SUPERVISOR_AC => false,
+        Access::Read => true,
+        Access::Write => rights.writable || cr0 & cr0::WP == 0,
     }
 }

@@ -94,6 +94,12 @@ impl Tally {
         add(&self.happenings[what as usize], amount);
     }
 
+    /// Where something is counted, for code that is made at run time: on the vCPU's own thread, by a plain addition.
+    #[allow(dead_code, reason = "for the block translator")]
+    pub fn cell(&self, what: Happening) -> *const AtomicU64 {
+        &raw const self.happenings[what as usize]
+    }
+
     /// Puts a count to what is known elsewhere. The vCPU's own thread.
     #[inline(always)]
     pub fn set(&self, what: Happening, amount: u64) {

@@ -237,7 +237,7 @@ impl Board {
 impl Cpu {
     /// CPU `index`, just reset.
     pub fn new(index: u32, cpuid: CpuidPolicy, shared: Arc<CpuShared>, fabric: Arc<Fabric>) -> Box<Self> {
-        let t1 = Translator::new(shared.attention_word(), &fabric.translations);
+        let t1 = Translator::new(&shared, &fabric.translations);
         let mut cpu = Box::new(Self {
             gpr: [0; 32],
             rip: 0,
@@ -505,9 +505,18 @@ impl Cpu {
             self.traces.forget_links();
         }
         self.tlb_class = self.current_tlb_class();
-        self.mode = self.code_size as u8 | u8::from(self.cpl == 3) << 2;
+        self.mode = Self::mode_of(self.code_size, self.cpl);
         self.translation_mode_changed();
     }
+
+    /// The mode of traces of some size in some ring.
+    pub const fn mode_of(code_size: CodeSize, cpl: u8) -> u8 {
+        code_size as u8 | ((cpl == 3) as u8) << 2
+    }
+
+    /// Where the limit of CS for which links were made lies, for translated code.
+    #[allow(dead_code, reason = "for the block translator")]
+    pub const LINKED_LIMIT: usize = std::mem::offset_of!(Cpu, linked_limit);
 
     // ---- Registers ---------------------------------------------------------------------------------------------
 

@@ -408,10 +408,13 @@ fn do_nothing(_: &mut Cpu, _: &Op) -> Exec {
     Ok(())
 }
 
+/// After how many PAUSEs other threads of the host have their turn: a power of 2.
+pub(super) const PAUSES_BETWEEN_YIELDS: u32 = 32;
+
 fn pause(cpu: &mut Cpu, _: &Op) -> Exec {
     // A spinning CPU waits for another one, which may not have a host CPU of its own.
     cpu.pauses = cpu.pauses.wrapping_add(1);
-    if cpu.pauses.is_multiple_of(32) {
+    if cpu.pauses.is_multiple_of(PAUSES_BETWEEN_YIELDS) {
         std::thread::yield_now();
     }
     Ok(())

@@ -13,6 +13,9 @@ mod segments;
 mod stack;
 mod tasks;
 
+#[allow(unused_imports, reason = "for the block translator")]
+pub(super) use fast_calls::flat;
+
 use super::cpu::Cpu;
 use super::fault::{Exception, Exec};
 use super::op::Handler;

@@ -520,6 +520,10 @@ impl Asm {
     pub fn cmpxchg(&mut self, w: W, rm: impl Into<Rm>, reg: R) {
         self.sized(w, &[0x0f, 0xb0], reg as u8, rm.into(), true);
     }
+    /// `cmpxchg16b mem`: RDX:RAX, RCX:RBX
+    pub fn cmpxchg16b(&mut self, mem: Mem) {
+        self.encode(None, true, (false, false), &[0x0f, 0xc7], 1, mem.into());
+    }
     /// `xadd rm, reg`
     pub fn xadd(&mut self, w: W, rm: impl Into<Rm>, reg: R) {
         self.sized(w, &[0x0f, 0xc0], reg as u8, rm.into(), true);
@@ -542,9 +546,10 @@ impl Asm {
         self.byte(0x99);
     }
 
-    /// MFENCE
-    pub fn mfence(&mut self) {
-        self.code.extend_from_slice(&[0x0f, 0xae, 0xf0]);
+    /// LFENCE, MFENCE or SFENCE: 5 to 7.
+    pub fn fence(&mut self, number: u8) {
+        debug_assert!((5..8).contains(&number));
+        self.code.extend_from_slice(&[0x0f, 0xae, 0xc0 | number << 3]);
     }
 
     /// LAHF
@@ -596,6 +601,14 @@ impl Asm {
     /// `vextractf128 m128, ymm, 1`: the upper half to memory.
     pub fn store_upper(&mut self, mem: Mem, reg: X) {
         self.vex(Vex { prefix: 1, map: 3, wide: false, long: true }, 0x19, reg.0, 0, mem.into(), Some(1));
+    }
+    /// `vmovdqu ymm, m256`
+    pub fn load_vector(&mut self, reg: X, mem: Mem) {
+        self.vex(Vex { prefix: 2, map: 1, wide: false, long: true }, 0x6f, reg.0, 0, mem.into(), None);
+    }
+    /// `vmovdqu m256, ymm`
+    pub fn store_vector(&mut self, mem: Mem, reg: X) {
+        self.vex(Vex { prefix: 2, map: 1, wide: false, long: true }, 0x7f, reg.0, 0, mem.into(), None);
     }
     /// VZEROUPPER or VZEROALL (`long`).
     pub fn zero_vectors(&mut self, long: bool) {
@@ -804,7 +817,7 @@ mod tests {
         assert_eq!(text(|asm| asm.double_shift_imm(true, W::B4, R::Bx, R::R8, 3)), ["shld ebx,r8d,3"]);
         assert_eq!(text(|asm| asm.double_shift_cl(false, W::B8, R::Bx, R::R8)), ["shrd rbx,r8,cl"]);
         assert_eq!(text(|asm| (asm.push_mem(m), asm.pop_mem(m)).0), ["push qword [rbp+100h]", "pop qword [rbp+100h]"]);
-        assert_eq!(text(|asm| asm.mfence()), ["mfence"]);
+        assert_eq!(text(|asm| (5..8).for_each(|number| asm.fence(number))), ["lfence", "mfence", "sfence"]);
         assert_eq!(text(|asm| asm.bswap(W::B8, R::R8)), ["bswap r8"]);
         assert_eq!(text(|asm| asm.xadd(W::B1, m, R::Di)), ["xadd [rbp+100h],dil"]);
         assert_eq!(
@@ -814,6 +827,7 @@ mod tests {
             }),
             ["lock cmpxchg [rbp+100h],rdi"]
         );
+        assert_eq!(text(|asm| asm.cmpxchg16b(Mem::at(R::R10, 0))), ["cmpxchg16b [r10]"]);
         assert_eq!(text(|asm| asm.jmp_rm(Mem::at(R::Cx, 8))), ["jmp qword [rcx+8]"]);
         assert_eq!(text(|asm| asm.call_rm(R::Ax)), ["call rax"]);
         assert_eq!(text(|asm| (asm.push(R::R12), asm.pop(R::Bx)).0), ["push r12", "pop rbx"]);
@@ -834,6 +848,8 @@ mod tests {
             ),
             (text(|asm| asm.vex(vex(3, 3, true, false), 0xf0, 2, 0, R::R15.into(), Some(8))), "rorx rdx,r15,8"),
             (text(|asm| asm.load_upper(X(9), m)), "vinsertf128 ymm9,ymm9,[rbp+100h],1"),
+            (text(|asm| asm.load_vector(X(9), m)), "vmovdqu ymm9,[rbp+100h]"),
+            (text(|asm| asm.store_vector(m, X(10))), "vmovdqu [rbp+100h],ymm10"),
             (text(|asm| asm.store_upper(m, X(10))), "vextractf128 [rbp+100h],ymm10,1"),
             (text(|asm| asm.zero_vectors(false)), "vzeroupper"),
             (text(|asm| asm.rorx(R::Cx, R::R9, 8)), "rorx ecx,r9d,8"),

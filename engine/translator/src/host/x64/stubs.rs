@@ -8,6 +8,7 @@
 //! even then (see `t1/x87.rs`). The direction flag is never touched by translated code.
 
 use super::asm::{Asm, Cond, Mem, R, W};
+use super::refill::{self, RefillLayout};
 use super::vectors::{Residency, VectorLayout};
 
 /// Where guest registers 0–10 are held.
@@ -30,6 +31,8 @@ pub(crate) struct Stubs {
     pub fill_xmm: u64,
     /// Called where YMM registers are not resident: they become so. Spoils flags; keeps general registers.
     pub fill_ymm: u64,
+    /// Called where a probe of the TLB has missed, by kind of access: see [`refill`].
+    pub refill: [u64; refill::KINDS],
 }
 
 /// Distances from the start of the CPU, and the function that `call` calls.
@@ -39,6 +42,7 @@ pub(crate) struct Layout {
     /// `extern "sysv64" fn(cpu, pointer) -> u64`
     pub callee: u64,
     pub vectors: VectorLayout,
+    pub refill: RefillLayout,
 }
 
 /// Writes the stubs.
@@ -123,7 +127,9 @@ pub(crate) fn write(asm: &mut Asm, layout: &Layout) -> Stubs {
         asm.load(W::B8, reg, slot(number));
     }
     asm.jmp_rm(R::Ax);
-    Stubs { enter, leave, call, fill_xmm, fill_ymm }
+
+    let refill = refill::write(asm, &layout.refill);
+    Stubs { enter, leave, call, fill_xmm, fill_ymm, refill }
 }
 
 #[cfg(test)]
@@ -186,7 +192,7 @@ mod tests {
             mxcsr: offset_of!(Registers, mxcsr) as i32,
             host_mxcsr: offset_of!(Registers, host_mxcsr) as i32,
         };
-        let layout = Layout { registers: 0, callee: callee as *const () as u64, vectors };
+        let layout = Layout { registers: 0, callee: callee as *const () as u64, vectors, refill: RefillLayout::default() };
         let stubs = write(&mut asm, &layout);
         asm.align(16, 0);
         let block = asm.here();

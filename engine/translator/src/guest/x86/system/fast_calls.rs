@@ -39,15 +39,23 @@ pub(super) fn handler(code: Code) -> Option<Handler> {
     })
 }
 
-/// A flat code segment of `cpl`, 64 or 32 bits.
-fn flat_code(selector: u16, cpl: u8, long: bool) -> Segment {
-    let size = if long { 0x2000 } else { 0x4000 };
-    Segment { selector, base: 0, limit: 0xffff_ffff, attributes: 0x809b | size | u16::from(cpl) << 5 }
-}
+/// What SYSCALL and its kin load without looking at descriptors.
+pub(crate) mod flat {
+    use engine_cpu::x86::Segment;
 
-/// A flat data segment of `cpl`.
-fn flat_data(selector: u16, cpl: u8) -> Segment {
-    Segment { selector, base: 0, limit: 0xffff_ffff, attributes: 0xc093 | u16::from(cpl) << 5 }
+    /// The flags that SYSRET takes from R11.
+    pub const RETURNED_FLAGS: u64 = 0x003c_7fd7;
+
+    /// A flat code segment of `cpl`, 64 or 32 bits.
+    pub fn code(selector: u16, cpl: u8, long: bool) -> Segment {
+        let size = if long { 0x2000 } else { 0x4000 };
+        Segment { selector, base: 0, limit: 0xffff_ffff, attributes: 0x809b | size | u16::from(cpl) << 5 }
+    }
+
+    /// A flat data segment of `cpl`.
+    pub fn data(selector: u16, cpl: u8) -> Segment {
+        Segment { selector, base: 0, limit: 0xffff_ffff, attributes: 0xc093 | u16::from(cpl) << 5 }
+    }
 }
 
 impl Cpu {
@@ -72,7 +80,7 @@ fn syscall(cpu: &mut Cpu, _: &Op) -> Exec {
     cpu.flags.set(flags & !cpu.msr.fmask & !bit::RF);
     let selector = (cpu.msr.star >> 32) as u16 & !3;
     let target = cpu.msr.lstar;
-    cpu.enter_flat(flat_code(selector, 0, true), flat_data(selector.wrapping_add(8), 0), 0, target)
+    cpu.enter_flat(flat::code(selector, 0, true), flat::data(selector.wrapping_add(8), 0), 0, target)
 }
 
 fn sysret<const WIDE: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
@@ -84,14 +92,14 @@ fn sysret<const WIDE: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
     if cpu.cpl != 0 || WIDE && !is_canonical(target) {
         return Err(Stop::gp(0));
     }
-    let flags = cpu.gpr[11] & 0x003c_7fd7;
+    let flags = cpu.gpr[11] & flat::RETURNED_FLAGS;
     cpu.flags.set(flags);
     let base = (cpu.msr.star >> 48) as u16;
-    let stack = flat_data(base.wrapping_add(8), 3);
+    let stack = flat::data(base.wrapping_add(8), 3);
     if WIDE {
-        cpu.enter_flat(flat_code(base.wrapping_add(16), 3, true), stack, 3, target)
+        cpu.enter_flat(flat::code(base.wrapping_add(16), 3, true), stack, 3, target)
     } else {
-        cpu.enter_flat(flat_code(base, 3, false), stack, 3, target & 0xffff_ffff)
+        cpu.enter_flat(flat::code(base, 3, false), stack, 3, target & 0xffff_ffff)
     }
 }
 
@@ -105,7 +113,7 @@ fn sysenter(cpu: &mut Cpu, _: &Op) -> Exec {
     let mask = if long { u64::MAX } else { 0xffff_ffff };
     cpu.gpr[usize::from(reg::SP)] = cpu.msr.sysenter_esp & mask;
     let target = cpu.msr.sysenter_eip & mask;
-    cpu.enter_flat(flat_code(selector, 0, long), flat_data(selector.wrapping_add(8), 0), 0, target)
+    cpu.enter_flat(flat::code(selector, 0, long), flat::data(selector.wrapping_add(8), 0), 0, target)
 }
 
 fn sysexit<const WIDE: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
@@ -119,12 +127,12 @@ fn sysexit<const WIDE: bool>(cpu: &mut Cpu, _: &Op) -> Exec {
             return Err(Stop::gp(0));
         }
         cpu.gpr[usize::from(reg::SP)] = stack;
-        let code = flat_code(selector.wrapping_add(32), 3, true);
-        return cpu.enter_flat(code, flat_data(selector.wrapping_add(40), 3), 3, target);
+        let code = flat::code(selector.wrapping_add(32), 3, true);
+        return cpu.enter_flat(code, flat::data(selector.wrapping_add(40), 3), 3, target);
     }
     cpu.gpr[usize::from(reg::SP)] = stack & 0xffff_ffff;
-    let code = flat_code(selector.wrapping_add(16), 3, false);
-    cpu.enter_flat(code, flat_data(selector.wrapping_add(24), 3), 3, target & 0xffff_ffff)
+    let code = flat::code(selector.wrapping_add(16), 3, false);
+    cpu.enter_flat(code, flat::data(selector.wrapping_add(24), 3), 3, target & 0xffff_ffff)
 }
 
 fn swap_gs(cpu: &mut Cpu, _: &Op) -> Exec {

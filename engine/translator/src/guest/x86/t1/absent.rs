@@ -7,6 +7,7 @@ use super::op::Op;
 use super::trace::TraceRef;
 use crate::backend::TranslatorOptions;
 use crate::ir::native::Native;
+use crate::shared::CpuShared;
 use crate::watch::code_log::{CodeLog, WatchOptions};
 use crate::watch::report::TierFigures;
 use iced_x86::Code;
@@ -37,7 +38,7 @@ impl Translations {
 pub(crate) struct Translator;
 
 impl Translator {
-    pub fn new(_: *const AtomicU32, _: &Translations) -> Self {
+    pub fn new(_: &CpuShared, _: &Translations) -> Self {
         Self
     }
 }

@@ -23,6 +23,7 @@ use crate::backend::TranslatorOptions;
 use crate::guest::x86::op::{Op, OpFlags};
 use crate::guest::x86::trace::SecondPage;
 use crate::host::x64::asm::{Asm, Cond, Mem, R};
+use crate::host::x64::refill::RefillLayout;
 use crate::host::x64::stubs::{self, Stubs};
 use crate::host::x64::vectors::{Residency, VectorLayout};
 use crate::run::code_memory::CodeMemory;
@@ -402,7 +403,18 @@ impl Space {
             mxcsr: field!(fpu.mxcsr),
             host_mxcsr: field!(t1.host_mxcsr),
         };
-        let layout = stubs::Layout { registers: field!(gpr), callee: super::interpret_one as *const () as u64, vectors };
+        let refill = RefillLayout {
+            tlb: field!(tlb),
+            second_level: field!(second_level),
+            physical_pages: field!(physical_pages),
+            a20_mask: field!(a20_seen),
+            apic_base: field!(apic_base),
+            dr7: field!(dr7),
+            enough: field!(t1.enough),
+            missed: field!(t1.missed),
+        };
+        let callee = super::interpret_one as *const () as u64;
+        let layout = stubs::Layout { registers: field!(gpr), callee, vectors, refill };
         let stubs = stubs::write(&mut asm, &layout);
         let code = asm.finish();
         memory.write_at(0, &code);
@@ -736,7 +748,7 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
         } else if last {
             emitter.settle();
             // A transfer does not come back; its cold paths do not either.
-            emitter.transfer()
+            emitter.transfer().or_else(|| emitter.fast_call())
         } else {
             let done = emitter.stack_instruction().or_else(|| emitter.integer()).or_else(|| emitter.x87());
             done.or_else(|| emitter.vector()).or_else(|| emitter.bits()).or_else(|| emitter.system())

@@ -14,7 +14,8 @@ use super::recipe::Recipe;
 use super::x87::{self, Note, emit_note};
 use crate::guest::x86::cpu::{Span, reg, seg};
 use crate::guest::x86::op::{NO_REGISTER, Op, OpFlags};
-use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, Rm, W};
+use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, Rm, W, X};
+use crate::host::x64::refill;
 use crate::host::x64::stubs::{PINNED, Stubs};
 use crate::host::x64::vectors::Residency;
 use crate::mmu::{read_table, write_table};
@@ -108,8 +109,20 @@ struct Cold {
     fill_vectors: bool,
     /// What has yet to be noted of x87 instructions before.
     note: Option<Note>,
+    /// Vector registers that the hot path has spoilt, and where they are kept.
+    undo: Vec<(X, Mem)>,
     /// The site always leaves the block.
     leaves: bool,
+}
+
+/// A probe that has missed asks for the page to be entered, out of the way.
+struct Miss {
+    label: Label,
+    /// RCX has what makes the host address of a linear one.
+    found: Label,
+    /// The page is not to be had like this; no register but RCX and RDX has changed.
+    otherwise: Label,
+    kind: usize,
 }
 
 /// Translated code is left, out of the way.
@@ -160,6 +173,7 @@ pub(super) struct Emitter<'a> {
     /// How to compute the host's flags again, and whether that is known.
     recipe: Option<(Recipe, usize)>,
     cold: Vec<Cold>,
+    misses: Vec<Miss>,
     exits: Vec<Exit>,
     sides: Vec<Side>,
     /// See `pages.rs`.
@@ -208,6 +222,7 @@ impl<'a> Emitter<'a> {
             info,
             recipe: None,
             cold: Vec::new(),
+            misses: Vec::new(),
             exits: Vec::new(),
             sides: Vec::new(),
             groups: [None; 16],
@@ -608,6 +623,12 @@ impl<'a> Emitter<'a> {
             return Some(self.probe_aligned(write, bytes, alignment, cold, mem.base));
         }
         self.address()?;
+        Some(self.memory_at_ax(write, bytes, alignment))
+    }
+
+    /// The same for the offset in RAX, in the memory operand's segment. The flags are spoilt.
+    pub fn memory_at_ax(&mut self, write: bool, bytes: u8, alignment: u8) -> Mem {
+        let segment = self.source().op.segment;
         let cold = self.cold_path();
         if matches!(segment, seg::FS | seg::GS) {
             let span = field!(spans) + i32::from(segment) * size_of::<Span>() as i32;
@@ -622,7 +643,7 @@ impl<'a> Emitter<'a> {
                 self.asm.alu_load(Alu::Add, W::B4, R::Ax, base);
             }
         }
-        Some(self.probe_aligned(write, bytes, alignment, cold, R::Ax))
+        self.probe_aligned(write, bytes, alignment, cold, R::Ax)
     }
 
     /// Probes the TLB for `bytes` bytes at the linear address in `at`: a miss goes to `cold`.
@@ -636,8 +657,11 @@ impl<'a> Emitter<'a> {
         Mem::sum(R::Cx, at)
     }
 
-    /// The same: leaves in RCX what makes the host address of a linear one. Spoils RDX and the host's flags, but not RAX.
-    pub fn look(&mut self, write: bool, bytes: i32, alignment: i32, miss: Label, at: R) {
+    /// The same: leaves in RCX what makes the host address of a linear one. Spoils RDX and the host's flags, but not RAX. A page that the
+    /// second level of the TLB knows is entered, out of the way.
+    pub fn look(&mut self, write: bool, bytes: i32, alignment: i32, otherwise: Label, at: R) {
+        let (label, found, kind) = (self.asm.label(), self.asm.label(), refill::kind(self.class(), write));
+        self.misses.push(Miss { label, found, otherwise, kind });
         let table = if write { write_table(self.class()) } else { read_table(self.class()) } as i32;
         let asm = &mut self.asm;
         if self.rorx {
@@ -654,8 +678,24 @@ impl<'a> Emitter<'a> {
         }
         asm.alu_imm(Alu::And, W::B8, R::Dx, -4096 | (alignment - 1));
         asm.alu_load(Alu::Cmp, W::B8, R::Dx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table });
-        asm.jcc(Cond::NE, miss);
+        asm.jcc(Cond::NE, label);
         asm.load(W::B8, R::Cx, Mem { base: R::Bp, index: Some((R::Cx, 0)), disp: table + 8 });
+        asm.bind(found);
+    }
+
+    /// Writes what probes do that have missed.
+    fn write_misses(&mut self) {
+        for miss in std::mem::take(&mut self.misses) {
+            let asm = &mut self.asm;
+            asm.bind(miss.label);
+            asm.push(R::Cx);
+            asm.push(R::Dx);
+            asm.call_to(self.stubs.refill[miss.kind]);
+            asm.pop(R::Dx);
+            asm.pop(R::Cx);
+            asm.jcc(Cond::E, miss.found);
+            asm.jmp(miss.otherwise);
+        }
     }
 
     /// Probes the TLB for the stack: `bytes` bytes at the stack pointer plus `above`.
@@ -756,6 +796,15 @@ impl<'a> Emitter<'a> {
         self.cold_path_of(1)
     }
 
+    /// The same, where the hot path has spoilt vector registers: they are loaded first.
+    pub fn cold_path_with(&mut self, undo: &[(X, Mem)]) -> Label {
+        let label = self.cold_path();
+        if let Some(cold) = self.cold.last_mut() {
+            cold.undo = undo.to_vec();
+        }
+        label
+    }
+
     /// The same for `count` instructions from the current one on: all of them are interpreted.
     pub fn cold_path_of(&mut self, count: usize) -> Label {
         let recipe = match self.flags {
@@ -776,7 +825,8 @@ impl<'a> Emitter<'a> {
         self.at = first;
         let (label, resume) = (self.asm.label(), self.asm.label());
         let note = self.note;
-        self.cold.push(Cold { label, resume, sites, recipe, load_flags: false, fill_vectors, note, leaves });
+        let undo = Vec::new();
+        self.cold.push(Cold { label, resume, sites, recipe, load_flags: false, fill_vectors, note, undo, leaves });
         label
     }
 
@@ -807,6 +857,7 @@ impl<'a> Emitter<'a> {
 
     /// Writes all cold paths behind the block.
     pub fn write_cold_paths(&mut self) {
+        self.write_misses();
         if let Some((fill, resume, site)) = self.x87_fill.take() {
             self.asm.bind(fill);
             self.asm.set_wide(R::Ax, site as u64);
@@ -825,6 +876,9 @@ impl<'a> Emitter<'a> {
         let pointer = self.pointer();
         for cold in std::mem::take(&mut self.cold) {
             self.asm.bind(cold.label);
+            for (register, from) in cold.undo {
+                self.asm.load_vector(register, from);
+            }
             if let Some(note) = cold.note {
                 emit_note(&mut self.asm, note, pointer);
             }

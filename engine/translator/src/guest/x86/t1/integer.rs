@@ -96,6 +96,7 @@ impl Emitter<'_> {
             Bsr => self.bit_scan(true),
             Bswap => self.bswap(),
             Cmpxchg => self.compare_exchange(),
+            Cmpxchg16b => self.compare_exchange_16(),
             Xadd => self.exchange_add(),
             Stc => self.carry(0xf9),
             Clc => self.carry(0xf8),
@@ -116,14 +117,14 @@ impl Emitter<'_> {
     }
 
     /// LOCK, where the instruction has it.
-    fn lock(&mut self) {
+    pub fn lock(&mut self) {
         if self.is_locked() {
             self.asm.lock();
         }
     }
 
     /// RAX and RCX hold the memory operand: RCX alone holds it afterwards, so that RAX is free.
-    fn fold(&mut self, mem: Mem) -> Mem {
+    pub fn fold(&mut self, mem: Mem) -> Mem {
         self.asm.lea(W::B8, R::Cx, mem);
         Mem::at(R::Cx, 0)
     }
@@ -402,39 +403,6 @@ impl Emitter<'_> {
         Some(())
     }
 
-    fn xchg(&mut self) -> Option<()> {
-        let (a, b) = (self.operand(0), self.operand(1));
-        let w = self.width(0)?;
-        match (a, b) {
-            (Operand::Mem, Operand::Reg(_)) => {
-                let mem = self.memory(true, w.bytes())?;
-                if let Rm::Reg(reg) = self.writable(b) {
-                    self.asm.xchg(w, mem, reg);
-                }
-                self.commit(b);
-            }
-            (Operand::Reg(x), Operand::Reg(y)) => match (self.pinned(x), self.pinned(y)) {
-                (Some(x), Some(y)) => self.asm.xchg(w, x, y),
-                (Some(x), None) | (None, Some(x)) => {
-                    let other = if self.pinned(y).is_none() { b } else { a };
-                    self.writable(other);
-                    self.asm.xchg(w, x, R::Dx);
-                    self.commit(other);
-                }
-                (None, None) => {
-                    self.writable(b);
-                    self.value(a, R::Cx);
-                    self.asm.xchg(w, R::Cx, R::Dx);
-                    self.commit(b);
-                    let slot = self.slot(x);
-                    self.asm.mov(W::B8, slot, R::Cx);
-                }
-            },
-            _ => return None,
-        }
-        Some(())
-    }
-
     fn accumulator(&mut self, write: impl Fn(&mut Self)) -> Option<()> {
         write(self);
         Some(())
@@ -632,43 +600,6 @@ impl Emitter<'_> {
 
     // ---- Bits --------------------------------------------------------------------------------------------------
 
-    fn bit(&mut self, number: u8) -> Option<()> {
-        let (to, from) = (self.operand(0), self.operand(1));
-        let w = self.width(0)?;
-        let writes = number != 4;
-        let rm = match (to, from) {
-            (Operand::Reg(_), _) => self.writable(to),
-            (Operand::Mem, Operand::Imm(_)) => {
-                let mut mem = self.memory(writes, w.bytes())?;
-                if self.keeps_by_load(RflagsBits::CF) {
-                    mem = self.fold(mem);
-                }
-                mem.into()
-            }
-            // A register's bit number reaches beyond the operand.
-            _ => return None,
-        };
-        let from = match from {
-            Operand::Imm(value) => Fetched::Imm(value as i32),
-            Operand::Reg(_) => Fetched::Reg(self.value(from, R::Cx)),
-            _ => return None,
-        };
-        // Undefined flags are left as they are by hosts; ZF is defined to be.
-        self.keep_flags(RflagsBits::CF);
-        if to == Operand::Mem {
-            self.lock();
-        }
-        match from {
-            Fetched::Imm(value) => self.asm.bit_imm(number, w, rm, value as u8),
-            Fetched::Reg(reg) => self.asm.bit(number, w, rm, reg),
-        }
-        if writes {
-            self.commit(to);
-        }
-        self.wrote_flags();
-        Some(())
-    }
-
     fn bit_scan(&mut self, reverse: bool) -> Option<()> {
         let (to, from) = (self.operand(0), self.operand(1));
         let w = self.width(0)?;
@@ -685,41 +616,6 @@ impl Emitter<'_> {
         self.asm.mov(w, reg, R::Cx);
         self.asm.bind(nothing);
         self.commit(to);
-        self.wrote_flags();
-        Some(())
-    }
-
-    // ---- Locked exchanges --------------------------------------------------------------------------------------
-
-    fn compare_exchange(&mut self) -> Option<()> {
-        let (to, from) = (self.operand(0), self.operand(1));
-        let w = self.width(0)?;
-        let (Operand::Mem, Operand::Reg(_)) = (to, from) else { return None };
-        let mem = self.memory(true, w.bytes())?;
-        let mem = self.fold(mem);
-        let from = self.value(from, R::Dx);
-        self.asm.mov(W::B8, R::Ax, AX);
-        // The interpreter does it in one piece whether or not there is a prefix.
-        self.asm.lock();
-        self.asm.cmpxchg(w, mem, from);
-        let same = self.asm.label();
-        self.asm.jcc(Cond::E, same);
-        self.asm.mov(w, AX, R::Ax);
-        self.asm.bind(same);
-        self.wrote_flags();
-        Some(())
-    }
-
-    fn exchange_add(&mut self) -> Option<()> {
-        let (to, from) = (self.operand(0), self.operand(1));
-        let w = self.width(0)?;
-        let (Operand::Mem, Operand::Reg(_)) = (to, from) else { return None };
-        let mem = self.memory(true, w.bytes())?;
-        if let Rm::Reg(reg) = self.writable(from) {
-            self.asm.lock();
-            self.asm.xadd(w, mem, reg);
-        }
-        self.commit(from);
         self.wrote_flags();
         Some(())
     }

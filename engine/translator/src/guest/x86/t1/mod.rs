@@ -4,8 +4,8 @@
 //!
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
-//! * `integer.rs`, `bits.rs`, `vector.rs`, `x87.rs`, `flow.rs`, `system.rs`: the instructions; the host's `same.rs` writes the
-//!   guest's own with other operands.
+//! * `integer.rs`, `exchange.rs`, `bits.rs`, `vector.rs`, `gather.rs`, `x87.rs`, `flow.rs`, `fast_calls.rs`, `system.rs`:
+//!   the instructions; the host's `same.rs` writes the guest's own with other operands.
 //! * `pages.rs`: memory operands that share a look at the TLB.
 //! * `recipe.rs`: flags that only faults would want.
 //! * `jumps.rs`: where indirect transfers find their targets' code.
@@ -23,7 +23,10 @@
 mod bits;
 mod block;
 mod emit;
+mod exchange;
+mod fast_calls;
 mod flow;
+mod gather;
 mod integer;
 mod jumps;
 mod pages;
@@ -49,7 +52,8 @@ use super::system::deliver;
 use super::trace::{TraceCode, TraceRef};
 use crate::chaos::Dice;
 use crate::host::x64::vectors::{self, Residency};
-use crate::mmu::{PAGE_MASK, class};
+use crate::mmu::{PAGE_MASK, class, refill};
+use crate::shared::CpuShared;
 use crate::watch::sampler::Place;
 use crate::watch::tally::Happening;
 use block::{Relative, Request, Site, Space, leave};
@@ -58,7 +62,7 @@ use engine_cpu::x86::Activity;
 use engine_memory::PAGE_BYTES;
 use jumps::{Jump, JumpCaches};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Most instructions of a block.
 const MOST_INSTRUCTIONS: usize = 64;
@@ -96,12 +100,18 @@ pub(crate) struct Translator {
     /// The offset in CS of the page that is executed.
     page_base: u64,
     scratch: [u64; 2],
+    /// Where a gather keeps three vector registers: see `gather.rs`.
+    gather: [[u128; 2]; 3],
     /// Where regions keep values for which they have no register.
     cells: [u64; regions::CELLS],
     /// What makes host addresses of linear ones off general registers, while a block says so; 0: nothing.
     pages: [u64; 16],
     /// The CPU's attention word.
     attention: *const AtomicU32,
+    /// Which rights of a page let it into the first level of the TLB without Rust. Derived.
+    enough: refill::Enough,
+    /// Where misses of that level are counted.
+    missed: *const AtomicU64,
     /// The jump caches, by key.
     tables: [*mut Jump; KEYS],
     /// A handler's panic, on its way past translated code.
@@ -115,12 +125,13 @@ pub(crate) struct Translator {
     running: u32,
 }
 
-// SAFETY: the pointers lead into `jumps`, which never moves its tables, and to the attention word of the CPU's shared part, which the CPU holds.
+// SAFETY: the pointers lead into `jumps`, which never moves its tables, and into the CPU's shared part, which the CPU holds.
 unsafe impl Send for Translator {}
 
 impl Translator {
     /// Nothing translated yet.
-    pub fn new(attention: *const AtomicU32, translations: &Translations) -> Self {
+    pub fn new(shared: &CpuShared, translations: &Translations) -> Self {
+        let (attention, missed) = (shared.attention_word(), shared.tally.cell(Happening::TlbMissed));
         let enabled = translations.is_on();
         let mut jumps = JumpCaches::new(if enabled { KEYS } else { 0 });
         Self {
@@ -133,9 +144,12 @@ impl Translator {
             host_mxcsr: host_fp::HOST_MXCSR,
             page_base: 0,
             scratch: [0; 2],
+            gather: [[0; 2]; 3],
             cells: [0; regions::CELLS],
             pages: [0; 16],
             attention,
+            enough: refill::NEVER_ENOUGH,
+            missed,
             tables: jumps.tables(),
             panic: None,
             stop: None,
@@ -187,6 +201,8 @@ impl Cpu {
     /// Recomputes the mode's key; part of [`Cpu::mode_changed`].
     pub(super) fn translation_mode_changed(&mut self) {
         self.t1.key = NO_KEY;
+        // Chaos mode wants each miss.
+        self.t1.enough = if self.dice.is_some() { refill::NEVER_ENOUGH } else { refill::enough(self.cr0, self.cr4) };
         if !self.t1.enabled || self.tlb_class == class::USER_ALIGNED {
             return;
         }

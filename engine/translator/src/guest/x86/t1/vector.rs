@@ -6,6 +6,7 @@
 //! mask move stay with the interpreter. MMX instructions are written here, too, but it is `x87.rs` that says which and when.
 
 use super::emit::{ALL_FLAGS, Emitter, Operand};
+use super::gather;
 use super::x87::{self, uses_vectors};
 use super::{AVX, VECTOR, WIDE};
 use crate::guest::x86::cpu::{CodeSize, reg};
@@ -43,10 +44,11 @@ fn is_native(instruction: &Instruction) -> bool {
     };
     let usual = |at: u32| match instruction.op_kind(at) {
         OpKind::Register => vector(at) || instruction.op_register(at).is_gpr(),
-        // CVTPI2PS reads memory where it might read MMX registers, and switches to them all the same. Gathers fault between elements.
+        // CVTPI2PS reads memory where it might read MMX registers, and switches to them all the same.
         OpKind::Memory => {
             let index = instruction.memory_index();
-            instruction.code().op_code().op_kind(at) != OpCodeOperandKind::mm_or_mem && !index.is_xmm() && !index.is_ymm()
+            instruction.code().op_code().op_kind(at) != OpCodeOperandKind::mm_or_mem
+                && (!(index.is_xmm() || index.is_ymm()) || gather::is_native(instruction))
         }
         OpKind::Immediate8 => true,
         _ => false,
@@ -126,6 +128,9 @@ impl Emitter<'_> {
             self.asm.zero_vectors(instruction.mnemonic() == Mnemonic::Vzeroall);
             return Some(());
         }
+        if instruction.is_vsib() {
+            return self.gather();
+        }
         let mut operands = Operands::none(instruction.code());
         let mut result = None;
         for at in 0..instruction.op_count() {
@@ -188,31 +193,32 @@ mod tests {
     #[test]
     fn vectors_are_native_and_what_has_other_registers_is_not() {
         let native: &[&'static [u8]] = &[
-            &[0x0f, 0x28, 0x00],                   // movaps xmm0, [rax]
-            &[0xf3, 0x0f, 0x7f, 0x00],             // movdqu [rax], xmm0
-            &[0x66, 0x0f, 0x73, 0xf9, 4],          // pslldq xmm1, 4
-            &[0x66, 0x48, 0x0f, 0x6e, 0xc0],       // movq xmm0, rax
-            &[0xf2, 0x0f, 0x2c, 0x00],             // cvttsd2si eax, [rax]
-            &[0x66, 0x0f, 0x2f, 0xc1],             // comisd xmm0, xmm1
-            &[0x66, 0x0f, 0x38, 0x10, 0xc1],       // pblendvb xmm0, xmm1
-            &[0x66, 0x0f, 0x3a, 0x63, 0xc1, 0x0c], // pcmpistri xmm0, xmm1, 12
-            &[0xc5, 0xf4, 0x58, 0xc2],             // vaddps ymm0, ymm1, ymm2
-            &[0xc5, 0xfa, 0x2c, 0x00],             // vcvttss2si eax, [rax]
-            &[0xc4, 0xe3, 0x6d, 0x4b, 0xcb, 0x40], // vblendvpd ymm1, ymm2, ymm3, ymm4
-            &[0xc5, 0xf8, 0x77],                   // vzeroupper
+            &[0x0f, 0x28, 0x00],                      // movaps xmm0, [rax]
+            &[0xf3, 0x0f, 0x7f, 0x00],                // movdqu [rax], xmm0
+            &[0x66, 0x0f, 0x73, 0xf9, 4],             // pslldq xmm1, 4
+            &[0x66, 0x48, 0x0f, 0x6e, 0xc0],          // movq xmm0, rax
+            &[0xf2, 0x0f, 0x2c, 0x00],                // cvttsd2si eax, [rax]
+            &[0x66, 0x0f, 0x2f, 0xc1],                // comisd xmm0, xmm1
+            &[0x66, 0x0f, 0x38, 0x10, 0xc1],          // pblendvb xmm0, xmm1
+            &[0x66, 0x0f, 0x3a, 0x63, 0xc1, 0x0c],    // pcmpistri xmm0, xmm1, 12
+            &[0xc5, 0xf4, 0x58, 0xc2],                // vaddps ymm0, ymm1, ymm2
+            &[0xc5, 0xfa, 0x2c, 0x00],                // vcvttss2si eax, [rax]
+            &[0xc4, 0xe3, 0x6d, 0x4b, 0xcb, 0x40],    // vblendvpd ymm1, ymm2, ymm3, ymm4
+            &[0xc5, 0xf8, 0x77],                      // vzeroupper
+            &[0xc4, 0xe2, 0x6d, 0x92, 0x4c, 0xb8, 8], // vgatherdps ymm1, [rax+ymm7*4+8], ymm2
         ];
         let others: &[&'static [u8]] = &[
-            &[0x0f, 0xfc, 0xc1],                      // paddb mm0, mm1
-            &[0x48, 0x0f, 0x6e, 0xc0],                // movq mm0, rax
-            &[0x0f, 0x2a, 0xc1],                      // cvtpi2ps xmm0, mm1
-            &[0x0f, 0x2a, 0x00],                      // cvtpi2ps xmm0, [rax]
-            &[0xa5],                                  // movsd
-            &[0xc4, 0xe2, 0x6d, 0x92, 0x4c, 0xb8, 8], // vgatherdps ymm1, [rax+ymm7*4+8], ymm2
-            &[0xc4, 0xe2, 0x70, 0xf3, 0xdb],          // blsi ecx, ebx
-            &[0x0f, 0xae, 0x10],                      // ldmxcsr [rax]
-            &[0x66, 0x0f, 0xf7, 0xc1],                // maskmovdqu xmm0, xmm1
-            &[0x0f, 0xc3, 0x00],                      // movnti [rax], eax
-            &[0xf2, 0x0f, 0x38, 0xf1, 0xc1],          // crc32 eax, ecx
+            &[0x0f, 0xfc, 0xc1],                   // paddb mm0, mm1
+            &[0x48, 0x0f, 0x6e, 0xc0],             // movq mm0, rax
+            &[0x0f, 0x2a, 0xc1],                   // cvtpi2ps xmm0, mm1
+            &[0x0f, 0x2a, 0x00],                   // cvtpi2ps xmm0, [rax]
+            &[0xa5],                               // movsd
+            &[0xc4, 0xe2, 0x6d, 0x92, 0x14, 0xb8], // vgatherdps ymm2, [rax+ymm7*4], ymm2
+            &[0xc4, 0xe2, 0x70, 0xf3, 0xdb],       // blsi ecx, ebx
+            &[0x0f, 0xae, 0x10],                   // ldmxcsr [rax]
+            &[0x66, 0x0f, 0xf7, 0xc1],             // maskmovdqu xmm0, xmm1
+            &[0x0f, 0xc3, 0x00],                   // movnti [rax], eax
+            &[0xf2, 0x0f, 0x38, 0xf1, 0xc1],       // crc32 eax, ecx
         ];
         let native_of = |bytes: &[u8]| is_native(&Decoder::new(64, bytes, DecoderOptions::NONE).decode());
         let list = |of: &[&'static [u8]], are| of.iter().copied().filter(|bytes| native_of(bytes) != are).collect::<Vec<_>>();

@@ -33,7 +33,7 @@ impl<W_: Ways> Emitter<'_, W_> {
             Op::LoadVia | Op::Load => self.load_from(value, inst),
             Op::StoreVia | Op::Store => self.store_to(inst),
             Op::Fence => {
-                self.asm.mfence();
+                self.asm.fence(6);
                 Ok(())
             }
             Op::BailIf => {

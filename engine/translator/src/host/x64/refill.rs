@@ -1,0 +1,282 @@
+//! The stub that refills the first level of the TLB from the second. It is called where a probe has missed, and touches no vector register, no
+//! x87 and no general register: a page that the second level knows costs tens of cycles instead of a call into Rust.
+//!
+//! # How it is called
+//! There is one entry for each kind of access: twice the class, plus one for writes. Two words are on the stack: the *slot* that the probe looked at, as the distance from its table's
+//! start, pushed first, and the *page* that it compared with the tag. Behind the call both are there still, ZF says whether the page is entered now, and if it is, what was
+//! the slot is the addend:
+//! ```text
+//!     push slot
+//!     push page
+//!     call refill[kind]
+//!     pop  page
+//!     pop  slot
+//!     je   found            slot: the addend
+//! ```
+//! All registers keep their values; the flags other than ZF do not. An access that crosses into another page, or is not aligned as its probe wanted it, is not found:
+//! then slot and page do not belong together.
+
+use super::asm::{Alu, Asm, Cond, Label, Mem, R, W};
+use crate::mmu::refill::{self, first, physical, second};
+
+/// How many kinds of accesses there are.
+pub(crate) const KINDS: usize = 2 * first::CLASSES;
+
+/// The kind of an access.
+pub(crate) fn kind(class: u8, write: bool) -> usize {
+    (2 * usize::from(class) + usize::from(write)) % KINDS
+}
+
+/// Distances from the start of the CPU.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RefillLayout {
+    /// [`crate::mmu::Tlb`]
+    pub tlb: i32,
+    /// [`crate::mmu::SecondLevel`]
+    pub second_level: i32,
+    /// [`crate::mmu::PhysicalPages`]
+    pub physical_pages: i32,
+    /// What of a physical address the A20 gate lets through.
+    pub a20_mask: i32,
+    /// IA32_APIC_BASE: its page is not memory.
+    pub apic_base: i32,
+    /// DR7: breakpoints switch the stub off.
+    pub dr7: i32,
+    /// [`refill::Enough`]
+    pub enough: i32,
+    /// A pointer to where misses are counted, 64 bits.
+    pub missed: i32,
+}
+
+/// What the stub uses, in the order in which it is pushed.
+const SAVED: [R; 7] = [R::Ax, R::Bx, R::Cx, R::Dx, R::Si, R::Di, R::R8];
+/// Where the caller's words are then, behind the return address.
+const PAGE_AT: i32 = 8 * (SAVED.len() as i32 + 1);
+const SLOT_AT: i32 = PAGE_AT + 8;
+
+/// Writes the stub: its entries by kind.
+pub(crate) fn write(asm: &mut Asm, layout: &RefillLayout) -> [u64; KINDS] {
+    let body = asm.label();
+    let entries = std::array::from_fn(|kind| {
+        asm.align(16, 0);
+        let entry = asm.here();
+        asm.push(SAVED[0]);
+        asm.set(R::Ax, kind as u64);
+        asm.jmp(body);
+        entry
+    });
+    asm.align(16, 0);
+    asm.bind(body);
+    Writer { asm, layout: *layout }.body();
+    entries
+}
+
+struct Writer<'a> {
+    asm: &'a mut Asm,
+    layout: RefillLayout,
+}
+
+/// `[RBP + distance + inside]`
+fn field(distance: i32, inside: usize) -> Mem {
+    Mem::at(R::Bp, distance + inside as i32)
+}
+
+impl Writer<'_> {
+    /// AX is the kind all along, CX the slot and DX the page. SI becomes the second level's entry, DI the physical address, then the host's.
+    fn body(&mut self) {
+        let layout = self.layout;
+        let (fail, done) = (self.asm.label(), self.asm.label());
+        let asm = &mut *self.asm;
+        for reg in &SAVED[1..] {
+            asm.push(*reg);
+        }
+        asm.load(W::B8, R::Dx, Mem::at(R::Sp, PAGE_AT));
+        asm.load(W::B8, R::Cx, Mem::at(R::Sp, SLOT_AT));
+        // A page's address, whose slot is the one that was looked at.
+        asm.test_imm(W::B4, R::Dx, 0xfff);
+        asm.jcc(Cond::NE, fail);
+        asm.mov(W::B4, R::Bx, R::Dx);
+        asm.shift_imm(5, W::B4, R::Bx, 8);
+        asm.alu_imm(Alu::And, W::B4, R::Bx, 0x3ff0);
+        asm.alu(Alu::Cmp, W::B4, R::Bx, R::Cx);
+        asm.jcc(Cond::NE, fail);
+        asm.alu_imm(Alu::Cmp, W::B1, field(layout.dr7, 0), 0);
+        asm.jcc(Cond::NE, fail);
+        self.find_entry(fail);
+        self.check_rights(fail);
+        self.find_host_page(fail);
+        self.enter();
+        let asm = &mut *self.asm;
+        asm.mov(W::B8, Mem::at(R::Sp, SLOT_AT), R::Di);
+        asm.load(W::B8, R::Bx, field(layout.missed, 0));
+        asm.alu_imm(Alu::Add, W::B8, Mem::at(R::Bx, 0), 1);
+        asm.alu(Alu::Cmp, W::B4, R::Ax, R::Ax);
+        asm.jmp(done);
+        asm.bind(fail);
+        // The kind is less than 256.
+        asm.alu_imm(Alu::Cmp, W::B4, R::Ax, 0x100);
+        asm.bind(done);
+        for reg in SAVED.into_iter().rev() {
+            asm.pop(reg);
+        }
+        asm.ret();
+    }
+
+    /// SI becomes the entry of the page, DI its physical address. Spoils BX and R8.
+    fn find_entry(&mut self, fail: Label) {
+        let second_level = self.layout.second_level;
+        let asm = &mut *self.asm;
+        let found = asm.label();
+        let (context, global) = (field(second_level, second::CURRENT_AT), field(second_level, second::GLOBAL_AT));
+        asm.mov(W::B8, R::Si, R::Dx);
+        asm.shift_imm(5, W::B8, R::Si, 12);
+        asm.mov(W::B8, R::Bx, R::Dx);
+        asm.shift_imm(5, W::B8, R::Bx, 22);
+        asm.alu(Alu::Xor, W::B4, R::Si, R::Bx);
+        asm.alu_imm(Alu::And, W::B4, R::Si, second::SETS as i32 - 1);
+        asm.shift_imm(4, W::B8, R::Si, (second::WAYS * second::ENTRY_BYTES).trailing_zeros() as u8);
+        asm.alu_load(Alu::Add, W::B8, R::Si, field(second_level, second::SETS_AT));
+        asm.load(W::B4, R::R8, context);
+        let inside = |distance: usize| Mem::at(R::Si, distance as i32);
+        for way in 0..second::WAYS {
+            let next = asm.label();
+            asm.alu(Alu::Cmp, W::B8, inside(second::LINEAR), R::Dx);
+            asm.jcc(Cond::NE, next);
+            asm.load(W::B4, R::Bx, inside(second::CONTEXT));
+            asm.load(W::B8, R::Di, inside(second::PHYSICAL));
+            asm.alu(Alu::Cmp, W::B4, R::Bx, R::R8);
+            asm.jcc(Cond::E, found);
+            asm.alu_load(Alu::Cmp, W::B4, R::Bx, global);
+            asm.jcc(Cond::E, found);
+            asm.bind(next);
+            if way + 1 < second::WAYS {
+                asm.alu_imm(Alu::Add, W::B8, R::Si, second::ENTRY_BYTES as i32);
+            }
+        }
+        // A part of a larger page.
+        asm.mov(W::B8, R::Si, R::Dx);
+        asm.shift_imm(5, W::B8, R::Si, second::LARGE_SHIFT);
+        asm.alu_imm(Alu::And, W::B4, R::Si, second::LARGE as i32 - 1);
+        asm.shift_imm(4, W::B8, R::Si, second::ENTRY_BYTES.trailing_zeros() as u8);
+        asm.alu_load(Alu::Add, W::B8, R::Si, field(second_level, second::LARGE_AT));
+        asm.load(W::B8, R::Di, inside(second::LINEAR));
+        asm.alu(Alu::Xor, W::B8, R::Di, R::Dx);
+        asm.shift_imm(5, W::B8, R::Di, second::LARGE_SHIFT);
+        asm.jcc(Cond::NE, fail);
+        let holds = asm.label();
+        asm.load(W::B4, R::Bx, inside(second::CONTEXT));
+        asm.alu(Alu::Cmp, W::B4, R::Bx, R::R8);
+        asm.jcc(Cond::E, holds);
+        asm.alu_load(Alu::Cmp, W::B4, R::Bx, global);
+        asm.jcc(Cond::NE, fail);
+        asm.bind(holds);
+        asm.mov(W::B4, R::Di, R::Dx);
+        asm.alu_imm(Alu::And, W::B4, R::Di, (1 << second::LARGE_SHIFT) - 1);
+        asm.alu_load(Alu::Add, W::B8, R::Di, inside(second::PHYSICAL));
+        asm.bind(found);
+    }
+
+    /// Spoils BX and R8.
+    fn check_rights(&mut self, fail: Label) {
+        let asm = &mut *self.asm;
+        asm.movzx(W::B1, R::Bx, Mem::at(R::Si, second::RIGHTS as i32));
+        asm.alu_imm(Alu::And, W::B4, R::Bx, refill::RIGHTS.into());
+        asm.movzx(W::B1, R::R8, Mem { base: R::Bp, index: Some((R::Ax, 0)), disp: self.layout.enough });
+        asm.bit(4, W::B4, R::R8, R::Bx);
+        asm.jcc(Cond::AE, fail);
+    }
+
+    /// DI, a physical address, becomes the host's, if plain memory is there. Spoils BX and R8.
+    fn find_host_page(&mut self, fail: Label) {
+        let layout = self.layout;
+        let asm = &mut *self.asm;
+        asm.alu_load(Alu::And, W::B8, R::Di, field(layout.a20_mask, 0));
+        asm.load(W::B8, R::Bx, field(layout.apic_base, 0));
+        asm.alu(Alu::Xor, W::B8, R::Bx, R::Di);
+        asm.shift_imm(5, W::B8, R::Bx, 12);
+        asm.jcc(Cond::E, fail);
+        asm.mov(W::B8, R::Bx, R::Di);
+        asm.shift_imm(5, W::B8, R::Bx, 12);
+        asm.alu_imm(Alu::And, W::B4, R::Bx, physical::SLOTS as i32 - 1);
+        asm.imul_imm(W::B8, R::Bx, R::Bx, physical::SLOT_BYTES as i32);
+        asm.alu_load(Alu::Add, W::B8, R::Bx, field(layout.physical_pages, physical::SLOTS_AT));
+        let inside = |distance: usize| Mem::at(R::Bx, distance as i32);
+        asm.alu(Alu::Cmp, W::B8, inside(physical::TAG), R::Di);
+        asm.jcc(Cond::NE, fail);
+        asm.load(W::B8, R::Di, inside(physical::READ));
+        asm.test(W::B8, R::Di, R::Di);
+        asm.jcc(Cond::E, fail);
+        let readable = asm.label();
+        asm.test_imm(W::B1, R::Ax, 1);
+        asm.jcc(Cond::E, readable);
+        asm.alu(Alu::Cmp, W::B8, inside(physical::WRITE), R::Di);
+        asm.jcc(Cond::NE, fail);
+        asm.load(W::B8, R::R8, inside(physical::WRITE_STATE));
+        let flags = Mem::at(R::R8, engine_memory::PageState::FLAGS_AT as i32);
+        asm.movzx(W::B1, R::Bx, flags);
+        asm.test_imm(W::B1, R::Bx, refill::NOT_WRITTEN_PAST.into());
+        asm.jcc(Cond::NE, fail);
+        asm.alu_imm(Alu::And, W::B4, R::Bx, refill::ENTERED.into());
+        asm.alu_imm(Alu::Cmp, W::B4, R::Bx, refill::ENTERED.into());
+        asm.jcc(Cond::E, readable);
+        asm.lock();
+        asm.alu_imm(Alu::Or, W::B1, flags, refill::ENTERED.into());
+        asm.bind(readable);
+    }
+
+    /// Enters the host's page at DI, which becomes the addend, into the table, and notes that. Spoils all but AX, CX and DX.
+    fn enter(&mut self) {
+        let tlb = self.layout.tlb;
+        let asm = &mut *self.asm;
+        asm.alu(Alu::Sub, W::B8, R::Di, R::Dx);
+        asm.mov(W::B4, R::R8, R::Ax);
+        asm.shift_imm(4, W::B4, R::R8, first::TABLE_BYTES.trailing_zeros() as u8);
+        asm.alu(Alu::Add, W::B4, R::R8, R::Cx);
+        let slot = |inside: i32| Mem { base: R::Bp, index: Some((R::R8, 0)), disp: tlb + first::TABLES_AT as i32 + inside };
+        asm.mov(W::B8, slot(0), R::Dx);
+        asm.mov(W::B8, slot(8), R::Di);
+        // What a log has of it: the class above ten bits of the slot's number.
+        asm.mov(W::B4, R::R8, R::Ax);
+        asm.shift_imm(5, W::B4, R::R8, 1);
+        asm.shift_imm(4, W::B4, R::R8, 10);
+        asm.mov(W::B4, R::Bx, R::Cx);
+        asm.shift_imm(5, W::B4, R::Bx, 4);
+        asm.alu(Alu::Or, W::B4, R::R8, R::Bx);
+        asm.movzx(W::B1, R::Bx, Mem::at(R::Si, second::RIGHTS as i32));
+        asm.movzx(W::B1, R::Si, Mem::at(R::Si, second::SHIFT as i32));
+        let (global, logged, small) = (asm.label(), asm.label(), asm.label());
+        asm.test_imm(W::B1, R::Bx, refill::GLOBAL.into());
+        asm.jcc(Cond::NE, global);
+        for (log, is_global) in [(first::LOCAL_AT, false), (first::GLOBAL_AT, true)] {
+            if is_global {
+                asm.bind(global);
+            }
+            let len = field(tlb, log + first::LOG_LEN);
+            asm.load(W::B4, R::Bx, len);
+            asm.alu_imm(Alu::Cmp, W::B4, R::Bx, first::LOG_LIMIT as i32);
+            asm.jcc(Cond::AE, logged);
+            asm.mov(W::B2, Mem { base: R::Bp, index: Some((R::Bx, 1)), disp: tlb + log as i32 }, R::R8);
+            asm.alu_imm(Alu::Add, W::B4, len, 1);
+            if !is_global {
+                asm.jmp(logged);
+            }
+        }
+        asm.bind(logged);
+        // Which larger page a part of which is entered.
+        for (number, shift) in refill::LARGE_SHIFTS.into_iter().enumerate() {
+            let other = asm.label();
+            asm.alu_imm(Alu::Cmp, W::B4, R::Si, shift.into());
+            asm.jcc(Cond::NE, other);
+            asm.mov(W::B8, R::Bx, R::Dx);
+            asm.shift_imm(5, W::B8, R::Bx, shift);
+            asm.mov(W::B8, R::R8, R::Bx);
+            asm.shift_imm(5, W::B8, R::R8, 10);
+            asm.alu(Alu::Xor, W::B4, R::Bx, R::R8);
+            asm.alu_imm(Alu::And, W::B4, R::Bx, first::LARGE_BITS as i32 - 1);
+            asm.bit(5, W::B8, field(tlb, first::LARGE_AT + number * first::LARGE_BITS / 8), R::Bx);
+            asm.jmp(small);
+            asm.bind(other);
+        }
+        asm.bind(small);
+    }
+}
