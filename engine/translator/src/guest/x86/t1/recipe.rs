@@ -95,7 +95,7 @@ pub(super) fn written_registers(source: &Source) -> Option<u16> {
         _ => 0u16,
     };
     if source.vectors != Residency::Nothing {
-        let index = matches!(instruction.mnemonic(), M::Pcmpestri | M::Pcmpistri | M::Vpcmpestri | M::Vpcmpistri);
+        let index = super::vector::string_compare(instruction.mnemonic()).is_some_and(|strings| strings.index);
         return Some(register(0) | u16::from(index) << reg::CX);
     }
     Some(match instruction.mnemonic() {

@@ -64,14 +64,15 @@ fn is_native(instruction: &Instruction) -> bool {
 
 /// What a string comparison uses besides its operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct StringCompare {
+pub(super) struct StringCompare {
     /// Lengths in EAX and EDX.
     lengths: bool,
     /// An index into ECX.
-    index: bool,
+    pub index: bool,
 }
 
-fn string_compare(mnemonic: Mnemonic) -> Option<StringCompare> {
+/// What a mnemonic uses if it compares strings.
+pub(super) fn string_compare(mnemonic: Mnemonic) -> Option<StringCompare> {
     use Mnemonic::*;
     let (lengths, index) = match mnemonic {
         Pcmpestri | Pcmpestri64 | Vpcmpestri | Vpcmpestri64 => (true, true),
@@ -188,7 +189,28 @@ impl Emitter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use iced_x86::{Decoder, DecoderOptions};
+    use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register};
+
+    #[test]
+    fn string_compares_write_the_index_that_they_are_said_to() {
+        let mut factory = InstructionInfoFactory::new();
+        for opcode in 0x60..=0x63 {
+            let forms: [&[u8]; 4] = [
+                &[0x66, 0x0f, 0x3a, opcode, 0xc1, 0],
+                &[0x66, 0x48, 0x0f, 0x3a, opcode, 0xc1, 0],
+                &[0xc4, 0xe3, 0x79, opcode, 0xc1, 0],
+                &[0xc4, 0xe3, 0xf9, opcode, 0xc1, 0],
+            ];
+            for bytes in forms {
+                let instruction = Decoder::new(64, bytes, DecoderOptions::NONE).decode();
+                let is_index = |register: Register| register.full_register() == Register::RCX;
+                let used = factory.info(&instruction).used_registers();
+                let writes = used.iter().any(|used| is_index(used.register()) && used.access() == OpAccess::Write);
+                let said = string_compare(instruction.mnemonic()).is_some_and(|strings| strings.index);
+                assert_eq!(said, writes, "{bytes:x?}");
+            }
+        }
+    }
 
     #[test]
     fn vectors_are_native_and_what_has_other_registers_is_not() {
