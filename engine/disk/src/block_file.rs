@@ -72,13 +72,13 @@ pub trait BlockFile: Send + Sync {
     fn path(&self) -> &Path;
 }
 
-/// Reads a range, with zeros for what lies past the end of the file.
-pub(crate) fn read_zero_padded(file: &dyn BlockFile, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+/// Reads a range, with zeros for what lies past the end of the file; returns how many bytes lie before it.
+pub(crate) fn read_zero_padded(file: &dyn BlockFile, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
     let got = file.read_at(offset, buffer)?;
     if let Some(rest) = buffer.get_mut(got..) {
         rest.fill(0);
     }
-    Ok(())
+    Ok(got)
 }
 
 /// Reads a range that must lie inside the file.

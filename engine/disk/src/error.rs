@@ -133,6 +133,14 @@ pub enum DiskError {
         /// The disk whose base is meant.
         path: PathBuf,
     },
+    /// The file that holds a disk's data is missing or may not be opened.
+    #[error("This disk keeps its data in another file that cannot be used: {reason}. Put that file back, or choose another disk: {}", path.display())]
+    DataFile {
+        /// What is wrong, without a full stop.
+        reason: String,
+        /// The disk whose data file is meant.
+        path: PathBuf,
+    },
     /// A write to a disk that was opened for reading, or whose format has no writing.
     #[error("This disk is read-only. Attach it as writable, or use a copy: {}", path.display())]
     ReadOnly {
@@ -170,6 +178,14 @@ pub enum DiskError {
     /// No snapshot inside the file has this id or name.
     #[error("This disk has no snapshot \"{name}\". Look at the list of its snapshots: {}", path.display())]
     NoSuchSnapshot {
+        /// What was asked for.
+        name: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// No bitmap inside the file has this name.
+    #[error("This disk has no bitmap \"{name}\". Look at what the disk says of itself: {}", path.display())]
+    NoSuchBitmap {
         /// What was asked for.
         name: String,
         /// The file.

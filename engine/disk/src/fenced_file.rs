@@ -48,8 +48,8 @@ impl FencedFile {
         block_file::read_exact(&*self.file, offset, buffer).map_err(|source| self.error("read", source))
     }
 
-    /// Reads a range of which a tail may lie past the end; that tail is zeros.
-    pub(crate) fn read_zero_padded(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+    /// Reads a range of which a tail may lie past the end; that tail is zeros. Returns how many bytes lie before it.
+    pub(crate) fn read_zero_padded(&self, offset: u64, buffer: &mut [u8]) -> Result<usize, DiskError> {
         block_file::read_zero_padded(&*self.file, offset, buffer).map_err(|source| self.error("read", source))
     }
 

@@ -224,14 +224,22 @@ fn create(options: CreateOptions) -> impl FnOnce(&dyn BlockFile) {
 }
 
 fn qcow2_seeds() -> Vec<Vec<u8>> {
-    let kinds = [(512, 16, 3), (512, 1, 3), (4096, 64, 3), (512, 16, 2), (65536, 16, 3)];
+    let kinds = [
+        (512, 16, 3, false),
+        (512, 1, 3, false),
+        (4096, 64, 3, false),
+        (512, 16, 2, false),
+        (65536, 16, 3, false),
+        (16384, 16, 3, true),
+    ];
     let mut seeds = Vec::new();
-    for (cluster_size, refcount_bits, version) in kinds {
+    for (cluster_size, refcount_bits, version, extended_l2) in kinds {
         for compression in [Compression::Deflate, Compression::Zstd] {
             if version == 2 && compression == Compression::Zstd {
                 continue;
             }
-            let qcow2 = Qcow2Options { cluster_size, refcount_bits, version, compression, ..Qcow2Options::default() };
+            let qcow2 =
+                Qcow2Options { cluster_size, refcount_bits, version, compression, extended_l2, ..Qcow2Options::default() };
             let options = CreateOptions { qcow2, ..CreateOptions::new(Format::Qcow2, 24 * cluster_size) };
             seeds.push(seed(Format::Qcow2, create(options), |disk| {
                 disk.write_at(0, &[7; 100]).unwrap();
@@ -239,8 +247,15 @@ fn qcow2_seeds() -> Vec<Vec<u8>> {
                 if refcount_bits > 1 {
                     disk.create_snapshot(&NewSnapshot { name: "s".into(), ..NewSnapshot::default() }).unwrap();
                 }
+                // Bitmaps that are up to date, one of which follows; version 2 has none.
+                let bitmaps = disk.bitmaps().unwrap();
+                if version == 3 && compression == Compression::Deflate {
+                    bitmaps.add("halted", None).unwrap();
+                    bitmaps.set_enabled("halted", false).unwrap();
+                    bitmaps.add("b", Some(512)).unwrap();
+                }
                 disk.write_at(cluster_size, &[9; 100]).unwrap();
-                disk.write_zeroes(10 * cluster_size, cluster_size).unwrap();
+                disk.write_zeroes(10 * cluster_size, cluster_size / 2).unwrap();
             }));
         }
     }
@@ -540,6 +555,15 @@ fn change_everything(disk: &dyn DiskImage, note: &mut impl FnMut(Result<(), Disk
     note(disk.write_at(size / 2 / 512 * 512, &[3; 512]));
     if cluster <= size {
         note(disk.write_compressed(0, &vec![4; cluster as usize]));
+    }
+    if let Some(bitmaps) = disk.bitmaps() {
+        for bitmap in bitmaps.list().iter().take(4) {
+            note(bitmaps.marked(&bitmap.name, 0, 100).map(drop));
+            note(bitmaps.set_enabled(&bitmap.name, !bitmap.enabled));
+        }
+        note(bitmaps.add("new", None));
+        note(bitmaps.remove("b"));
+        note(bitmaps.clear("halted"));
     }
     note(disk.apply_snapshot("s"));
     note(disk.discard(0, disk.len().min(1 << 20)));

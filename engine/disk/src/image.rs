@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::image_info::{ImageInfo, NewSnapshot, SnapshotInfo};
+use crate::image_info::{Amendment, Bitmaps, ImageInfo, NewSnapshot, SnapshotInfo};
 use crate::open::{Backing, Preallocation};
 use crate::{DiskError, Format};
 
@@ -151,6 +151,16 @@ pub trait DiskImage: Send + Sync {
     /// opened again.
     fn set_backing(&self, _backing: Option<&Backing>) -> Result<(), DiskError> {
         Err(self.cannot("be built on another disk"))
+    }
+
+    /// Changes what the file is without changing what is on the disk.
+    fn amend(&self, _wanted: &Amendment) -> Result<(), DiskError> {
+        Err(self.cannot("change its options"))
+    }
+
+    /// The bitmaps of the file, if the format has such.
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        None
     }
 
     /// The error for what this format does not have. `action` completes "A … disk cannot".

@@ -1,5 +1,9 @@
 //! What a disk file says of itself, in a form that fits every format.
 
+use std::ops::Range;
+
+use crate::DiskError;
+
 /// What [`DiskImage::info`](crate::DiskImage::info) tells.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ImageInfo {
@@ -11,6 +15,8 @@ pub struct ImageInfo {
     pub dirty: bool,
     /// Whether it takes only whole clusters, compressed, each once: a file made to be sent.
     pub writes_whole_clusters_compressed: bool,
+    /// The name of the file that holds the data, where that is another one.
+    pub data_file: Option<String>,
     /// Where the state of a saved machine begins in the disk's address space; 0 for formats that keep none.
     pub vm_state_offset: u64,
     /// Whether its content is encrypted.
@@ -60,6 +66,58 @@ pub struct SnapshotInfo {
     pub disk_size: u64,
     /// Guest instructions that had been executed, where they were counted.
     pub instructions: Option<u64>,
+}
+
+/// A bitmap of a disk file: it says which parts of the disk changed since something was done with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BitmapInfo {
+    /// Its name; no other bitmap of the file has it.
+    pub name: String,
+    /// How many bytes of the disk a bit stands for.
+    pub granularity: u64,
+    /// Whether it follows what is written.
+    pub enabled: bool,
+    /// Whether a program used it and never finished; then it can only be removed.
+    pub out_of_date: bool,
+}
+
+/// The bitmaps of a disk file. What is changed is in the file when the disk is closed.
+pub trait Bitmaps {
+    /// All bitmaps, in the order of the file.
+    fn list(&self) -> Vec<BitmapInfo>;
+
+    /// Makes a new bitmap that follows what is written from now on. Without a granularity the usual one is taken.
+    fn add(&self, name: &str, granularity: Option<u64>) -> Result<(), DiskError>;
+
+    /// Removes a bitmap.
+    fn remove(&self, name: &str) -> Result<(), DiskError>;
+
+    /// Says whether a bitmap follows what is written.
+    fn set_enabled(&self, name: &str, enabled: bool) -> Result<(), DiskError>;
+
+    /// Makes a bitmap say that nothing has changed.
+    fn clear(&self, name: &str) -> Result<(), DiskError>;
+
+    /// Makes a bitmap say that a range of the disk has changed.
+    fn mark(&self, name: &str, range: Range<u64>) -> Result<(), DiskError>;
+
+    /// The ranges of the disk that a bitmap says have changed: in order, from `from` on, at most `most` of them.
+    fn marked(&self, name: &str, from: u64, most: usize) -> Result<Vec<Range<u64>>, DiskError>;
+}
+
+/// What is to change in a disk file that exists; `None` stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Amendment {
+    /// The version of the format.
+    pub version: Option<u32>,
+    /// Whether writers may leave the refcounts behind.
+    pub lazy_refcounts: Option<bool>,
+    /// The width of a reference count in bits.
+    pub refcount_bits: Option<u32>,
+    /// Another name for the file that holds the data.
+    pub data_file: Option<String>,
+    /// Whether that file must read as the disk does.
+    pub raw_data_file: Option<bool>,
 }
 
 /// What the maker of a snapshot decides. The file chooses the id.

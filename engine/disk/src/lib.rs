@@ -56,11 +56,12 @@ pub use error::DiskError;
 pub use formats::{Format, UnknownFormat};
 pub use host_file::HostFile;
 pub use image::{DiskImage, Extent, ExtentKind};
-pub use image_info::{BackingInfo, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
+pub use image_info::{Amendment, BackingInfo, BitmapInfo, Bitmaps, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
 pub use iso_volume::{BootEntry, BootPlatform, GuestArch, GuestFamily, GuestGuess, VolumeDescription, describe_iso};
 pub use luks::Passphrase;
 pub use open::{
-    Backing, BackingFiles, CreateOptions, Flushing, OpenOptions, Preallocation, ProbedRaw, Sharing, create, create_over, open,
+    Backing, BackingFiles, CreateOptions, Flushing, NewDataFile, OpenOptions, Preallocation, ProbedRaw, Sharing, create,
+    create_over, open,
 };
 pub use probe::probe;
 pub use qcow2::{Compression, Qcow2Options};

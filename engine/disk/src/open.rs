@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use crate::block_file::{Access, BlockFile, FileIdentity, read_zero_padded};
+use crate::block_file::{Access, BlockFile, FileIdentity, fill_with_zeros, read_zero_padded};
 use crate::formats::{HEAD_LENGTH, Opening, WriteEmpty};
 use crate::host_file::HostFile;
 use crate::image::DiskImage;
@@ -147,10 +147,21 @@ pub struct CreateOptions {
     pub preallocation: Preallocation,
     /// What only a qcow2 file has.
     pub qcow2: Qcow2Options,
+    /// The file that is to hold the data of a qcow2 disk, if that is to be another one.
+    pub data_file: Option<NewDataFile>,
     /// What kind of file a VMDK disk becomes.
     pub vmdk: VmdkKind,
     /// Encrypts the disk, where the format can: LUKS always does, qcow2 if this is there.
     pub passphrase: Option<Passphrase>,
+}
+
+/// The file that holds the data of a qcow2 disk. It is made with the disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewDataFile {
+    /// Its name as it is to be written in the disk file; relative names are relative to that file's folder.
+    pub name: String,
+    /// Whether it must always read as the disk does, by itself. Then the disk can have no base image.
+    pub raw: bool,
 }
 
 /// A base image of a new disk.
@@ -171,6 +182,7 @@ impl CreateOptions {
             backing: None,
             preallocation: Preallocation::Off,
             qcow2: Qcow2Options::default(),
+            data_file: None,
             vmdk: VmdkKind::default(),
             passphrase: None,
         }
@@ -278,6 +290,31 @@ impl Chain {
         (driver.open)(Opening { file, access, first_sector, internal_snapshot, passphrase, chain: &chain })
     }
 
+    /// Where the data file of the disk at `main` is, by the name that stands in it. What goes for base images goes for
+    /// it too: never is anything but an ordinary file opened, and only where such names may be followed.
+    pub(crate) fn data_file(&self, main: &Path, name: Option<&str>, access: Access) -> Result<PartPlace, DiskError> {
+        let refuse = |reason: String| DiskError::DataFile { reason, path: main.to_path_buf() };
+        let name = name.ok_or_else(|| refuse("its name is not written down".into()))?;
+        if let Some(protocol) = protocol(name) {
+            return Err(refuse(format!("\"{}:\" is no way that Bellglass goes to a file", protocol.escape_debug())));
+        }
+        let named = Path::new(name);
+        match self.backing_files {
+            BackingFiles::Anywhere | BackingFiles::LeftOut => {}
+            BackingFiles::BesideDisk if is_beside(named) => {}
+            BackingFiles::BesideDisk => return Err(refuse("it lies outside the disk's own folder".into())),
+            BackingFiles::Refused => return Err(refuse("other files are not allowed here".into())),
+        }
+        Ok(PartPlace {
+            main: main.to_path_buf(),
+            path: main.parent().unwrap_or(Path::new("")).join(named),
+            access,
+            sharing: self.sharing,
+            flushing: self.flushing,
+            visited: self.visited.clone(),
+        })
+    }
+
     /// Opens another file that belongs to the disk at `main` and lies beside it.
     pub(crate) fn open_part(&self, main: &Path, name: &str, access: Access) -> Result<Arc<dyn BlockFile>, DiskError> {
         let mut parts = Path::new(name).components();
@@ -317,10 +354,9 @@ impl Chain {
             return Err(refuse("the format of its base image is not written down, and guessing it would be unsafe"));
         };
         let named = Path::new(name);
-        let is_beside = named.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
         match self.backing_files {
             BackingFiles::Anywhere => {}
-            BackingFiles::BesideDisk if is_beside => {}
+            BackingFiles::BesideDisk if is_beside(named) => {}
             BackingFiles::BesideDisk => return Err(refuse("its base image lies outside the disk's own folder")),
             BackingFiles::Refused | BackingFiles::LeftOut => return Err(refuse("base images are not allowed here")),
         }
@@ -336,6 +372,45 @@ impl Chain {
             error => refuse(&error.to_string()),
         })
     }
+}
+
+/// Another file that belongs to a disk, before it is opened.
+#[derive(Debug)]
+pub(crate) struct PartPlace {
+    main: PathBuf,
+    path: PathBuf,
+    access: Access,
+    sharing: Sharing,
+    flushing: Flushing,
+    visited: Vec<FileIdentity>,
+}
+
+impl PartPlace {
+    /// Opens the file and keeps others away from it.
+    pub(crate) fn open(&self) -> Result<Arc<dyn BlockFile>, DiskError> {
+        let told = |error: DiskError| self.error(&error.to_string());
+        let file = HostFile::open(&self.path, self.access).map_err(told)?;
+        if file.identity().is_some_and(|identity| self.visited.contains(&identity)) {
+            return Err(self.error("it is the disk itself, or what it is built on"));
+        }
+        let opened = OpenedFile { file, format: Format::Raw, access: self.access, first_sector: ProbedRaw::Stated };
+        opened.lock(self.sharing).map_err(told)?;
+        Ok(self.flushing.applied_to(opened.file))
+    }
+
+    pub(crate) fn error(&self, reason: &str) -> DiskError {
+        DiskError::DataFile { reason: reason.to_owned(), path: self.main.clone() }
+    }
+}
+
+/// The word before the colon of a name that is no file's, such as `nbd:`.
+pub(crate) fn protocol(name: &str) -> Option<&str> {
+    name.split_once(':').map(|(protocol, _)| protocol).filter(|protocol| !protocol.contains('/'))
+}
+
+/// Whether a name can only lead into the folder it is relative to.
+fn is_beside(name: &Path) -> bool {
+    name.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
 /// The format of a file about which nothing was said.
@@ -367,7 +442,14 @@ pub fn create(path: &Path, options: &CreateOptions) -> Result<(), DiskError> {
     unfinished.push(format!(".{}.unfinished", std::process::id()));
     let unfinished = path.with_file_name(unfinished);
     let file = HostFile::create_new(&unfinished)?;
-    let result = write_empty(&file, options)
+    let make = || {
+        if let Some(data_file) = &options.data_file {
+            let place = Chain::default().data_file(path, Some(&data_file.name), Access::ReadWrite)?;
+            fill_data_file(&HostFile::create_new(&place.path)?, options)?;
+        }
+        write_empty(&file, options)
+    };
+    let result = make()
         .and_then(|()| file.flush().map_err(|source| DiskError::host("flush", path, source)))
         .and_then(|()| publish(&unfinished, path));
     if result.is_err() {
@@ -388,7 +470,29 @@ pub fn create_over(path: &Path, options: &CreateOptions) -> Result<(), DiskError
     let opened = OpenedFile { file, format: options.format, access: Access::ReadWrite, first_sector: ProbedRaw::Stated };
     opened.lock(Sharing::Locked)?;
     opened.file.truncate(0).map_err(|source| DiskError::host("empty", path, source))?;
+    if let Some(data_file) = &options.data_file {
+        let place = Chain::default().data_file(path, Some(&data_file.name), Access::ReadWrite)?;
+        if !place.path.exists() {
+            HostFile::create_new(&place.path)?;
+        }
+        let file = PartPlace { visited: opened.file.identity().into_iter().collect(), ..place }.open()?;
+        file.truncate(0).map_err(|source| DiskError::host("empty", path, source))?;
+        fill_data_file(&*file, options)?;
+    }
     write_empty(&Forgetful(opened.file), options)
+}
+
+/// Gives an empty data file the size of its disk.
+fn fill_data_file(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
+    let host = |source| DiskError::host("set space aside in", file.path(), source);
+    match options.preallocation {
+        Preallocation::Off | Preallocation::Metadata => file.truncate(options.size).map_err(host),
+        Preallocation::Falloc => match file.allocate(0, options.size) {
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => fill_with_zeros(file, 0, options.size).map_err(host),
+            result => result.map_err(host),
+        },
+        Preallocation::Full => fill_with_zeros(file, 0, options.size).map_err(host),
+    }
 }
 
 /// Whether such a disk can be made at all, and how.
@@ -402,6 +506,9 @@ fn check_create(path: &Path, options: &CreateOptions) -> Result<WriteEmpty, Disk
     }
     if options.passphrase.is_some() && !matches!(options.format, Format::Qcow2 | Format::Luks) {
         return Err(bad("Disks of this format cannot be encrypted. Use qcow2 or luks"));
+    }
+    if options.data_file.is_some() && options.format != Format::Qcow2 {
+        return Err(bad("Only a qcow2 disk can keep its data in another file"));
     }
     if options.size > i64::MAX as u64 {
         return Err(bad("This size is larger than any file can be. Choose a smaller one"));

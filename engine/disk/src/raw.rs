@@ -86,7 +86,10 @@ impl DiskImage for Raw {
         let stored = self.stored.load(Ordering::Acquire).saturating_sub(offset).min(buffer.len() as u64) as usize;
         let (inside, tail) = buffer.split_at_mut(stored);
         self.file.read_exact(offset, inside)?;
-        if tail.is_empty() { Ok(()) } else { self.file.read_zero_padded(offset + stored as u64, tail) }
+        if !tail.is_empty() {
+            self.file.read_zero_padded(offset + stored as u64, tail)?;
+        }
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::image::{DiskImage, Extent};
-use crate::image_info::{ImageInfo, NewSnapshot, SnapshotInfo};
+use crate::image_info::{Amendment, Bitmaps, ImageInfo, NewSnapshot, SnapshotInfo};
 use crate::open::{Backing, Preallocation};
 use crate::{DiskError, Format};
 
@@ -99,6 +99,14 @@ impl DiskImage for WriteThrough {
 
     fn set_backing(&self, backing: Option<&Backing>) -> Result<(), DiskError> {
         self.0.set_backing(backing)
+    }
+
+    fn amend(&self, wanted: &Amendment) -> Result<(), DiskError> {
+        self.0.amend(wanted)
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        self.0.bitmaps()
     }
 }
 

@@ -19,10 +19,11 @@ use super::xts::{SECTOR, Xts};
 use super::{Passphrase, TITLE};
 
 pub(super) const MAGIC: &[u8; 6] = b"LUKS\xba\xbe";
-const HEADER_LENGTH: usize = 592;
-const SLOTS: usize = 8;
-const AT_SLOTS: usize = 208;
-const SLOT_LENGTH: usize = 48;
+pub(super) const HEADER_LENGTH: usize = 592;
+pub(super) const SLOTS: usize = 8;
+pub(super) const AT_SLOTS: usize = 208;
+pub(super) const AT_DIGEST_ROUNDS: usize = 164;
+pub(super) const SLOT_LENGTH: usize = 48;
 const SLOT_ACTIVE: u32 = 0x00ac_71f3;
 const SLOT_FREE: u32 = 0x0000_dead;
 const STRIPES: usize = 4000;
@@ -160,20 +161,24 @@ impl LuksHeader {
             key_length,
             digest: bytes[112..132].try_into().unwrap_or_default(),
             digest_salt: bytes[132..164].try_into().unwrap_or_default(),
-            digest_rounds: fields.be32(164),
+            digest_rounds: fields.be32(AT_DIGEST_ROUNDS),
             slots,
             uuid: word(&bytes[168..208]),
             payload_offset: u64::from(fields.be32(104)) * SECTOR as u64,
         };
-        let active = header.slots.iter().filter(|slot| slot.is_active);
-        let rounds = active.map(|slot| u64::from(slot.rounds)).sum::<u64>() + u64::from(header.digest_rounds);
         if header.digest_rounds == 0 || header.slots.iter().any(|slot| slot.is_active && slot.rounds == 0) {
             return Err(wrong("a key is to be made in no rounds"));
         }
-        if rounds > u64::from(MAX_ROUNDS) {
+        if header.rounds() > u64::from(MAX_ROUNDS) {
             return Err(unsupported("a passphrase that takes this program too long to try".into()));
         }
         Ok(header)
+    }
+
+    /// How many rounds of a key's making it takes at most to try a passphrase.
+    pub(super) fn rounds(&self) -> u64 {
+        let active = self.slots.iter().filter(|slot| slot.is_active);
+        active.map(|slot| u64::from(slot.rounds)).sum::<u64>() + u64::from(self.digest_rounds)
     }
 
     /// Finds the master key by a passphrase.
@@ -256,6 +261,11 @@ impl LuksHeader {
 
 /// A new header with one passphrase, as it stands in a file: so long is what comes before the disk.
 pub(crate) fn create(passphrase: &Passphrase) -> std::io::Result<Vec<u8>> {
+    create_with_rounds(passphrase, rounds_in(Hash::Sha256, NEW_SLOT_TIME))
+}
+
+/// The same, with a number of rounds that says what trying a passphrase costs.
+pub(super) fn create_with_rounds(passphrase: &Passphrase, rounds: u32) -> std::io::Result<Vec<u8>> {
     let hash = Hash::Sha256;
     let slot_length = (NEW_KEY_LENGTH * STRIPES).next_multiple_of(SLOT_ALIGNMENT);
     let offset_of = |slot: usize| SLOT_ALIGNMENT + slot * slot_length;
@@ -276,7 +286,6 @@ pub(crate) fn create(passphrase: &Passphrase) -> std::io::Result<Vec<u8>> {
     let mut salt = [0; 32];
     random(&mut salt)?;
     random(&mut header.digest_salt)?;
-    let rounds = rounds_in(hash, NEW_SLOT_TIME);
     header.digest_rounds = (rounds / 8).max(MIN_ROUNDS);
     header.digest = header.digest_of(&master)[..].try_into().unwrap_or_default();
 
@@ -290,7 +299,7 @@ pub(crate) fn create(passphrase: &Passphrase) -> std::io::Result<Vec<u8>> {
     put(&mut bytes, 108, &(NEW_KEY_LENGTH as u32).to_be_bytes());
     put(&mut bytes, 112, &header.digest);
     put(&mut bytes, 132, &header.digest_salt);
-    put(&mut bytes, 164, &header.digest_rounds.to_be_bytes());
+    put(&mut bytes, AT_DIGEST_ROUNDS, &header.digest_rounds.to_be_bytes());
     put(&mut bytes, 168, header.uuid.as_bytes());
     for slot in 0..SLOTS {
         let at = AT_SLOTS + slot * SLOT_LENGTH;

@@ -224,4 +224,6 @@ fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError
 }
 
 #[cfg(test)]
+mod fuzz_tests;
+#[cfg(test)]
 mod tests;

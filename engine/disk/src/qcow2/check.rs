@@ -80,8 +80,9 @@ struct Checker<'a> {
     references: Vec<u32>,
     /// What kind of table each cluster holds.
     holds: Vec<Holds>,
-    /// Second-level tables by place: how many entries of any first-level table lead there.
-    tables: BTreeMap<u64, u32>,
+    /// Second-level tables by place: how many entries of any first-level table lead there, and which is the first of the
+    /// disk's clusters that the first of them maps.
+    tables: BTreeMap<u64, (u32, u64)>,
     report: CheckReport,
     nonsense: Vec<Nonsense>,
 }
@@ -230,7 +231,8 @@ impl Checker<'_> {
                 self.nonsense.push(Nonsense { at, is_first_level: true });
             } else if self.tables.contains_key(&table) || !self.is_known_table(table) {
                 if self.count_table("second-level table", table, self.cluster) {
-                    let times = self.tables.entry(table).or_default();
+                    let first = index as u64 * self.entries_per_table();
+                    let (times, _) = self.tables.entry(table).or_insert((0, first));
                     *times = times.saturating_add(1);
                 } else {
                     self.nonsense.push(Nonsense { at, is_first_level: true });
@@ -254,14 +256,66 @@ impl Checker<'_> {
 
     /// Counts what the second-level tables lead to.
     fn count_data(&mut self) -> Result<(), DiskError> {
-        for (table, times) in std::mem::take(&mut self.tables) {
-            for (index, entry) in self.words(table, self.cluster / 8)?.into_iter().enumerate() {
-                if entry != 0 && !self.count_entry(entry, times) {
-                    self.nonsense.push(Nonsense { at: table + index as u64 * 8, is_first_level: false });
+        for (table, (times, first)) in std::mem::take(&mut self.tables) {
+            for (index, (entry, pieces)) in self.entries(table)?.into_iter().enumerate() {
+                let is_sensible = match self.header.has_data_file() {
+                    true => self.judge_external(entry, (first + index as u64) * self.cluster),
+                    false => entry == 0 || self.count_entry(entry, times),
+                };
+                if !is_sensible || !self.judge_subclusters(entry, pieces) {
+                    self.nonsense.push(Nonsense { at: self.place(table, index), is_first_level: false });
                 }
             }
         }
         Ok(())
+    }
+
+    /// Entries of a second-level table: each with its subclusters, if there are such.
+    fn entries(&self, table: u64) -> Result<Vec<(u64, u64)>, DiskError> {
+        let words = self.words(table, self.cluster / 8)?;
+        Ok(match self.header.has_extended_l2() {
+            true => words.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect(),
+            false => words.into_iter().map(|word| (word, 0)).collect(),
+        })
+    }
+
+    fn entries_per_table(&self) -> u64 {
+        self.cluster / if self.header.has_extended_l2() { 16 } else { 8 }
+    }
+
+    /// Where in the file an entry of a second-level table stands.
+    fn place(&self, table: u64, index: usize) -> u64 {
+        table + index as u64 * if self.header.has_extended_l2() { 16 } else { 8 }
+    }
+
+    /// Whether what an entry says of its 32 subclusters makes sense: each stored, zeros or neither, and stored somewhere.
+    fn judge_subclusters(&mut self, entry: u64, pieces: u64) -> bool {
+        let (stored, zeros) = (pieces & 0xffff_ffff, pieces >> 32);
+        let has_place = entry & OFFSET != 0 || (self.header.has_data_file() && entry & OFFLAG_COPIED != 0);
+        let is_sensible = match entry & OFFLAG_COMPRESSED != 0 {
+            true => pieces == 0,
+            false => stored & zeros == 0 && (stored == 0 || has_place),
+        };
+        if !is_sensible {
+            self.report.error_with(|| format!("second-level entry {entry:#x} has impossible subclusters {pieces:#x}"));
+        }
+        is_sensible
+    }
+
+    /// Whether an entry makes sense where the data lies in another file: there it lies where the disk has it.
+    fn judge_external(&mut self, entry: u64, guest: u64) -> bool {
+        let is_there = entry & OFFSET != 0 || entry & OFFLAG_COPIED != 0;
+        let allowed = OFFLAG_COPIED | OFFSET | self.zero_flag();
+        let is_sensible = entry & !allowed == 0 && (!is_there || entry & OFFSET == guest);
+        if !is_sensible {
+            self.report.error_with(|| format!("second-level entry {entry:#x} is not that of a data file at {guest:#x}"));
+        }
+        is_sensible
+    }
+
+    /// The flag "zeros", where entries have it.
+    fn zero_flag(&self) -> u64 {
+        if self.header.version >= 3 && !self.header.has_extended_l2() { OFFLAG_ZERO } else { 0 }
     }
 
     /// Counts what one entry leads to; says whether the entry makes sense.
@@ -269,8 +323,8 @@ impl Checker<'_> {
         if entry & OFFLAG_COMPRESSED != 0 {
             return self.count_compressed(entry, times);
         }
-        let is_zero = self.header.version >= 3 && entry & OFFLAG_ZERO != 0;
-        let reserved = !(OFFLAG_COPIED | OFFSET | if self.header.version >= 3 { OFFLAG_ZERO } else { 0 });
+        let is_zero = entry & self.zero_flag() != 0;
+        let reserved = !(OFFLAG_COPIED | OFFSET | self.zero_flag());
         let host = entry & OFFSET;
         if entry & reserved != 0 || (host == 0 && !is_zero) || (host == 0 && entry & OFFLAG_COPIED != 0) {
             self.report.error_with(|| format!("second-level entry {entry:#x} makes no sense"));
@@ -404,8 +458,8 @@ impl Checker<'_> {
             }
             self.check_mark(at, entry, counts, &mut wrong);
             let table = entry & OFFSET;
-            for (index, entry) in self.words(table, self.cluster / 8)?.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
-                let at = table + index as u64 * 8;
+            for (index, (entry, _)) in self.entries(table)?.into_iter().enumerate().filter(|(_, (entry, _))| *entry != 0) {
+                let at = self.place(table, index);
                 if is_bad(&at) {
                     continue;
                 }
@@ -417,7 +471,9 @@ impl Checker<'_> {
                     continue;
                 }
                 let host = entry & OFFSET;
-                if host != 0 {
+                if self.header.has_data_file() {
+                    self.report.allocated_clusters += u64::from(entry & OFFLAG_COPIED != 0);
+                } else if host != 0 {
                     self.report.allocated_clusters += 1;
                     self.report.fragmented_clusters += u64::from(expected_next != 0 && host != expected_next);
                     expected_next = host + self.cluster;

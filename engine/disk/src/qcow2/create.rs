@@ -6,11 +6,12 @@ use crate::open::{CreateOptions, Preallocation};
 use crate::{DiskError, Format};
 
 use super::header::{
-    COMPATIBLE_LAZY_REFCOUNTS, Compression, EXTENSION_BACKING_FORMAT, EXTENSION_END, EXTENSION_LUKS, INCOMPATIBLE_COMPRESSION,
-    MAGIC, MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, METHOD_LUKS, MIN_CLUSTER_BITS, V2_LENGTH, V3_LENGTH,
-    V3_LENGTH_WITH_COMPRESSION,
+    AUTOCLEAR_RAW_DATA_FILE, COMPATIBLE_LAZY_REFCOUNTS, Compression, EXTENSION_BACKING_FORMAT, EXTENSION_DATA_FILE,
+    EXTENSION_END, EXTENSION_LUKS, INCOMPATIBLE_COMPRESSION, INCOMPATIBLE_DATA_FILE, INCOMPATIBLE_EXTENDED_L2, MAGIC,
+    MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES, METHOD_LUKS, MIN_CLUSTER_BITS, MIN_EXTENDED_CLUSTER_BITS,
+    V2_LENGTH, V3_LENGTH, V3_LENGTH_WITH_COMPRESSION,
 };
-use super::mapping::{COPIED, Geometry};
+use super::mapping::{COPIED, Cluster, Geometry};
 use super::refcounts::set;
 
 /// What can be chosen for a new qcow2 file. The defaults are QEMU's.
@@ -26,11 +27,21 @@ pub struct Qcow2Options {
     pub compression: Compression,
     /// Whether writers may leave the refcounts behind. A permission for other programs; we keep them exact anyway.
     pub lazy_refcounts: bool,
+    /// Whether clusters are mapped in 32 pieces each: small writes copy less, and the tables are twice as large.
+    /// Needs version 3 and clusters of 16 KiB or more.
+    pub extended_l2: bool,
 }
 
 impl Default for Qcow2Options {
     fn default() -> Self {
-        Self { version: 3, cluster_size: 65_536, refcount_bits: 16, compression: Compression::Deflate, lazy_refcounts: false }
+        Self {
+            version: 3,
+            cluster_size: 65_536,
+            refcount_bits: 16,
+            compression: Compression::Deflate,
+            lazy_refcounts: false,
+            extended_l2: false,
+        }
     }
 }
 
@@ -54,6 +65,8 @@ impl Layout {
         let l1_clusters = (l1_entries * 8).div_ceil(cluster_size);
         let (tables, data) = match preallocation {
             Preallocation::Off => (0, 0),
+            // With a data file there is nothing but tables here.
+            _ if geometry.external_data => (size.div_ceil(geometry.bytes_per_table()), 0),
             _ => (size.div_ceil(geometry.bytes_per_table()), size.div_ceil(cluster_size)),
         };
         let (mut table_clusters, mut blocks) = (1, 1);
@@ -70,7 +83,7 @@ impl Layout {
 }
 
 pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
-    let Qcow2Options { version, cluster_size, refcount_bits, compression, lazy_refcounts } = options.qcow2;
+    let Qcow2Options { version, cluster_size, refcount_bits, compression, lazy_refcounts, extended_l2 } = options.qcow2;
     let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
     let cluster_bits = cluster_size.trailing_zeros();
     if !cluster_size.is_power_of_two() || !(MIN_CLUSTER_BITS..=MAX_CLUSTER_BITS).contains(&cluster_bits) {
@@ -81,13 +94,21 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
     }
     match version {
         3 => {}
-        2 if refcount_bits == 16 && compression == Compression::Deflate && !lazy_refcounts => {}
-        2 => return Err(refuse("Version 2 has only exact 16-bit refcounts and deflate. Use version 3 for others")),
+        2 if refcount_bits == 16 && compression == Compression::Deflate && !lazy_refcounts && !extended_l2 => {}
+        2 => {
+            return Err(refuse(
+                "Version 2 has only exact 16-bit refcounts, deflate and no subclusters. Use version 3 for others",
+            ));
+        }
         _ => return Err(refuse("The qcow2 version must be 2 or 3")),
     }
-    let geometry = Geometry { cluster_bits, refcount_order: refcount_bits.trailing_zeros(), version };
-    if options.preallocation != Preallocation::Off && options.backing.is_some() {
-        return Err(refuse("A disk that is built on another cannot set space aside"));
+    if extended_l2 && cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
+        return Err(refuse("Subclusters need clusters of at least 16 KiB"));
+    }
+    let refcount_order = refcount_bits.trailing_zeros();
+    let geometry = Geometry { cluster_bits, refcount_order, version, extended_l2, external_data: options.data_file.is_some() };
+    if options.preallocation != Preallocation::Off && options.backing.is_some() && !extended_l2 {
+        return Err(refuse(CANNOT_KEEP_SPACE_OVER_BASE));
     }
     let luks = match &options.passphrase {
         None => Vec::new(),
@@ -97,8 +118,23 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
         }
         Some(passphrase) => luks::new_header(passphrase).map_err(|source| DiskError::host("create", file.path(), source))?,
     };
+    if let Some(data_file) = &options.data_file {
+        match options {
+            _ if version < 3 => return Err(refuse("Version 2 disks cannot keep their data in another file. Use version 3")),
+            CreateOptions { backing: Some(_), .. } if data_file.raw => {
+                return Err(refuse("A disk with a raw data file cannot be built on another"));
+            }
+            _ if data_file.name.is_empty() || data_file.name.contains('\0') => return Err(refuse("The data file needs a name")),
+            _ => {}
+        }
+    }
+    // A raw data file reads as the disk does only where every cluster is mapped.
+    let preallocation = match (options.preallocation, &options.data_file) {
+        (Preallocation::Off, Some(data_file)) if data_file.raw => Preallocation::Metadata,
+        (preallocation, _) => preallocation,
+    };
     let luks_clusters = (luks.len() as u64).div_ceil(cluster_size);
-    let layout = Layout::of(geometry, options.size, luks_clusters, options.preallocation);
+    let layout = Layout::of(geometry, options.size, luks_clusters, preallocation);
     let table_fits = layout.table_clusters * cluster_size <= MAX_REFCOUNT_TABLE_BYTES;
     if layout.l1_entries * 8 > MAX_L1_BYTES || !table_fits {
         return Err(refuse("A disk of this size needs larger clusters. Choose a larger cluster size"));
@@ -129,11 +165,21 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
     write(l1 * cluster_size, &offsets(tables, layout.tables, cluster_size, COPIED))?;
     for number in 0..layout.tables {
         let mapped = number * geometry.l2_entries();
-        let entries = (layout.data - mapped).min(geometry.l2_entries());
-        write((tables + number) * cluster_size, &offsets(data + mapped, entries, cluster_size, COPIED))?;
+        let entries = (options.size.div_ceil(cluster_size) - mapped).min(geometry.l2_entries());
+        // With subclusters a place is kept without anything being stored in it.
+        let stored = if extended_l2 { 0 } else { 1 };
+        let first = if geometry.external_data { mapped } else { data + mapped };
+        let entries = (first..first + entries).flat_map(|host| {
+            let cluster = Cluster::Mapped { host: Some(host * cluster_size), copied: true, stored, zeros: 0 };
+            cluster.encode(geometry).bytes(geometry)
+        });
+        write((tables + number) * cluster_size, &entries.collect::<Vec<u8>>())?;
     }
     write(0, &header)
 }
+
+pub(super) const CANNOT_KEEP_SPACE_OVER_BASE: &str =
+    "A disk that is built on another can set space aside only with subclusters (extended_l2)";
 
 /// Table entries for so many clusters that follow each other.
 fn offsets(first: u64, count: u64, cluster_size: u64, marks: u64) -> Vec<u8> {
@@ -170,6 +216,8 @@ fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout, l
         let luks_offset = l1_offset + layout.l1_clusters * cluster_size;
         extensions.push((EXTENSION_LUKS, [luks_offset.to_be_bytes(), luks_length.to_be_bytes()].concat()));
     }
+    let data_file = options.data_file.as_ref();
+    extensions.extend(data_file.map(|data_file| (EXTENSION_DATA_FILE, data_file.name.as_bytes().to_vec())));
     let extensions = encode_extensions(&extensions);
     let name = options.backing.as_ref().map_or(&[][..], |backing| backing.name.as_bytes());
     let name_offset = if name.is_empty() { 0 } else { (length + extensions.len()) as u64 };
@@ -190,9 +238,13 @@ fn encode_header(options: &CreateOptions, geometry: Geometry, layout: &Layout, l
     header.extend((layout.table_clusters as u32).to_be_bytes());
     header.extend([0; 12]); // snapshots: none
     if geometry.version >= 3 {
-        header.extend((if with_zstd { INCOMPATIBLE_COMPRESSION } else { 0 }).to_be_bytes());
+        let incompatible = if with_zstd { INCOMPATIBLE_COMPRESSION } else { 0 }
+            | if geometry.extended_l2 { INCOMPATIBLE_EXTENDED_L2 } else { 0 }
+            | if geometry.external_data { INCOMPATIBLE_DATA_FILE } else { 0 };
+        header.extend(incompatible.to_be_bytes());
         header.extend((if options.qcow2.lazy_refcounts { COMPATIBLE_LAZY_REFCOUNTS } else { 0 }).to_be_bytes());
-        header.extend([0; 8]); // autoclear features: none
+        let is_raw = data_file.is_some_and(|data_file| data_file.raw);
+        header.extend((if is_raw { AUTOCLEAR_RAW_DATA_FILE } else { 0 }).to_be_bytes());
         header.extend(geometry.refcount_order.to_be_bytes());
         header.extend((length as u32).to_be_bytes());
         if with_zstd {

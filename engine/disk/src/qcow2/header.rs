@@ -8,6 +8,8 @@ use std::path::Path;
 use crate::DiskError;
 use crate::fenced_file::FencedFile;
 
+use super::mapping::Geometry;
+
 pub(super) const MAGIC: &[u8; 4] = b"QFI\xfb";
 pub(super) const V2_LENGTH: usize = 72;
 pub(super) const V3_LENGTH: usize = 104;
@@ -16,6 +18,8 @@ pub(super) const V3_LENGTH_WITH_COMPRESSION: usize = 112;
 
 pub(super) const MIN_CLUSTER_BITS: u32 = 9;
 pub(super) const MAX_CLUSTER_BITS: u32 = 21;
+/// Clusters with subclusters are at least this large, so that a subcluster is no smaller than a sector.
+pub(super) const MIN_EXTENDED_CLUSTER_BITS: u32 = 14;
 /// Limits that QEMU sets too, so that an image of ours opens there and no header makes us allocate without bound.
 pub(super) const MAX_L1_BYTES: u64 = 32 << 20;
 pub(super) const MAX_REFCOUNT_TABLE_BYTES: u64 = 8 << 20;
@@ -31,19 +35,23 @@ pub(super) const AT_REFCOUNT_TABLE: u64 = 48;
 pub(super) const AT_SNAPSHOTS: u64 = 60;
 pub(super) const AT_INCOMPATIBLE: u64 = 72;
 pub(super) const AT_AUTOCLEAR: u64 = 88;
+pub(super) const AT_REFCOUNT_ORDER: u64 = 96;
 
 pub(super) const INCOMPATIBLE_DIRTY: u64 = 1 << 0;
 pub(super) const INCOMPATIBLE_CORRUPT: u64 = 1 << 1;
-const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
+pub(super) const INCOMPATIBLE_DATA_FILE: u64 = 1 << 2;
 pub(super) const INCOMPATIBLE_COMPRESSION: u64 = 1 << 3;
-const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
+pub(super) const INCOMPATIBLE_EXTENDED_L2: u64 = 1 << 4;
 /// Writers may leave the refcounts behind while the image is marked dirty. We never do.
 pub(super) const COMPATIBLE_LAZY_REFCOUNTS: u64 = 1 << 0;
-/// The bitmaps in the file describe its content. We keep bitmaps but do not update them, so writing clears this.
+/// The bitmaps in the file describe its content.
 pub(super) const AUTOCLEAR_BITMAPS: u64 = 1 << 0;
+/// The data file by itself reads as the disk does, byte by byte.
+pub(super) const AUTOCLEAR_RAW_DATA_FILE: u64 = 1 << 1;
 
 pub(super) const EXTENSION_END: u32 = 0;
 pub(super) const EXTENSION_BACKING_FORMAT: u32 = 0xE279_2ACA;
+pub(super) const EXTENSION_DATA_FILE: u32 = 0x4441_5441;
 pub(super) const EXTENSION_BITMAPS: u32 = 0x2385_2875;
 pub(super) const EXTENSION_LUKS: u32 = 0x0537_BE77;
 /// The encryption method of the header field whose details stand in the extension.
@@ -78,6 +86,8 @@ pub(super) struct Header {
     pub(super) compression: Compression,
     /// Where the header of its encryption lies, and how long it is.
     pub(super) luks: Option<(u64, u64)>,
+    /// The name of the file that holds the data, if that is another file and was written down.
+    pub(super) data_file: Option<String>,
     /// Bytes of the header before its extensions.
     pub(super) length: usize,
     /// Extensions in file order, the backing format among them.
@@ -146,9 +156,13 @@ impl Header {
             refcount_order,
             compression,
             luks: None,
+            data_file: None,
             length: header_length,
             extensions: Vec::new(),
         };
+        if header.has_extended_l2() && cluster_bits < MIN_EXTENDED_CLUSTER_BITS {
+            return Err(wrong(path, "its clusters are too small for subclusters"));
+        }
         header.check_tables(path, file_size)?;
         header.read_extensions(path, &first_cluster, header_length)?;
         if be32(&fixed, 32) == METHOD_LUKS {
@@ -162,9 +176,8 @@ impl Header {
         if self.size > i64::MAX as u64 {
             return Err(wrong(path, "its size is impossible"));
         }
-        let bytes_per_l2 = cluster_size * (cluster_size / 8);
         let l1_bytes = u64::from(self.l1_entries) * 8;
-        if l1_bytes > MAX_L1_BYTES || u64::from(self.l1_entries) < self.size.div_ceil(bytes_per_l2) {
+        if l1_bytes > MAX_L1_BYTES || u64::from(self.l1_entries) < self.size.div_ceil(Geometry::of(self).bytes_per_table()) {
             return Err(wrong(path, "its first-level table does not fit its size"));
         }
         let table_bytes = u64::from(self.refcount_table_clusters) * cluster_size;
@@ -232,6 +245,13 @@ impl Header {
             let format = self.extension(EXTENSION_BACKING_FORMAT).map(|data| String::from_utf8_lossy(data).into_owned());
             self.backing = Some(BackingName { name: name.to_owned(), format });
         }
+        if self.has_data_file()
+            && let Some(bytes) = self.extension(EXTENSION_DATA_FILE)
+        {
+            let name = std::str::from_utf8(bytes).ok().filter(|name| !name.is_empty() && !name.contains('\0'));
+            let Some(name) = name else { return Err(wrong(path, "the name of its data file is not text")) };
+            self.data_file = Some(name.to_owned());
+        }
         Ok(())
     }
 
@@ -246,6 +266,21 @@ impl Header {
             return Err(wrong(path, "the header of its encryption lies outside the file"));
         }
         Ok((offset, length))
+    }
+
+    /// Whether second-level entries have a second word, for subclusters.
+    pub(super) fn has_extended_l2(&self) -> bool {
+        self.incompatible & INCOMPATIBLE_EXTENDED_L2 != 0
+    }
+
+    /// Whether the data lies in another file.
+    pub(super) fn has_data_file(&self) -> bool {
+        self.incompatible & INCOMPATIBLE_DATA_FILE != 0
+    }
+
+    /// Whether that other file must read as the disk does.
+    pub(super) fn has_raw_data_file(&self) -> bool {
+        self.has_data_file() && self.autoclear & AUTOCLEAR_RAW_DATA_FILE != 0
     }
 
     /// The data of an extension.
@@ -270,18 +305,13 @@ impl Region {
 }
 
 fn refuse_unknown_features(path: &Path, incompatible: u64, crypt_method: u32) -> Result<(), DiskError> {
-    let known = INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT | INCOMPATIBLE_COMPRESSION;
+    let known =
+        INCOMPATIBLE_DIRTY | INCOMPATIBLE_CORRUPT | INCOMPATIBLE_DATA_FILE | INCOMPATIBLE_COMPRESSION | INCOMPATIBLE_EXTENDED_L2;
     match crypt_method {
         0 => {}
         METHOD_LUKS => {}
         1 => return Err(unsupported(path, "an old kind of encryption (AES-CBC), which does not protect it".into())),
         _ => return Err(wrong(path, "its encryption method does not exist")),
-    }
-    if incompatible & INCOMPATIBLE_DATA_FILE != 0 {
-        return Err(unsupported(path, "an external data file".into()));
-    }
-    if incompatible & INCOMPATIBLE_EXTENDED_L2 != 0 {
-        return Err(unsupported(path, "extended second-level entries".into()));
     }
     if incompatible & !known != 0 {
         return Err(unsupported(path, format!("features that are newer than this program (bits {:#x})", incompatible & !known)));

@@ -11,8 +11,11 @@ use std::sync::Arc;
 use crate::DiskError;
 use crate::fenced_file::FencedFile;
 
+use super::bitmaps::Directory;
+use super::data_file::DataFile;
 use super::header::{AT_INCOMPATIBLE, Header, INCOMPATIBLE_CORRUPT};
-use super::mapping::{BadEntry, COMPRESSED, COPIED, Geometry, L2Cache, Mapping, OFFSET_MASK, write_words};
+use super::l2_cache::{L2Cache, write_words};
+use super::mapping::{BadEntry, COMPRESSED, COPIED, Cluster, Entries, Entry, Geometry, OFFSET_MASK};
 use super::refcounts::{AllocateError, BLOCK_OFFSET_MASK, Growth, Refcounts};
 use super::snapshot_table::SnapshotTable;
 
@@ -20,9 +23,13 @@ use super::snapshot_table::SnapshotTable;
 pub(super) struct Metadata {
     pub(super) geometry: Geometry,
     pub(super) file: Arc<FencedFile>,
+    /// Where the data lies, if that is another file.
+    pub(super) data_file: Option<Arc<DataFile>>,
     /// The header as the file has it now.
     pub(super) header: Header,
     pub(super) snapshots: SnapshotTable,
+    /// The bitmaps as the file has them now.
+    pub(super) bitmaps: Directory,
     pub(super) l1: Vec<u64>,
     pub(super) l1_offset: u64,
     /// First-level entries that the file does not have yet.
@@ -36,6 +43,8 @@ pub(super) struct Metadata {
     pub(super) tables: HashSet<u64>,
     /// Clusters that lose a reference with the next commit.
     pub(super) released: Vec<u64>,
+    /// Clusters of a data file that nothing points at after the next commit.
+    pub(super) freed_data: BTreeSet<u64>,
     /// Clusters from this offset on have never been written and so hold zeros.
     pub(super) end: u64,
     /// Whether freed clusters are given back to the host.
@@ -122,6 +131,7 @@ impl Metadata {
         Ok(Self {
             geometry,
             file: Arc::clone(file),
+            data_file: None,
             l1: bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).collect(),
             l1_offset: header.l1_offset,
             dirty_l1: BTreeSet::new(),
@@ -130,17 +140,20 @@ impl Metadata {
             fixed: Vec::new(),
             tables: HashSet::new(),
             released: Vec::new(),
+            freed_data: BTreeSet::new(),
             end,
             can_punch: true,
             all_verified: false,
             packed_end: None,
             header,
             snapshots,
+            bitmaps: Directory::default(),
         })
     }
 
     /// Reads and checks what a writer needs besides. An inconsistency that writing could make worse is an error.
     pub(super) fn prepare_writing(&mut self) -> Result<(), TableError> {
+        let bitmaps = std::mem::take(&mut self.bitmaps);
         let mut refcounts = Refcounts::read(&self.file, &self.header, self.geometry)?;
         self.note_fixed_tables()?;
         for cluster in refcounts.table_range() {
@@ -165,7 +178,21 @@ impl Metadata {
             }
         }
         self.refcounts = Some(refcounts);
+        self.adopt_bitmaps(bitmaps)?;
         self.verify_tables()
+    }
+
+    /// Reads the counts again after all of them were made anew somewhere else.
+    pub(super) fn read_refcounts_again(&mut self) -> Result<(), TableError> {
+        let header = Header::read(&self.file, self.file.len()?)?;
+        self.end = self.file.len()?.max(self.end);
+        // The version stays what it was at opening, for all who read entries.
+        self.geometry.refcount_order = header.refcount_order;
+        self.refcounts = Some(Refcounts::read(&self.file, &header, self.geometry)?);
+        self.header = header;
+        self.packed_end = None;
+        self.tables = self.refcounts.iter().flat_map(|refcounts| refcounts.own_clusters()).collect();
+        self.claim_second_level_tables()
     }
 
     /// Takes down where the tables lie that a header or the snapshot table points at.
@@ -173,6 +200,7 @@ impl Metadata {
         let mut fixed = vec![0..1, self.clusters(self.l1_offset, self.l1.len() as u64 * 8)];
         fixed.push(self.clusters(self.header.snapshots_offset, self.snapshots.bytes));
         fixed.extend(self.header.luks.map(|(offset, length)| self.clusters(offset, length)));
+        fixed.extend(self.bitmaps.ranges(self.geometry).map(|(offset, length)| self.clusters(offset, length)));
         for snapshot in &self.snapshots.snapshots {
             fixed.push(self.clusters(snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8));
         }
@@ -234,8 +262,8 @@ impl Metadata {
         let mut references = vec![0_u16; clusters as usize];
         for entry in &active {
             let offset = self.checked_l2_offset(*entry)?;
-            let entries = self.l2.load(&self.file, offset)?.to_vec();
-            self.verify_tree(offset, &entries, &mut references)?;
+            let words = self.l2.load(&self.file, offset)?.to_vec();
+            self.verify_tree(offset, &words, &mut references)?;
         }
         self.all_verified = true;
         // What a snapshot alone uses must not be handed out either.
@@ -254,16 +282,16 @@ impl Metadata {
                 let mut bytes = vec![0; cluster_size as usize];
                 self.file.read_exact(offset, &mut bytes)?;
                 // Marks in a snapshot's tables mean nothing.
-                let entries: Vec<u64> =
-                    bytes.as_chunks::<8>().0.iter().map(|entry| clear_copied(u64::from_be_bytes(*entry))).collect();
-                self.verify_tree(offset, &entries, &mut references)?;
+                let mut words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+                self.geometry.clear_marks(&mut words);
+                self.verify_tree(offset, &words, &mut references)?;
             }
         }
         Ok(())
     }
 
     /// Checks one second-level table and its entries against the counts; `references` has what was met so far.
-    fn verify_tree(&mut self, offset: u64, entries: &[u64], references: &mut [u16]) -> Result<(), TableError> {
+    fn verify_tree(&mut self, offset: u64, words: &[u64], references: &mut [u16]) -> Result<(), TableError> {
         let mut is_counted = |cluster: u64, count: u64| {
             let Some(references) = references.get_mut(cluster as usize) else { return false };
             *references = references.saturating_add(1);
@@ -274,14 +302,14 @@ impl Metadata {
         if self.is_fixed(table) || !is_counted(table, count) {
             return Err(TableError::Bad("more entries use a table than are counted"));
         }
-        self.verify_entries(entries, is_counted)
+        self.verify_entries(words, is_counted)
     }
 
     /// Checks the entries of one table. `is_counted` is asked about each reference: the cluster and its count.
-    fn verify_entries(&mut self, entries: &[u64], mut is_counted: impl FnMut(u64, u64) -> bool) -> Result<(), TableError> {
-        for entry in entries.iter().filter(|entry| **entry != 0) {
-            let mapping = Mapping::decode(*entry, self.geometry)?;
-            for cluster in mapping.host_clusters(self.geometry) {
+    fn verify_entries(&mut self, words: &[u64], mut is_counted: impl FnMut(u64, u64) -> bool) -> Result<(), TableError> {
+        let geometry = self.geometry;
+        for (_, entry) in Entries::new(words, geometry, 0).used() {
+            for cluster in Cluster::decode(entry, geometry)?.host_clusters(geometry) {
                 if cluster << self.geometry.cluster_bits >= self.end {
                     return Err(TableError::Bad("a cluster lies past the end of the file"));
                 }
@@ -292,7 +320,7 @@ impl Metadata {
                 if count == 0 {
                     return Err(TableError::Bad("a used cluster is counted as free space"));
                 }
-                if entry & COPIED != 0 && count != 1 {
+                if entry.word & COPIED != 0 && count != 1 {
                     return Err(TableError::Bad("a shared cluster is marked as writable in place"));
                 }
                 if !is_counted(cluster, count) {
@@ -332,13 +360,21 @@ impl Metadata {
     }
 
     /// The second-level entries that map `guest_offset`, if they are in memory: `Ok(None)` says that they must be
-    /// loaded first, an empty slice that there is no table.
-    pub(super) fn peek_entries(&self, guest_offset: u64) -> Result<Option<&[u64]>, BadEntry> {
+    /// loaded first, no entries that there is no table.
+    pub(super) fn peek_entries(&self, guest_offset: u64) -> Result<Option<Entries<'_>>, BadEntry> {
         let (index, _) = self.geometry.indices(guest_offset);
-        match self.l2_offset(index)? {
-            None => Ok(Some(&[])),
-            Some(offset) => Ok(self.l2.peek(offset)),
-        }
+        let words = match self.l2_offset(index)? {
+            None => Some(&[][..]),
+            Some(offset) => self.l2.peek(offset),
+        };
+        let start = guest_offset / self.geometry.bytes_per_table() * self.geometry.bytes_per_table();
+        Ok(words.map(|words| Entries::new(words, self.geometry, start)))
+    }
+
+    /// The same, loading what must be loaded.
+    pub(super) fn entries_at(&mut self, guest_offset: u64) -> Result<Entries<'_>, TableError> {
+        self.load_entries(guest_offset)?;
+        Ok(self.peek_entries(guest_offset)?.ok_or(BadEntry("a table is gone from memory"))?)
     }
 
     /// Brings the table that maps `guest_offset` into memory.
@@ -348,10 +384,10 @@ impl Metadata {
         if self.l2.peek(offset).is_some() {
             return Ok(());
         }
-        let entries = self.l2.load(&self.file, offset)?;
+        let words = self.l2.load(&self.file, offset)?;
         if self.refcounts.is_some() && !self.all_verified {
-            let entries = entries.to_vec();
-            if let Err(error) = self.verify_entries(&entries, |_, _| true) {
+            let words = words.to_vec();
+            if let Err(error) = self.verify_entries(&words, |_, _| true) {
                 self.l2.forget(offset);
                 return Err(error);
             }
@@ -359,9 +395,11 @@ impl Metadata {
         Ok(())
     }
 
-    /// Whether a data cluster may be overwritten where it is. `None`: its count must be read first.
-    pub(super) fn is_writable_in_place(&self, mapping: Mapping) -> Result<Option<bool>, BadEntry> {
-        let Mapping::Data { host, copied: true } = mapping else { return Ok(Some(false)) };
+    /// Whether a host cluster that an entry calls its own may be written to. `None`: its count must be read first.
+    pub(super) fn is_own(&self, host: u64) -> Result<Option<()>, BadEntry> {
+        if self.geometry.external_data {
+            return Ok(Some(()));
+        }
         let cluster = host >> self.geometry.cluster_bits;
         if self.is_metadata(cluster) {
             return Err(BadEntry("a cluster overlaps a table"));
@@ -370,40 +408,43 @@ impl Metadata {
             return Err(BadEntry("a cluster lies past the end of the file"));
         }
         match self.refcounts.as_ref().and_then(|refcounts| refcounts.peek(cluster)) {
-            Some(1) => Ok(Some(true)),
+            Some(1) => Ok(Some(())),
             Some(_) => Err(BadEntry("a shared cluster is marked as writable in place")),
             None => Ok(None),
         }
     }
 
-    /// The same, reading what must be read; also for a cluster that was set aside for zeros.
+    /// The same, reading what must be read.
     pub(super) fn check_own_cluster(&mut self, host: u64) -> Result<(), TableError> {
         self.refcount(host >> self.geometry.cluster_bits)?;
-        self.is_writable_in_place(Mapping::Data { host, copied: true })?;
+        self.is_own(host)?;
         Ok(())
     }
 
     /// Makes sure that the table under a first-level entry exists, is in memory and belongs to nobody else.
     pub(super) fn writable_table(&mut self, index: usize) -> Result<u64, TableError> {
-        let bytes_per_table = self.geometry.l2_entries() << self.geometry.cluster_bits;
-        self.load_entries(index as u64 * bytes_per_table)?;
+        self.load_entries(index as u64 * self.geometry.bytes_per_table())?;
         let old = self.l2_offset(index)?;
-        let entries = match old {
+        let words = match old {
             Some(offset) => {
                 let count = self.refcount(offset >> self.geometry.cluster_bits)?;
                 match (self.l1[index] & COPIED != 0, count) {
                     (true, 1) => return Ok(offset),
                     (true, _) => return Err(TableError::Bad("a shared table is marked as writable in place")),
                     // A snapshot uses this table too. Its clusters are shared, and none of them is marked as ours.
-                    (false, _) => self.l2.load(&self.file, offset)?.iter().map(|entry| clear_copied(*entry)).collect(),
+                    (false, _) => {
+                        let mut words: Box<[u64]> = self.l2.load(&self.file, offset)?.into();
+                        self.geometry.clear_marks(&mut words);
+                        words
+                    }
                 }
             }
-            None => vec![0; self.geometry.l2_entries() as usize].into_boxed_slice(),
+            None => vec![0; (self.geometry.cluster_size() / 8) as usize].into_boxed_slice(),
         };
         let cluster = self.allocate(1)?.clusters.start;
         let offset = cluster << self.geometry.cluster_bits;
         self.tables.insert(cluster);
-        self.l2.insert_new(offset, entries);
+        self.l2.insert_new(offset, words);
         if let Some(old) = old {
             self.released.push(old >> self.geometry.cluster_bits);
         }
@@ -412,21 +453,18 @@ impl Metadata {
         Ok(offset)
     }
 
-    /// Entries of a table that [`writable_table`](Self::writable_table) gave.
-    pub(super) fn entries(&self, table: u64) -> &[u64] {
-        self.l2.peek(table).unwrap_or_default()
-    }
-
     /// Changes an entry; what the old one pointed at is released with the next commit.
-    pub(super) fn set_entry(&mut self, table: u64, index: usize, entry: u64) -> Result<(), BadEntry> {
-        let old = self.entries(table).get(index).copied().unwrap_or(0);
-        let old_clusters = Mapping::decode(old, self.geometry)?.host_clusters(self.geometry);
-        let new_clusters = Mapping::decode(entry, self.geometry)?.host_clusters(self.geometry);
+    pub(super) fn set_entry(&mut self, table: u64, index: usize, entry: Entry) -> Result<(), BadEntry> {
+        let geometry = self.geometry;
+        let old = Entries::new(self.l2.peek(table).unwrap_or_default(), geometry, 0).entry(index);
+        let (old, new) = (Cluster::decode(old, geometry)?, Cluster::decode(entry, geometry)?);
+        let (old_clusters, new_clusters) = (old.host_clusters(geometry), new.host_clusters(geometry));
         // A compressed cluster was counted again even if it went where the old one is.
-        let is_same_place = old_clusters == new_clusters && entry & COMPRESSED == 0;
+        let is_same_place = old_clusters == new_clusters && entry.word & COMPRESSED == 0;
         if !is_same_place {
             self.released.extend(old_clusters);
         }
+        self.note_freed_data(old.place(), new.place());
         self.l2.set(table, index, entry);
         Ok(())
     }
@@ -434,6 +472,22 @@ impl Metadata {
     /// Hands out at most `wanted` clusters that lie together.
     pub(super) fn allocate(&mut self, wanted: u64) -> Result<Allocation, TableError> {
         self.allocate_by(|refcounts, file, growth| refcounts.allocate(file, wanted, growth))
+    }
+
+    /// Hands out at most `wanted` clusters for data of the disk from `guest` on. A data file has each where the disk has it.
+    pub(super) fn allocate_for(&mut self, guest: u64, wanted: u64) -> Result<Allocation, TableError> {
+        if !self.geometry.external_data {
+            return self.allocate(wanted);
+        }
+        let first = guest >> self.geometry.cluster_bits;
+        Ok(Allocation { clusters: first..first + wanted, is_fresh: false })
+    }
+
+    /// Takes back what [`allocate_for`](Self::allocate_for) gave and no entry points at.
+    pub(super) fn take_back_data(&mut self, clusters: Range<u64>) {
+        if !self.geometry.external_data {
+            self.take_back(clusters);
+        }
     }
 
     /// Hands out exactly `wanted` clusters that lie together, for a table.
@@ -486,6 +540,7 @@ impl Metadata {
     /// After an error nothing is lost: what could not be written is still marked as changed, and the next commit
     /// writes it again in the same order. (After a failed *flush* there is no next commit; the file is fenced.)
     pub(super) fn commit(&mut self) -> Result<(), DiskError> {
+        self.flush_data()?;
         let Some(refcounts) = &mut self.refcounts else { return Ok(()) };
         // 1. Counts that rose, and tables that nothing points at yet. With them the guest's data becomes durable.
         refcounts.write_blocks(&self.file)?;
@@ -508,6 +563,7 @@ impl Metadata {
         }
         // 4. No pointer to the released clusters is left in the file, so their counts may fall.
         self.release();
+        self.release_data();
         Ok(())
     }
 
@@ -553,18 +609,18 @@ impl Metadata {
         Ok(())
     }
 
+    /// Whether entries can say "zeros": by the version now, and by the one at opening, by which they are read.
+    pub(super) fn has_zero_flag(&self) -> bool {
+        self.geometry.version >= 3 && self.header.version >= 3
+    }
+
     /// Sets the bit in the header that tells every program that the image contradicts itself.
     pub(super) fn mark_corrupt(&mut self) -> Result<(), DiskError> {
-        if self.geometry.version < 3 || self.header.incompatible & INCOMPATIBLE_CORRUPT != 0 || self.refcounts.is_none() {
+        if self.header.version < 3 || self.header.incompatible & INCOMPATIBLE_CORRUPT != 0 || self.refcounts.is_none() {
             return Ok(());
         }
         self.header.incompatible |= INCOMPATIBLE_CORRUPT;
         self.file.write_at(AT_INCOMPATIBLE, &self.header.incompatible.to_be_bytes())?;
         self.file.flush()
     }
-}
-
-/// An entry that no longer says "ours alone". Compressed entries never say so, and their bit 63 is clear already.
-fn clear_copied(entry: u64) -> u64 {
-    entry & !COPIED
 }

@@ -1,9 +1,9 @@
 //! qcow2: a disk that grows, can be built on another, and survives a crash at any instant.
 //!
 //! Done: versions 2 and 3, all cluster sizes and refcount widths, base images, zero and compressed clusters, discard,
-//! internal snapshots with the state of a machine, resizing, space set aside, LUKS, checking and repairing. Not here yet:
-//! extended second-level entries, external data files, and keeping bitmaps up to date (they stay in the file, marked as
-//! out of date). Data is encrypted in `payload.rs`, on its way to its place in the file; tables never are.
+//! internal snapshots with the state of a machine, resizing, space set aside, subclusters, data in a file of its own,
+//! bitmaps that follow what is written, LUKS, checking, repairing and changing what a file is. Data is encrypted in
+//! `payload.rs`, on its way to its place in the file; tables never are.
 //!
 //! ## The order of writes
 //!
@@ -26,8 +26,10 @@ mod bitmaps;
 mod check;
 mod compressed;
 mod create;
+mod data_file;
 mod header;
 mod header_edit;
+mod l2_cache;
 mod mapping;
 mod metadata;
 mod packing;
@@ -51,15 +53,17 @@ use crate::block_file::{Access, BlockFile};
 use crate::fenced_file::FencedFile;
 use crate::formats::{Driver, Format, Opening};
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
-use crate::image_info::{BackingInfo, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
-use crate::open::{Backing, Chain, Preallocation};
+use crate::image_info::{Amendment, BackingInfo, BitmapInfo, Bitmaps, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
+use crate::open::{Backing, Chain, Preallocation, protocol};
 
 pub use create::Qcow2Options;
 pub use header::Compression;
 
+use bitmaps::{CannotRead, Directory, Tracking};
 use compressed::UnpackedCache;
+use data_file::DataFile;
 use header::{BackingName, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY};
-use mapping::{Geometry, Mapping};
+use mapping::{Entries, Geometry, Mapping};
 use metadata::{Metadata, TableError};
 use payload::Encryption;
 use snapshot_table::SnapshotTable;
@@ -88,6 +92,10 @@ pub(crate) struct Qcow2 {
     compression: header::Compression,
     backing: Option<Arc<dyn DiskImage>>,
     encryption: Option<Encryption>,
+    /// Where the data lies, if that is another file.
+    data_file: Option<Arc<DataFile>>,
+    /// Bitmaps that follow what is written.
+    tracking: Tracking,
     unpacked: UnpackedCache,
     warnings: Vec<String>,
     /// Shared by reads and by writes in place, which hold it while they touch the file, so that no cluster changes
@@ -112,6 +120,15 @@ impl Qcow2 {
             true => Ok(None),
             false => open_named_backing(chain, &path, backing).map(Some),
         })?;
+        if disk.geometry.external_data {
+            let name = disk.shared()?.header.data_file.clone();
+            match chain.data_file(&path, name.as_deref(), disk.access) {
+                Ok(place) => disk.attach_data_file(DataFile::new(place), chain)?,
+                // Who only looks at the disk need not care.
+                Err(_) if chain.leaves_out_backing() => {}
+                Err(error) => return Err(error),
+            }
+        }
         disk.unlock(passphrase, chain)?;
         Ok(disk)
     }
@@ -148,8 +165,7 @@ impl Qcow2 {
                 Access::ReadOnly
             }
         };
-        let (version, refcount_order) = (header.version, header.refcount_order);
-        let geometry = Geometry { cluster_bits: header.cluster_bits, refcount_order, version };
+        let geometry = Geometry::of(&header);
         let mut warnings = Vec::new();
         if header.incompatible & INCOMPATIBLE_CORRUPT != 0 {
             if access == Access::ReadWrite {
@@ -171,7 +187,18 @@ impl Qcow2 {
                 }
             }
         }
+        let bitmaps = match Directory::read(&file, &header, end) {
+            // They tell of the present alone.
+            _ if snapshot.is_some() => Directory::default(),
+            Ok(bitmaps) => bitmaps,
+            Err(CannotRead::Broken(detail)) => {
+                warnings.push(format!("The bitmaps of this disk are of no use: {detail}."));
+                Directory::default()
+            }
+            Err(CannotRead::Disk(error)) => return Err(error),
+        };
         let mut metadata = Metadata::read(&file, header.clone(), snapshots, geometry, end)?;
+        metadata.bitmaps = bitmaps;
         if access == Access::ReadWrite {
             metadata.prepare_writing().map_err(|error| error.into_disk_error(&path))?;
         }
@@ -187,11 +214,25 @@ impl Qcow2 {
             is_prepared: AtomicBool::new(header.autoclear == 0),
             backing,
             encryption,
+            data_file: None,
+            tracking: Tracking::default(),
             unpacked: UnpackedCache::new(geometry.cluster_size()),
             warnings,
             metadata: RwLock::new(metadata),
             is_corrupt: AtomicBool::new(false),
         })
+    }
+
+    /// Puts the file in place that holds the data.
+    fn attach_data_file(&mut self, data_file: DataFile, chain: &Chain) -> Result<(), DiskError> {
+        // Who only looks at the disk need not follow the name in it.
+        if !chain.leaves_out_backing() {
+            data_file.get()?;
+        }
+        let data_file = Arc::new(data_file);
+        self.data_file = Some(Arc::clone(&data_file));
+        self.alone()?.data_file = Some(data_file);
+        Ok(())
     }
 
     /// Opens an image for writing, built on `base` whatever its header says.
@@ -268,31 +309,43 @@ impl Qcow2 {
         Err(self.damaged("its tables are used by too many at once"))
     }
 
-    fn run_in(&self, entries: &[u64], offset: u64, limit: u64) -> Result<Run, mapping::BadEntry> {
-        let cluster_size = self.geometry.cluster_size();
+    fn run_in(&self, entries: Entries<'_>, offset: u64, limit: u64) -> Result<Run, mapping::BadEntry> {
+        let (cluster_size, unit) = (self.geometry.cluster_size(), self.geometry.unit_size());
         let (_, first) = self.geometry.indices(offset);
-        let in_cluster = offset % cluster_size;
         if entries.is_empty() {
-            let rest = (self.geometry.l2_entries() - first as u64) * cluster_size - in_cluster;
-            return Ok(Run { mapping: Mapping::Unallocated, length: rest.min(limit) });
+            let rest = (self.geometry.l2_entries() - first as u64) * cluster_size - offset % cluster_size;
+            return Ok(Run { mapping: Mapping::Unallocated { host: None }, length: rest.min(limit) });
         }
-        let at = |index: usize| Mapping::decode(entries.get(index).copied().unwrap_or(0), self.geometry);
-        let mapping = at(first)?;
-        let mut clusters = 1;
-        while clusters * cluster_size - in_cluster < limit && first + (clusters as usize) < entries.len() {
-            // A bad entry further on is met by the read that begins there.
-            let Ok(next) = at(first + clusters as usize) else { break };
-            let continues = match (mapping, next) {
-                (Mapping::Unallocated, Mapping::Unallocated) | (Mapping::Zero { .. }, Mapping::Zero { .. }) => true,
-                (Mapping::Data { host, .. }, Mapping::Data { host: next, .. }) => host + clusters * cluster_size == next,
+        let mut index = first;
+        let mut cluster = entries.cluster(index)?;
+        // Positions count from the beginning of the first cluster.
+        let begin = offset % cluster_size;
+        let mapping = cluster.unit(begin / unit);
+        let mut end = begin / unit * unit + unit;
+        while end - begin < limit {
+            let in_cluster = end % cluster_size;
+            if in_cluster == 0 {
+                index += 1;
+                // A bad entry further on is met by the read that begins there.
+                match entries.cluster(index) {
+                    Ok(next) if index < entries.len() => cluster = next,
+                    _ => break,
+                }
+            }
+            let ahead = (index - first) as u64 * cluster_size;
+            let continues = match (mapping, cluster.unit(in_cluster / unit)) {
+                (Mapping::Unallocated { host }, Mapping::Unallocated { host: next })
+                | (Mapping::Zero { host }, Mapping::Zero { host: next }) => host.map(|host| host + ahead) == next,
+                (Mapping::Data { host }, Mapping::Data { host: next }) => host + ahead == next,
+                (Mapping::Compressed { .. }, Mapping::Compressed { .. }) => in_cluster != 0,
                 _ => false,
             };
             if !continues {
                 break;
             }
-            clusters += 1;
+            end += unit;
         }
-        Ok(Run { mapping, length: (clusters * cluster_size - in_cluster).min(limit) })
+        Ok(Run { mapping, length: (end - begin).min(limit) })
     }
 
     /// Reads, also past the end of the disk, where the state of a saved machine lies.
@@ -313,16 +366,16 @@ impl Qcow2 {
         let in_cluster = offset % self.geometry.cluster_size();
         match mapping {
             Mapping::Zero { .. } => buffer.fill(0),
-            Mapping::Unallocated => match &self.backing {
+            Mapping::Unallocated { .. } => match &self.backing {
                 Some(backing) => read_backing(&**backing, offset, buffer)?,
                 None => buffer.fill(0),
             },
-            Mapping::Data { host, .. } => {
+            Mapping::Data { host } => {
+                let in_file = self.read_payload(host + in_cluster, buffer)?;
                 // Only the last cluster of a file may be cut short; one wholly outside was never written by anybody.
-                if self.file.len()? <= host {
+                if in_file == 0 && !self.geometry.external_data && self.file.len()? <= host {
                     return Err(self.damaged("a cluster lies past the end of the file"));
                 }
-                self.read_payload(host + in_cluster, buffer)?;
             }
             Mapping::Compressed { .. } if self.encryption.is_some() => {
                 return Err(self.damaged("a cluster of an encrypted disk is compressed"));
@@ -379,9 +432,7 @@ fn read_backing(backing: &dyn DiskImage, offset: u64, buffer: &mut [u8]) -> Resu
 }
 
 fn open_named_backing(chain: &Chain, path: &Path, backing: &BackingName) -> Result<Arc<dyn DiskImage>, DiskError> {
-    if let Some((protocol, _)) = backing.name.split_once(':')
-        && !protocol.contains('/')
-    {
+    if let Some(protocol) = protocol(&backing.name) {
         return Err(DiskError::Backing {
             reason: format!("\"{}:\" is no way that Bellglass goes to a base image", protocol.escape_debug()),
             path: path.to_path_buf(),
@@ -397,7 +448,7 @@ fn open_named_backing(chain: &Chain, path: &Path, backing: &BackingName) -> Resu
     chain.open_backing(path, &backing.name, format)
 }
 
-fn describe(header: &Header, geometry: Geometry, encryption: Option<&Encryption>) -> ImageInfo {
+fn describe(header: &Header, geometry: Geometry, encryption: Option<&Encryption>, bitmaps: &[BitmapInfo]) -> ImageInfo {
     let Header { version, backing, incompatible, compatible, refcount_order, compression, .. } = header;
     let compression = match compression {
         Compression::Deflate => "zlib",
@@ -410,21 +461,39 @@ fn describe(header: &Header, geometry: Geometry, encryption: Option<&Encryption>
     if *version >= 3 {
         specific.push(("lazy-refcounts", InfoValue::Flag(compatible & header::COMPATIBLE_LAZY_REFCOUNTS != 0)));
     }
+    if !bitmaps.is_empty() {
+        specific.push(("bitmaps", InfoValue::List(bitmaps.iter().map(describe_bitmap).collect())));
+    }
     specific.push(("refcount-bits", InfoValue::Number(1 << refcount_order)));
     specific.extend(encryption.map(|encryption| ("encrypt", InfoValue::Record(encryption.info.clone()))));
     if *version >= 3 {
+        if header.has_data_file() {
+            specific.extend(header.data_file.clone().map(|name| ("data-file", InfoValue::Text(name))));
+            specific.push(("data-file-raw", InfoValue::Flag(header.has_raw_data_file())));
+        }
         specific.push(("corrupt", InfoValue::Flag(incompatible & INCOMPATIBLE_CORRUPT != 0)));
-        specific.push(("extended-l2", InfoValue::Flag(false)));
+        specific.push(("extended-l2", InfoValue::Flag(header.has_extended_l2())));
     }
     ImageInfo {
         cluster_size: Some(1 << header.cluster_bits),
         backing: backing.as_ref().map(|name| BackingInfo { name: name.name.clone(), format: name.format.clone() }),
         dirty: incompatible & INCOMPATIBLE_DIRTY != 0,
         encrypted: encryption.is_some(),
+        data_file: header.data_file.clone(),
         vm_state_offset: vm_state_start(geometry, header.size),
         writes_whole_clusters_compressed: false,
         specific,
     }
+}
+
+fn describe_bitmap(bitmap: &BitmapInfo) -> InfoValue {
+    let flags = [(bitmap.out_of_date, "in-use"), (bitmap.enabled, "auto")];
+    let flags = flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, name)| InfoValue::Text(name.into()));
+    InfoValue::Record(vec![
+        ("flags", InfoValue::List(flags.collect())),
+        ("name", InfoValue::Text(bitmap.name.clone())),
+        ("granularity", InfoValue::Number(bitmap.granularity)),
+    ])
 }
 
 impl DiskImage for Qcow2 {
@@ -450,8 +519,13 @@ impl DiskImage for Qcow2 {
         if self.is_corrupt.load(Ordering::Acquire) {
             return Err(self.damaged("a contradiction was found in it earlier"));
         }
-        let has_changes = self.shared()?.has_changes();
-        if has_changes { self.alone()?.commit() } else { self.file.flush() }
+        let metadata = self.shared()?;
+        if !metadata.has_changes() {
+            metadata.flush_data()?;
+            return self.file.flush();
+        }
+        drop(metadata);
+        self.alone()?.commit()
     }
 
     fn discard(&self, offset: u64, length: u64) -> Result<(), DiskError> {
@@ -478,10 +552,12 @@ impl DiskImage for Qcow2 {
         let in_cluster = offset % self.geometry.cluster_size();
         let extent = |kind| Extent::new(kind, run.length);
         let extent = match run.mapping {
-            Mapping::Unallocated if self.backing.is_some() => extent(ExtentKind::Backing),
-            Mapping::Unallocated => Extent { present: false, ..extent(ExtentKind::Zero) },
-            Mapping::Zero { host, .. } => Extent { host_offset: host.map(|host| host + in_cluster), ..extent(ExtentKind::Zero) },
-            Mapping::Data { host, .. } => Extent { host_offset: Some(host + in_cluster), ..extent(ExtentKind::Data) },
+            Mapping::Unallocated { host } => {
+                let kind = if self.backing.is_some() { ExtentKind::Backing } else { ExtentKind::Zero };
+                Extent { present: false, host_offset: host.map(|host| host + in_cluster), ..extent(kind) }
+            }
+            Mapping::Zero { host } => Extent { host_offset: host.map(|host| host + in_cluster), ..extent(ExtentKind::Zero) },
+            Mapping::Data { host } => Extent { host_offset: Some(host + in_cluster), ..extent(ExtentKind::Data) },
             Mapping::Compressed { .. } => Extent { compressed: true, ..extent(ExtentKind::Data) },
         };
         // Where everything is encrypted nothing lies as it is.
@@ -497,7 +573,11 @@ impl DiskImage for Qcow2 {
     }
 
     fn info(&self) -> ImageInfo {
-        self.shared().map(|metadata| describe(&metadata.header, self.geometry, self.encryption.as_ref())).unwrap_or_default()
+        let bitmaps = Bitmaps::list(self);
+        let describe = |metadata: RwLockReadGuard<'_, Metadata>| {
+            describe(&metadata.header, self.geometry, self.encryption.as_ref(), &bitmaps)
+        };
+        self.shared().map(describe).unwrap_or_default()
     }
 
     fn write_compressed(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
@@ -547,6 +627,15 @@ impl DiskImage for Qcow2 {
         self.check_write(0, 0)?;
         self.write_backing_name(backing)
     }
+
+    fn amend(&self, wanted: &Amendment) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        self.change_options(wanted)
+    }
+
+    fn bitmaps(&self) -> Option<&dyn Bitmaps> {
+        Some(self)
+    }
 }
 
 impl Drop for Qcow2 {
@@ -554,8 +643,9 @@ impl Drop for Qcow2 {
         if self.access == Access::ReadOnly || self.is_corrupt.load(Ordering::Acquire) || self.file.check_fence().is_err() {
             return;
         }
-        let Ok(metadata) = self.metadata.get_mut() else { return };
-        if let Err(error) = metadata.settle() {
+        let Ok(mut metadata) = self.alone() else { return };
+        let stored = self.store_bitmaps(&mut metadata).map_err(|error| error.into_disk_error(self.path()));
+        if let Err(error) = stored.and_then(|()| metadata.settle()) {
             tracing::error!(%error, "a disk could not be closed properly; writes since its last flush are lost");
         }
     }

@@ -5,7 +5,7 @@ use crate::DiskError;
 use crate::image::DiskImage;
 
 use super::compressed::pack;
-use super::mapping::{COMPRESSED, Mapping};
+use super::mapping::{COMPRESSED, Cluster, Entry};
 use super::metadata::{Metadata, TableError};
 use super::{Qcow2, UnpackedCache};
 
@@ -16,6 +16,9 @@ impl Qcow2 {
     pub(super) fn write_packed(&self, offset: u64, data: &[u8]) -> Result<(), DiskError> {
         if self.encryption.is_some() {
             return Err(self.cannot("store anything compressed while it is encrypted"));
+        }
+        if self.geometry.external_data {
+            return Err(self.cannot("store anything compressed while its data lies in another file"));
         }
         let cluster_size = self.geometry.cluster_size();
         let end = offset + data.len() as u64;
@@ -57,7 +60,8 @@ impl Qcow2 {
         // Nothing points at these bytes any more, but what once lay there may still be remembered.
         self.unpacked.forget(start);
         let sectors = (start + length - 1) / SECTOR - start / SECTOR;
-        let entry = COMPRESSED | sectors << (62 - (self.geometry.cluster_bits - 8)) | start;
+        let word = COMPRESSED | sectors << (62 - (self.geometry.cluster_bits - 8)) | start;
+        let entry = Entry { word, subclusters: 0 };
         let padding = (start + length).next_multiple_of(SECTOR) - (start + length);
         let bytes = [packed, &[0; SECTOR as usize][..padding as usize]].concat();
         let result = self.file.write_at(start, &bytes).map_err(TableError::from);
@@ -104,10 +108,10 @@ impl Metadata {
     }
 
     /// Takes back what was counted for a piece that could not be written.
-    fn give_back_bytes(&mut self, entry: u64) {
+    fn give_back_bytes(&mut self, entry: Entry) {
         self.packed_end = None;
-        let Ok(mapping) = Mapping::decode(entry, self.geometry) else { return };
-        for cluster in mapping.host_clusters(self.geometry) {
+        let Ok(packed) = Cluster::decode(entry, self.geometry) else { return };
+        for cluster in packed.host_clusters(self.geometry) {
             if let Some(refcounts) = &mut self.refcounts {
                 // Its block is in memory, because it was counted a moment ago.
                 refcounts.lower(&self.file, cluster).ok();

@@ -44,19 +44,20 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Reads data from a place in the file; what lies past its end is zeros.
-    pub(super) fn read_payload(&self, host: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
+    /// Reads data from a place in the file; what lies past its end is zeros. Returns how many bytes are known to lie
+    /// before it.
+    pub(super) fn read_payload(&self, host: u64, buffer: &mut [u8]) -> Result<usize, DiskError> {
         match &self.encryption {
-            None => self.file.read_zero_padded(host, buffer),
-            Some(encryption) => encryption.vault.read(&self.file, 0, host, buffer),
+            None => self.payload_file()?.read_zero_padded(host, buffer),
+            Some(encryption) => encryption.vault.read(self.payload_file()?, 0, host, buffer).map(|()| 0),
         }
     }
 
     /// Writes data to a place in the file.
     pub(super) fn write_payload(&self, host: u64, data: &[u8]) -> Result<(), DiskError> {
         match &self.encryption {
-            None => self.file.write_at(host, data),
-            Some(encryption) => encryption.vault.write(&self.file, 0, host, data),
+            None => self.payload_file()?.write_at(host, data),
+            Some(encryption) => encryption.vault.write(self.payload_file()?, 0, host, data),
         }
     }
 }

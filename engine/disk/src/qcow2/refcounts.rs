@@ -11,7 +11,8 @@ use crate::DiskError;
 use crate::fenced_file::FencedFile;
 
 use super::header::{Header, MAX_REFCOUNT_TABLE_BYTES};
-use super::mapping::{Geometry, MAX_HOST_OFFSET, write_words};
+use super::l2_cache::write_words;
+use super::mapping::{Geometry, MAX_HOST_OFFSET};
 
 /// Bits 9–63 of a table entry: where its block lies.
 pub(super) const BLOCK_OFFSET_MASK: u64 = !0x1ff;

@@ -16,7 +16,8 @@ use crate::fenced_file::FencedFile;
 
 use super::check::{Findings, Miscount, examine, largest_count};
 use super::header::{
-    AT_INCOMPATIBLE, AT_REFCOUNT_TABLE, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY, MAX_REFCOUNT_TABLE_BYTES,
+    AT_INCOMPATIBLE, AT_REFCOUNT_ORDER, AT_REFCOUNT_TABLE, Header, INCOMPATIBLE_CORRUPT, INCOMPATIBLE_DIRTY,
+    MAX_REFCOUNT_TABLE_BYTES,
 };
 use super::metadata::TableError;
 use super::snapshot_table::SnapshotTable;
@@ -73,6 +74,21 @@ pub(super) fn repair_dirty(file: &FencedFile) -> Result<CheckReport, DiskError> 
     }
     repair_all(file)?;
     Ok(found.report)
+}
+
+/// Writes all counts anew, in another width. They are the same in every other way.
+pub(super) fn change_refcount_width(
+    file: &FencedFile,
+    header: &Header,
+    snapshots: &SnapshotTable,
+    order: u32,
+) -> Result<(), DiskError> {
+    let found = examine(file, header, snapshots)?;
+    if found.report.errors > 0 {
+        return Err(TableError::Bad("a check finds contradictions").into_disk_error(file.path()));
+    }
+    let header = Header { refcount_order: order, ..header.clone() };
+    Patient { file, header: &header }.count_anew(&found)
 }
 
 /// A file of more clusters than this (in 64 KiB clusters: 256 GiB) is not repaired on the way.
@@ -134,8 +150,14 @@ impl Patient<'_> {
     /// Empties entries that make no sense. A cluster becomes zeros where that can be said, a table nothing.
     fn take_out_nonsense(&self, found: &Findings) -> Result<(), DiskError> {
         for nonsense in &found.nonsense {
-            let nothing: u64 = if nonsense.is_first_level || self.header.version < 3 { 0 } else { 1 };
-            self.file.write_at(nonsense.at, &nothing.to_be_bytes())?;
+            let nothing: &[u64] = match nonsense.is_first_level || self.header.version < 3 {
+                true => &[0],
+                // All subclusters zeros.
+                false if self.header.has_extended_l2() => &[0, 0xffff_ffff_0000_0000],
+                false => &[1],
+            };
+            let bytes: Vec<u8> = nothing.iter().flat_map(|word| word.to_be_bytes()).collect();
+            self.file.write_at(nonsense.at, &bytes)?;
         }
         self.file.flush()
     }
@@ -197,9 +219,15 @@ impl Patient<'_> {
         table.resize((table_clusters * cluster) as usize, 0);
         self.file.write_at(table_offset, &table)?;
         self.file.flush()?;
-        let mut fields = [0; 12];
+        // Place, length and width in one write.
+        let end = if self.header.version >= 3 { AT_REFCOUNT_ORDER + 4 } else { AT_REFCOUNT_TABLE + 12 };
+        let mut fields = vec![0; (end - AT_REFCOUNT_TABLE) as usize];
+        self.file.read_exact(AT_REFCOUNT_TABLE, &mut fields)?;
         fields[..8].copy_from_slice(&table_offset.to_be_bytes());
-        fields[8..].copy_from_slice(&(table_clusters as u32).to_be_bytes());
+        fields[8..12].copy_from_slice(&(table_clusters as u32).to_be_bytes());
+        if let Some(order) = fields.get_mut((AT_REFCOUNT_ORDER - AT_REFCOUNT_TABLE) as usize..) {
+            order.copy_from_slice(&self.header.refcount_order.to_be_bytes());
+        }
         self.file.write_at(AT_REFCOUNT_TABLE, &fields)?;
         self.file.flush()
     }

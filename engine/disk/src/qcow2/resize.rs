@@ -9,8 +9,10 @@ use crate::image::DiskImage;
 use crate::open::Preallocation;
 
 use super::Qcow2;
+use super::create::CANNOT_KEEP_SPACE_OVER_BASE;
 use super::header::{AT_SIZE, MAX_L1_BYTES};
-use super::mapping::{COPIED, Mapping, write_words};
+use super::l2_cache::write_words;
+use super::mapping::{Cluster, Entries};
 use super::metadata::{Metadata, TableError};
 use super::write::Clearing;
 
@@ -25,21 +27,30 @@ impl Qcow2 {
         if size > i64::MAX as u64 || l1_entries * 8 > MAX_L1_BYTES {
             return Err(refuse("A disk of this size needs larger clusters. Copy it into a new disk with larger ones"));
         }
-        if preallocation != Preallocation::Off && self.backing.is_some() {
-            return Err(refuse("A disk that is built on another cannot set space aside"));
+        if preallocation != Preallocation::Off && self.backing.is_some() && !self.geometry.extended_l2 {
+            return Err(refuse(CANNOT_KEEP_SPACE_OVER_BASE));
         }
         if preallocation != Preallocation::Off && self.encryption.is_some() {
             return Err(refuse("An encrypted disk cannot set space aside"));
         }
         let mut metadata = self.alone()?;
-        if self.geometry.version < 3 && !metadata.snapshots.snapshots.is_empty() {
+        // A raw data file reads as the disk does only where every cluster is mapped.
+        let preallocation = match preallocation {
+            Preallocation::Off if metadata.header.has_raw_data_file() => Preallocation::Metadata,
+            preallocation => preallocation,
+        };
+        if metadata.header.version < 3 && !metadata.snapshots.snapshots.is_empty() {
             return Err(refuse("A version 2 disk with snapshots cannot change its size. Delete the snapshots first"));
         }
+        self.track_all(&mut metadata)?;
         let result = if size > old {
             self.grow(&mut metadata, old, size, l1_entries, preallocation)
         } else {
             self.shrink(&mut metadata, old, size)
         };
+        // What is added was something else before, if the disk was larger once.
+        self.tracking.note(old.min(size)..size);
+        let result = result.and_then(|()| self.fit_bitmaps(&mut metadata));
         result.map_err(|error| self.explain(&mut metadata, error))
     }
 
@@ -59,10 +70,10 @@ impl Qcow2 {
         self.write_zeros(metadata, old, boundary.min(size))?;
         if boundary < size {
             let end = size.next_multiple_of(cluster_size);
-            self.clear_clusters(metadata, boundary..end, Clearing::Unmap)?;
+            self.clear_units(metadata, boundary..end, Clearing::Unmap)?;
             let base = self.backing.as_ref().map_or(0, |backing| backing.len()).min(end).next_multiple_of(cluster_size);
-            if base > boundary && self.geometry.version >= 3 {
-                self.clear_clusters(metadata, boundary..base, Clearing::Zero)?;
+            if base > boundary && metadata.has_zero_flag() {
+                self.clear_units(metadata, boundary..base, Clearing::Zero)?;
             } else if base > boundary {
                 self.write_zeros(metadata, boundary, base.min(size))?;
             }
@@ -70,6 +81,7 @@ impl Qcow2 {
                 self.set_space_aside(metadata, boundary, size, preallocation)?;
             }
         }
+        self.resize_data_file(metadata, old, size)?;
         metadata.settle()?;
         metadata.write_size(size)?;
         self.size.store(size, Ordering::Release);
@@ -82,7 +94,8 @@ impl Qcow2 {
         metadata.write_size(size)?;
         self.size.store(size, Ordering::Release);
         let range = size.next_multiple_of(cluster_size)..old.next_multiple_of(cluster_size);
-        let cleared = if range.is_empty() { Ok(()) } else { self.clear_clusters(metadata, range, Clearing::Unmap) };
+        let cleared = if range.is_empty() { Ok(()) } else { self.clear_units(metadata, range, Clearing::Unmap) };
+        let cleared = cleared.and_then(|()| self.resize_data_file(metadata, old, size));
         metadata.tidy(cleared);
         Ok(())
     }
@@ -102,22 +115,31 @@ impl Qcow2 {
             let (table_index, index) = self.geometry.indices(at);
             let table = metadata.writable_table(table_index)?;
             let wanted = (self.geometry.l2_entries() - index as u64).min((end - at).div_ceil(cluster_size));
-            let allocation = metadata.allocate(wanted)?;
+            let allocation = metadata.allocate_for(at, wanted)?;
             let clusters = allocation.clusters;
             let (host, length) = (clusters.start * cluster_size, (clusters.end - clusters.start) * cluster_size);
-            let result = match preallocation {
-                Preallocation::Off | Preallocation::Metadata if allocation.is_fresh => Ok(()),
-                Preallocation::Falloc if allocation.is_fresh => self.file.allocate(host, length),
-                _ => self.file.write_zeros(host, length),
+            let result = match (&self.data_file, preallocation) {
+                (Some(data_file), Preallocation::Off | Preallocation::Metadata) => data_file.zero(host..(host + length).min(end)),
+                (Some(data_file), _) => data_file.get().and_then(|file| file.write_zeros(host, length.min(end - host))),
+                (None, Preallocation::Off | Preallocation::Metadata) if allocation.is_fresh => Ok(()),
+                (None, Preallocation::Falloc) if allocation.is_fresh => self.file.allocate(host, length),
+                (None, _) => self.file.write_zeros(host, length),
             };
             // The last cluster is only known to the file once its end is there.
-            let result = result.and_then(|()| self.file.grow_to(host + length));
+            let result = result.and_then(|()| match self.data_file {
+                Some(_) => Ok(()),
+                None => self.file.grow_to(host + length),
+            });
             if let Err(error) = result {
-                metadata.take_back(clusters);
+                metadata.take_back_data(clusters);
                 return Err(error.into());
             }
             for (number, cluster) in clusters.enumerate() {
-                metadata.set_entry(table, index + number, (cluster * cluster_size) | COPIED)?;
+                let host = Some(cluster * cluster_size);
+                // With subclusters a place can be kept without anything being stored in it.
+                let stored = if self.geometry.extended_l2 { 0 } else { 1 };
+                let cluster = Cluster::Mapped { host, copied: true, stored, zeros: 0 };
+                metadata.set_entry(table, index + number, cluster.encode(self.geometry))?;
             }
             at += length;
         }
@@ -207,8 +229,9 @@ impl Metadata {
             let offset = self.checked_l2_offset(*entry)?;
             references.push(offset / cluster_size);
             self.file.read_exact(offset, &mut bytes)?;
-            for entry in bytes.as_chunks::<8>().0.iter().map(|entry| u64::from_be_bytes(*entry)).filter(|entry| *entry != 0) {
-                references.extend(Mapping::decode(entry, self.geometry)?.host_clusters(self.geometry));
+            let words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
+            for (_, entry) in Entries::new(&words, self.geometry, 0).used() {
+                references.extend(Cluster::decode(entry, self.geometry)?.host_clusters(self.geometry));
             }
         }
         let counts: HashSet<u64> = self.refcounts.iter().flat_map(|refcounts| refcounts.own_clusters()).collect();

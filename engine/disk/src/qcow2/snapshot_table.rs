@@ -7,6 +7,7 @@ use crate::fenced_file::FencedFile;
 use crate::image_info::SnapshotInfo;
 
 use super::header::{Header, MAX_L1_BYTES, be32, be64, wrong};
+use super::mapping::Geometry;
 
 /// Bytes of a table entry before its extra data.
 const FIXED: usize = 40;
@@ -141,7 +142,7 @@ impl Snapshot {
 
     /// Makes a header describe the disk as it was at this snapshot.
     pub(super) fn put_in_place_of_the_present(&self, header: &mut Header, path: &Path) -> Result<(), DiskError> {
-        let covered = (1_u128 << (2 * header.cluster_bits - 3)) * u128::from(self.l1_entries);
+        let covered = u128::from(Geometry::of(header).bytes_per_table()) * u128::from(self.l1_entries);
         if self.info.disk_size > i64::MAX as u64 || u128::from(self.info.disk_size) > covered {
             return Err(wrong(path, "a snapshot's table does not fit its size"));
         }

@@ -23,7 +23,7 @@ use crate::image_info::NewSnapshot;
 
 use super::Qcow2;
 use super::header::{AT_SNAPSHOTS, MAX_SNAPSHOTS};
-use super::mapping::{COPIED, Geometry, Mapping};
+use super::mapping::{COPIED, Cluster, Entries, Entry, Geometry};
 use super::metadata::{Metadata, TableError};
 use super::snapshot_table::{Snapshot, SnapshotTable};
 use super::write::Clearing;
@@ -33,6 +33,9 @@ impl Qcow2 {
         let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: self.path().to_path_buf() };
         if new.name.len() > usize::from(u16::MAX) {
             return Err(refuse("The name of a snapshot may not be so long"));
+        }
+        if self.geometry.external_data {
+            return Err(self.cannot("keep snapshots while its data lies in another file"));
         }
         let mut metadata = self.alone()?;
         if metadata.snapshots.snapshots.len() >= MAX_SNAPSHOTS as usize {
@@ -55,9 +58,17 @@ impl Qcow2 {
     pub(super) fn return_to_snapshot(&self, name: &str) -> Result<(), DiskError> {
         let mut metadata = self.alone()?;
         let index = find(&metadata, name, self.path())?;
+        let old = metadata.header.size;
+        self.note_all_changed();
         let result = metadata.apply_snapshot(index);
         result.map_err(|error| self.explain(&mut metadata, error))?;
         self.size.store(metadata.header.size, Ordering::Release);
+        self.note_all_changed();
+        if metadata.header.size != old {
+            let fitted = self.track_usable(&mut metadata).map_err(TableError::from);
+            let fitted = fitted.and_then(|()| self.fit_bitmaps(&mut metadata));
+            metadata.tidy(fitted);
+        }
         Ok(())
     }
 
@@ -89,7 +100,7 @@ impl Qcow2 {
     fn forget_vm_state(&self, metadata: &mut Metadata) -> Result<(), TableError> {
         let start = vm_state_start(self.geometry, self.len());
         let end = metadata.l1.len() as u64 * self.geometry.bytes_per_table();
-        if start < end { self.clear_clusters(metadata, start..end, Clearing::Unmap) } else { Ok(()) }
+        if start < end { self.clear_units(metadata, start..end, Clearing::Unmap) } else { Ok(()) }
     }
 }
 
@@ -305,15 +316,12 @@ impl Metadata {
             // A table that is shared is not ours to write to, and none of its clusters is ours alone.
             if table_count == 1 {
                 self.commit_if_crowded()?;
-                let entries = self.l2.load(&self.file, offset)?.to_vec();
-                for (place, entry) in entries.into_iter().enumerate() {
-                    let host = match Mapping::decode(entry, self.geometry)? {
-                        Mapping::Data { host, .. } | Mapping::Zero { host: Some(host), .. } => host,
-                        _ => continue,
-                    };
-                    let marked = marked(entry, is_alone(self.refcount(host >> self.geometry.cluster_bits)?));
-                    if marked != entry {
-                        self.l2.set(offset, place, marked);
+                let words = self.l2.load(&self.file, offset)?.to_vec();
+                for (place, entry) in Entries::new(&words, self.geometry, 0).used() {
+                    let Cluster::Mapped { host: Some(host), .. } = Cluster::decode(entry, self.geometry)? else { continue };
+                    let word = marked(entry.word, is_alone(self.refcount(host >> self.geometry.cluster_bits)?));
+                    if word != entry.word {
+                        self.l2.set(offset, place, Entry { word, ..entry });
                     }
                 }
             }

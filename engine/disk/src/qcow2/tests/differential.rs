@@ -108,6 +108,8 @@ fn play(folder: &Path, number: u64, acts: usize) {
         Qcow2Options { cluster_size: 512, ..three },
         Qcow2Options { cluster_size: 16384, refcount_bits: 32, ..three },
         Qcow2Options { cluster_size: 4096, version: 2, ..three },
+        Qcow2Options { cluster_size: 16384, extended_l2: true, ..three },
+        Qcow2Options { extended_l2: true, compression: Compression::Zstd, ..three },
     ];
     let kind = kinds[number as usize % kinds.len()];
     let with_base = number % 3 == 1 && kind.version == 3;
@@ -194,7 +196,7 @@ fn play(folder: &Path, number: u64, acts: usize) {
 #[test]
 fn a_few_random_scripts_do_the_same_as_in_qemu() {
     let Some((folder, _alone)) = super::qemu::bench("random scripts") else { return };
-    (0..4).for_each(|number| play(folder.path(), number, 150));
+    (0..8).for_each(|number| play(folder.path(), number, 150));
 }
 
 /// The slow suite: `cargo test --release -p engine_disk -- --ignored --nocapture five_hundred`.

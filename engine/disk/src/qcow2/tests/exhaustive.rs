@@ -29,13 +29,29 @@ enum Step {
     Delete,
     Grow,
     Shrink,
+    Bitmap,
     Reopen,
 }
 
 use Step::*;
 
-const STEPS: [Step; 14] =
-    [WriteSmall, WriteCluster, WriteSpan, WriteThrough, Flush, Discard, Zero, Pack, Create, Apply, Delete, Grow, Shrink, Reopen];
+const STEPS: [Step; 15] = [
+    WriteSmall,
+    WriteCluster,
+    WriteSpan,
+    WriteThrough,
+    Flush,
+    Discard,
+    Zero,
+    Pack,
+    Create,
+    Apply,
+    Delete,
+    Grow,
+    Shrink,
+    Bitmap,
+    Reopen,
+];
 
 impl Step {
     /// Whether the marks "ours alone" may be behind the counts while it runs.
@@ -82,6 +98,8 @@ impl Start {
         disk.create_snapshot(&NewSnapshot { name: "kept".into(), ..NewSnapshot::default() }).ok();
         disk.write_at(2 * cluster + 512, &vec![0x63; cluster as usize]).unwrap();
         disk.write_zeroes(6 * cluster, cluster).unwrap();
+        // From here on a bitmap follows, where the version knows such.
+        disk.bitmaps().unwrap().add("kept", Some(512)).ok();
         drop(disk);
         let state = observe(&open_sim(&file, Access::ReadOnly, base.as_deref()).unwrap(), &file, base.as_deref());
         Self { kind, base, image: file.content(), state }
@@ -120,6 +138,7 @@ impl Start {
     /// Does a step; returns whether all is durable now.
     fn step(&self, disk: &Qcow2, step: Step, byte: u8) -> bool {
         let cluster = self.kind.cluster_size;
+        let part = if self.kind.extended_l2 { cluster / 32 * 3 } else { 0 };
         let (size, bytes) = (disk.len(), |length: u64| vec![byte; length as usize]);
         let result = match step {
             WriteSmall => disk.write_at(cluster, &bytes(512)),
@@ -127,7 +146,8 @@ impl Start {
             WriteSpan => disk.write_at(5 * cluster - 512, &bytes(2 * cluster + 1024)),
             WriteThrough => disk.write_at(size - 1024, &bytes(1024)).and_then(|()| disk.flush()),
             Flush => disk.flush(),
-            Discard => disk.discard(cluster, 4 * cluster),
+            // With subclusters a part of the first and of the last cluster stays.
+            Discard => disk.discard(cluster + part, 4 * cluster - 2 * part),
             Zero => disk.write_zeroes(2 * cluster - 512, 2 * cluster),
             Pack => disk.write_compressed(3 * cluster, &bytes(2 * cluster)),
             Create => disk.create_snapshot(&NewSnapshot { name: format!("{byte:x}"), ..NewSnapshot::default() }),
@@ -135,11 +155,12 @@ impl Start {
             Delete => disk.delete_snapshot("kept"),
             Grow => disk.resize(size + 70 * cluster, Preallocation::Off),
             Shrink => disk.resize(size - 4 * cluster, Preallocation::Off),
+            Bitmap => disk.bitmaps().unwrap().add(&format!("{byte:x}"), None),
             Reopen => Ok(()),
         };
         // A snapshot that does not fit or is not there, and a version 2 disk that has one, are refused. A refusal is
         // a thing to crash in too, but it promises nothing.
-        let may_be_refused = matches!(step, Create | Apply | Delete | Grow | Shrink);
+        let may_be_refused = matches!(step, Create | Apply | Delete | Grow | Shrink | Bitmap);
         assert!(may_be_refused || result.is_ok(), "{step:?}: {result:?}");
         result.is_ok() && (may_be_refused || matches!(step, WriteThrough | Flush))
     }
@@ -171,6 +192,24 @@ fn observe(disk: &Qcow2, file: &Arc<SimFile>, base: Option<&[u8]>) -> State {
     State { content: read_all(disk), snapshots }
 }
 
+/// Whether the bitmap of a disk claims to be up to date; where it does, it must tell of every sector that is not as it was
+/// when it was made. Fails with the first that it does not tell of.
+fn is_bitmap_right(disk: &Qcow2, then: &[u8]) -> Result<bool, usize> {
+    let bitmaps = disk.bitmaps().unwrap();
+    if !bitmaps.list().iter().any(|bitmap| bitmap.name == "kept" && !bitmap.out_of_date) {
+        return Ok(false);
+    }
+    let marked = bitmaps.marked("kept", 0, usize::MAX).unwrap();
+    let now = read_all(disk);
+    for (sector, (now, then)) in now.chunks(SECTOR).zip(then.chunks(SECTOR)).enumerate() {
+        let at = (sector * SECTOR) as u64;
+        if now != then && !marked.iter().any(|range| range.contains(&at)) {
+            return Err(sector);
+        }
+    }
+    Ok(true)
+}
+
 #[derive(Default)]
 struct Figures {
     sequences: usize,
@@ -178,6 +217,7 @@ struct Figures {
     distinct: usize,
     leaking: usize,
     unmarked: usize,
+    trusted_bitmaps: usize,
     judged_by_qemu: usize,
 }
 
@@ -189,6 +229,7 @@ impl Figures {
             distinct: self.distinct + other.distinct,
             leaking: self.leaking + other.leaking,
             unmarked: self.unmarked + other.unmarked,
+            trusted_bitmaps: self.trusted_bitmaps + other.trusted_bitmaps,
             judged_by_qemu: self.judged_by_qemu + other.judged_by_qemu,
         }
     }
@@ -225,6 +266,11 @@ fn crash(start: &Start, steps: &[Step], figures: &mut Figures, judge: &mut impl 
         figures.leaking += usize::from(report.leaks > 0);
         figures.unmarked += usize::from(report.unmarked > 0);
         judge(image, report.unmarked > 0);
+        let untouched = open_sim(&file, Access::ReadOnly, start.base.as_deref()).unwrap();
+        figures.trusted_bitmaps += usize::from(is_bitmap_right(&untouched, &start.state.content).unwrap_or_else(|at| {
+            panic!("{}: sector {at} has changed, and a bitmap that looks sound does not say so", context())
+        }));
+        drop(untouched);
 
         let disk = start.open(&file).unwrap_or_else(|error| panic!("{}: {error}", context()));
         let found = observe(&disk, &file, start.base.as_deref());
@@ -271,6 +317,8 @@ fn starts() -> Vec<Start> {
         (Qcow2Options { refcount_bits: 64, ..small }, true),
         (Qcow2Options { compression: Compression::Zstd, cluster_size: 1024, ..small }, false),
         (Qcow2Options { cluster_size: 2048, ..small }, true),
+        (Qcow2Options { cluster_size: 16384, extended_l2: true, ..small }, false),
+        (Qcow2Options { cluster_size: 16384, extended_l2: true, ..small }, true),
     ];
     kinds.into_iter().map(|(kind, with_base)| Start::new(kind, 20, with_base)).collect()
 }
@@ -327,10 +375,10 @@ fn run(jobs: &[(&Start, std::ops::RangeInclusive<u32>)], most: usize, one_in_for
 }
 
 fn tell(figures: &Figures, began: Instant) {
-    let Figures { sequences, images, distinct, leaking, unmarked, judged_by_qemu } = figures;
+    let Figures { sequences, images, distinct, leaking, unmarked, trusted_bitmaps, judged_by_qemu } = figures;
     println!(
         "{sequences} sequences, {images} crash images ({distinct} distinct and checked), 0 inconsistent; {leaking} with unused \
-         clusters, {unmarked} with missing marks; {judged_by_qemu} also judged by QEMU; {:.0?}",
+         clusters, {unmarked} with missing marks, {trusted_bitmaps} with a bitmap that is up to date; {judged_by_qemu} also judged by QEMU; {:.0?}",
         began.elapsed()
     );
 }
@@ -339,7 +387,8 @@ fn tell(figures: &Figures, began: Instant) {
 fn every_short_sequence_survives_every_crash() {
     let began = Instant::now();
     let starts = starts();
-    let jobs: Vec<_> = starts[..4].iter().map(|start| (start, 1..=2)).collect();
+    let mut jobs: Vec<_> = starts[..4].iter().map(|start| (start, 1..=2)).collect();
+    jobs.extend(starts.last().map(|start| (start, 1..=1)));
     let figures = run(&jobs, usize::MAX, 500);
     tell(&figures, began);
     assert!(figures.distinct > 10_000, "{}", figures.distinct);

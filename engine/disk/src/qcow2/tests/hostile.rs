@@ -151,7 +151,8 @@ fn hostile_headers_are_refused() {
             expect_refused(&content, &format!("{name} {value:#x}"));
         }
     }
-    for bit in 2..64 {
+    // Without a data file nothing can be read; `data_file.rs` has the rest of that story.
+    for bit in 3..64 {
         let mut content = good.clone();
         put64(&mut content, 72, 1 << bit);
         expect_refused(&content, &format!("incompatible bit {bit}"));

@@ -1,6 +1,9 @@
 //! Tests of qcow2: behaviour here; crashes, faults, hostile files and QEMU's own tools in the files beside.
 
+mod amend;
+mod bitmaps;
 mod crash;
+mod data_file;
 mod differential;
 mod exhaustive;
 mod fault;
@@ -99,6 +102,8 @@ fn kinds() -> Vec<Qcow2Options> {
         Qcow2Options { version: 2, cluster_size: 512, ..three },
         Qcow2Options { cluster_size: 4096, compression: Compression::Zstd, ..three },
         Qcow2Options { cluster_size: 1 << 21, ..three },
+        Qcow2Options { cluster_size: 16384, extended_l2: true, ..three },
+        Qcow2Options { cluster_size: 65536, extended_l2: true, compression: Compression::Zstd, ..three },
     ];
     kinds.extend([1, 2, 4, 8, 16, 32, 64].map(|refcount_bits| Qcow2Options { cluster_size: 512, refcount_bits, ..three }));
     kinds
@@ -360,6 +365,8 @@ fn impossible_options_are_refused_with_a_reason_and_leave_no_file() {
         (Qcow2Options { refcount_bits: 3, ..usual }, 1 << 20),
         (Qcow2Options { version: 2, refcount_bits: 8, ..usual }, 1 << 20),
         (Qcow2Options { version: 4, ..usual }, 1 << 20),
+        (Qcow2Options { version: 2, extended_l2: true, ..usual }, 1 << 20),
+        (Qcow2Options { cluster_size: 8192, extended_l2: true, ..usual }, 1 << 20),
         (Qcow2Options { cluster_size: 512, ..usual }, 1 << 40),
         (usual, 1000),
         (usual, 1 << 63),

@@ -25,18 +25,18 @@ pub(crate) fn bench(test: &str) -> Option<(tempfile::TempDir, MutexGuard<'static
 }
 
 /// Runs a tool in a folder; panics with what it said if it fails.
-fn run(folder: &tempfile::TempDir, tool: &str, arguments: &[&str]) -> String {
+pub(super) fn run(folder: &tempfile::TempDir, tool: &str, arguments: &[&str]) -> String {
     let output = Command::new(tool).args(arguments).current_dir(folder.path()).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{tool} {arguments:?}: {said}");
     said
 }
 
-fn img(folder: &tempfile::TempDir, arguments: &[&str]) -> String {
+pub(super) fn img(folder: &tempfile::TempDir, arguments: &[&str]) -> String {
     run(folder, "qemu-img", arguments)
 }
 
-fn at(folder: &tempfile::TempDir, name: &str) -> PathBuf {
+pub(super) fn at(folder: &tempfile::TempDir, name: &str) -> PathBuf {
     folder.path().join(name)
 }
 
@@ -323,31 +323,4 @@ fn what_qemu_left_dirty_we_repair_and_what_is_damaged_we_judge_alike() {
         crate::check(&options, Repair::All).unwrap();
         img(&folder, &["check", "-q", "damaged.qcow2"]);
     }
-}
-
-#[test]
-fn bitmaps_stay_in_the_file_and_are_known_to_be_out_of_date() {
-    let Some((folder, _alone)) = bench("bitmaps") else { return };
-    img(&folder, &["create", "-q", "-f", "qcow2", "disk.qcow2", "8M"]);
-    run(&folder, "qemu-io", &["-c", "write -P 3 1M 2M", "disk.qcow2"]);
-    for name in ["daily", "a much longer name for a weekly one"] {
-        img(&folder, &["bitmap", "--add", "disk.qcow2", name]);
-    }
-    run(&folder, "qemu-io", &["-c", "write -P 4 3M 1M", "disk.qcow2"]);
-    // Reading changes nothing about them.
-    let path = at(&folder, "disk.qcow2");
-    let before = std::fs::read(&path).unwrap();
-    drop(open(&OpenOptions::new(&path)).unwrap());
-    assert!(std::fs::read(&path).unwrap() == before);
-    let disk = open(&OpenOptions::new(&path)).unwrap();
-    disk.write_at(5 << 20, &[5; 100_000]).unwrap();
-    disk.discard(1 << 20, 1 << 20).unwrap();
-    drop(disk);
-    img(&folder, &["check", "-q", "disk.qcow2"]);
-    let ours = crate::check(&OpenOptions::read_only(&path), Repair::Nothing).unwrap();
-    assert_eq!((ours.errors, ours.leaks, ours.unmarked), (0, 0, 0), "{:?}", ours.details);
-    let info = img(&folder, &["info", "disk.qcow2"]);
-    assert_eq!(info.matches("in-use").count(), 2, "{info}");
-    img(&folder, &["bitmap", "--remove", "disk.qcow2", "daily"]);
-    img(&folder, &["check", "-q", "disk.qcow2"]);
 }

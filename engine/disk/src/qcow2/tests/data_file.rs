@@ -1,0 +1,167 @@
+//! Data in a file of its own: written, read, resized and checked, by us and by QEMU; and names that lead astray.
+
+use super::qemu::{at, bench, img, run};
+use super::*;
+use crate::{Amendment, BackingFiles, NewDataFile, NewSnapshot};
+
+fn with_data_file(name: &str, raw: bool, size: u64) -> CreateOptions {
+    CreateOptions { data_file: Some(NewDataFile { name: name.into(), raw }), ..CreateOptions::new(Format::Qcow2, size) }
+}
+
+#[test]
+fn a_raw_data_file_reads_as_the_disk_does_by_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.qcow2");
+    let size = 3 << 20;
+    create(&path, &with_data_file("data.raw", true, size)).unwrap();
+    let mut script = Script::new(7, vec![0; size as usize]);
+    for _ in 0..3 {
+        let disk = open(&OpenOptions::new(&path)).unwrap();
+        for _ in 0..150 {
+            script.step(&*disk, 200_000).unwrap();
+        }
+        assert!(read_all(&*disk) == script.bytes);
+        drop(disk);
+        assert!(std::fs::read(folder.path().join("data.raw")).unwrap() == script.bytes);
+        let report = crate::check(&OpenOptions::read_only(&path), Repair::Nothing).unwrap();
+        assert_eq!((report.errors, report.leaks, report.unmarked), (0, 0, 0), "{:?}", report.details);
+    }
+    let disk = open(&OpenOptions::new(&path)).unwrap();
+    disk.resize(4 << 20, Preallocation::Off).unwrap();
+    script.bytes.resize(4 << 20, 0);
+    disk.write_at((4 << 20) - 512, &[9; 512]).unwrap();
+    script.bytes[(4 << 20) - 512..].fill(9);
+    assert!(read_all(&*disk) == script.bytes);
+    disk.resize(2 << 20, Preallocation::Off).unwrap();
+    disk.resize(3 << 20, Preallocation::Off).unwrap();
+    script.bytes.truncate(2 << 20);
+    script.bytes.resize(3 << 20, 0);
+    assert!(read_all(&*disk) == script.bytes);
+    drop(disk);
+    assert!(std::fs::read(folder.path().join("data.raw")).unwrap() == script.bytes);
+}
+
+#[test]
+fn a_data_file_that_is_not_raw_takes_a_base_and_gives_space_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.qcow2");
+    let base: Vec<u8> = (0..(1 << 20) - 1536).map(|n| (n / 700 + 1) as u8).collect();
+    std::fs::write(folder.path().join("base.raw"), &base).unwrap();
+    for extended_l2 in [false, true] {
+        std::fs::remove_file(&path).ok();
+        std::fs::remove_file(folder.path().join("data")).ok();
+        let backing = Some(Backing { name: "base.raw".into(), format: Format::Raw });
+        let qcow2 = Qcow2Options { extended_l2, ..Qcow2Options::default() };
+        create(&path, &CreateOptions { backing, qcow2, ..with_data_file("data", false, 2 << 20) }).unwrap();
+        let mut bytes = base.clone();
+        bytes.resize(2 << 20, 0);
+        let mut script = Script::new(8, bytes);
+        for _ in 0..3 {
+            let disk = open(&OpenOptions::new(&path)).unwrap();
+            for _ in 0..150 {
+                script.step(&*disk, 200_000).unwrap();
+            }
+            assert!(read_all(&*disk) == script.bytes);
+            drop(disk);
+            let report = crate::check(&OpenOptions::read_only(&path), Repair::Nothing).unwrap();
+            assert_eq!((report.errors, report.leaks, report.unmarked), (0, 0, 0), "{:?}", report.details);
+        }
+        let disk = open(&OpenOptions::new(&path)).unwrap();
+        disk.discard(0, 2 << 20).unwrap();
+        disk.flush().unwrap();
+        use std::os::unix::fs::MetadataExt;
+        assert_eq!(std::fs::metadata(folder.path().join("data")).unwrap().blocks(), 0);
+        assert!(matches!(disk.create_snapshot(&NewSnapshot::default()), Err(DiskError::NotPossible { .. })));
+        assert!(matches!(disk.write_compressed(0, &[1; 65536]), Err(DiskError::NotPossible { .. })));
+    }
+}
+
+#[test]
+fn data_file_names_that_lead_astray_are_refused_and_looking_follows_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::from_raw_mode(0o600), 0).unwrap();
+    let path = folder.path().join("disk.qcow2");
+    let outside = tempfile::NamedTempFile::new().unwrap();
+    let outside_name = outside.path().to_str().unwrap();
+    create(&path, &with_data_file("data", false, 1 << 20)).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    for (name, expected) in [
+        ("/dev/null", "a device"),
+        ("pipe", "a pipe"),
+        (".", "a folder"),
+        ("/proc/self/mem", "kernel"),
+        ("missing", "no such file"),
+        ("disk.qcow2", "the disk itself"),
+        ("nbd://1.2.3.4", "\"nbd:\""),
+        ("json:{\"driver\":\"null-co\"}", "\"json:\""),
+        ("host_device:/dev/sda", "\"host_device:\""),
+        (outside_name, ""),
+    ] {
+        std::fs::write(&path, &good).unwrap();
+        let look = OpenOptions { backing_files: BackingFiles::LeftOut, ..OpenOptions::new(&path) };
+        open(&look).unwrap().amend(&Amendment { data_file: Some(name.into()), ..Amendment::default() }).unwrap();
+        let policies = [BackingFiles::Anywhere, BackingFiles::BesideDisk, BackingFiles::Refused];
+        for backing_files in policies.into_iter().filter(|policy| !expected.is_empty() || *policy != BackingFiles::Anywhere) {
+            for access in [Access::ReadOnly, Access::ReadWrite] {
+                let error = open(&OpenOptions { backing_files, access, ..OpenOptions::new(&path) }).err().unwrap();
+                assert!(matches!(error, DiskError::DataFile { .. }), "{name}: {error}");
+                assert!(backing_files != BackingFiles::Anywhere || error.to_string().contains(expected), "{name}: {error}");
+            }
+        }
+        let look = open(&OpenOptions { backing_files: BackingFiles::LeftOut, ..OpenOptions::read_only(&path) });
+        assert_eq!(look.unwrap().info().data_file.unwrap(), name);
+        assert!(crate::check(&OpenOptions::read_only(&path), Repair::Nothing).unwrap().errors == 0);
+    }
+}
+
+#[test]
+fn qemu_and_we_agree_on_disks_with_a_data_file() {
+    let Some((folder, _alone)) = bench("data files") else { return };
+    for (number, made) in [
+        "data_file=d0,data_file_raw=on",
+        "data_file=d1",
+        "data_file=d2,extended_l2=on",
+        "data_file=d3,data_file_raw=on,cluster_size=4k",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (name, size) = (format!("{number}.qcow2"), 3_u64 << 20);
+        // QEMU makes the data file where it is started, and looks for it beside the disk.
+        if number % 2 == 0 {
+            img(&folder, &["create", "-q", "-f", "qcow2", "-o", made, &name, "3M"]);
+        } else {
+            let qcow2 = Qcow2Options { cluster_size: if made.contains("4k") { 4096 } else { 65536 }, ..Qcow2Options::default() };
+            let options = with_data_file(&format!("d{number}"), made.contains("raw"), size);
+            create(&at(&folder, &name), &CreateOptions { qcow2, ..options }).unwrap();
+        }
+        let mut script = Script::new(number as u64 + 40, vec![0; size as usize]);
+        for round in 0..3_u64 {
+            let disk = open(&OpenOptions::new(at(&folder, &name))).unwrap();
+            for _ in 0..60 {
+                script.step(&*disk, 200_000).unwrap();
+            }
+            drop(disk);
+            img(&folder, &["check", "-q", &name]);
+            std::fs::write(at(&folder, "expected.raw"), &script.bytes).unwrap();
+            img(&folder, &["compare", "-f", "qcow2", "-F", "raw", &name, "expected.raw"]);
+            let offset = round * 700_000 / 512 * 512;
+            let write = format!("write -P 0x5e {offset} 40960");
+            run(&folder, "qemu-io", &["-f", "qcow2", "-c", &write, "-c", "write -z 64k 192k", &name]);
+            script.bytes[offset as usize..][..40960].fill(0x5e);
+            script.bytes[64 << 10..256 << 10].fill(0);
+            assert!(read_all(&*open(&OpenOptions::read_only(at(&folder, &name))).unwrap()) == script.bytes, "{made}");
+            if made.contains("raw") {
+                assert!(std::fs::read(at(&folder, &format!("d{number}"))).unwrap() == script.bytes, "{made}");
+            }
+        }
+        let disk = open(&OpenOptions::new(at(&folder, &name))).unwrap();
+        disk.resize(5 << 20, Preallocation::Off).unwrap();
+        drop(disk);
+        img(&folder, &["check", "-q", &name]);
+        script.bytes.resize(5 << 20, 0);
+        std::fs::write(at(&folder, "expected.raw"), &script.bytes).unwrap();
+        img(&folder, &["compare", "-f", "qcow2", "-F", "raw", &name, "expected.raw"]);
+    }
+}
