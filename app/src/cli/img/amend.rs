@@ -1,4 +1,6 @@
-//! `amend`: changes options of an image that exists. Possible are its size and its base image's name.
+//! `amend`: changes options of an image that exists: its size, its base image's name, and what kind of file it is.
+
+use engine_disk::Amendment;
 
 use super::Failure;
 use super::format_options::{NewFile, asks_for_help, list};
@@ -8,6 +10,10 @@ use super::secrets::Secrets;
 use super::source::{How, Source, key_values};
 
 pub const SYNOPSIS: &str = "[--object secret,id=…] [--image-opts] [-p] [-q] [-f fmt] [-t cache] [--force] -o options filename";
+
+/// What can be changed where it stands.
+const AMENDABLE: [&str; 8] =
+    ["size", "backing_file", "backing_fmt", "compat", "data_file", "data_file_raw", "lazy_refcounts", "refcount_bits"];
 
 pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let options = Options::parse(arguments, &Known { short: "o:f:t:pq", long: &["object=", "image-opts", "force"] })?;
@@ -23,17 +29,28 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         return Ok(0);
     }
     let mut wanted = NewFile::new(image.format());
+    let mut given = Vec::new();
     for text in options.values("o") {
         wanted.take(text, name)?;
-        let fixed =
-            key_values(text).into_iter().find(|(key, _)| !["size", "backing_file", "backing_fmt"].contains(&key.as_str()));
-        if let Some((key, _)) = fixed {
-            return Err(Failure::new(format!("'{key}' cannot be changed in place; convert the image with -o {key}=… instead")));
-        }
+        given.extend(key_values(text).into_iter().map(|(key, _)| key));
+    }
+    if let Some(key) = given.iter().find(|key| !AMENDABLE.contains(&key.as_str())) {
+        return Err(Failure::new(format!("'{key}' cannot be changed in place; convert the image with -o {key}=… instead")));
+    }
+    let is_given = |key: &str| given.iter().any(|given| given == key);
+    let new = &wanted.options.qcow2;
+    let amendment = Amendment {
+        version: is_given("compat").then_some(new.version),
+        lazy_refcounts: is_given("lazy_refcounts").then_some(new.lazy_refcounts),
+        refcount_bits: is_given("refcount_bits").then_some(new.refcount_bits),
+        data_file: wanted.data_file.take(),
+        raw_data_file: wanted.data_file_raw.take(),
+    };
+    if amendment != Amendment::default() {
+        image.amend(&amendment)?;
     }
     if wanted.backing.is_some() {
-        let finished = wanted.finished(0, &secrets)?;
-        image.set_backing(finished.backing.as_ref())?;
+        image.set_backing(wanted.finished(0, &secrets)?.backing.as_ref())?;
     }
     if let Some(size) = wanted.size {
         let size = wanted.finished(size, &secrets)?.size;

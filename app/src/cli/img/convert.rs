@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use engine_disk::{DiskImage, Format};
+use engine_disk::{BitmapInfo, DiskImage, Format};
 
+use super::bitmap::{bitmaps_of, merge};
 use super::copy::{Content, Copy, Zeros, usual_workers};
 use super::format_options::{NewFile, asks_for_help, list};
 use super::options::{Known, Options};
@@ -15,7 +16,7 @@ use super::{Failure, source};
 
 pub const SYNOPSIS: &str = "[--object secret,id=…] [--image-opts] [--target-image-opts] [--target-is-zero] [-U] [-c] [-p] [-q] [-n] [-f fmt] [-t cache] \
 [-T src_cache] [-O output_fmt] [-B backing_file [-F backing_fmt]] [-o options] [-l snapshot_param] [-S sparse_size] \
-[-r rate_limit] [-m num_workers] [-W] [--salvage] filename [filename2 [...]] output_filename";
+[-r rate_limit] [-m num_workers] [-W] [--salvage] [--bitmaps [--skip-broken-bitmaps]] filename [filename2 [...]] output_filename";
 
 const KNOWN: Known<'_> = Known {
     short: "f:O:B:CcF:o:l:S:pt:T:qnm:WUr:",
@@ -50,6 +51,11 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     refuse_contradictions(&options)?;
     let zeros = sparse_size(&options)?;
     let images = open_inputs(&options, inputs)?;
+    let bitmaps = match images.first() {
+        Some(source) if options.has("bitmaps") => wanted_bitmaps(&**source, &inputs[0], options.has("skip-broken-bitmaps"))?,
+        _ => Vec::new(),
+    };
+    let source = images.first().cloned();
     let content = Content::of(images);
     let length = content.len();
 
@@ -105,6 +111,9 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     };
     let progress = Progress::start(options.has("p") && !options.has("q"), length);
     copy.run(&progress)?;
+    if let (true, Some(source)) = (options.has("bitmaps"), source) {
+        copy_bitmaps(&*source, &*target, &bitmaps)?;
+    }
     target.flush()?;
     drop(target);
     progress.finish();
@@ -113,8 +122,14 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
 
 fn refuse_contradictions(options: &Options) -> Result<(), Failure> {
     let refuse = |message: &str| Err(Failure::new(message));
-    if options.has("bitmaps") || options.has("skip-broken-bitmaps") {
-        return refuse("Copying bitmaps is not possible yet; leave --bitmaps out to copy the content alone");
+    if options.has("skip-broken-bitmaps") && !options.has("bitmaps") {
+        return refuse("Use of --skip-broken-bitmaps requires --bitmaps");
+    }
+    if options.has("bitmaps") && options.has("l") {
+        return refuse("--bitmaps cannot be used with a snapshot: bitmaps tell of the present alone");
+    }
+    if options.has("bitmaps") && options.operands.len() > 2 {
+        return refuse("Copying bitmaps only possible with single source");
     }
     if options.has("C") && options.has("S") {
         return refuse("Cannot enable copy offloading when -S is used");
@@ -136,6 +151,35 @@ fn refuse_contradictions(options: &Options) -> Result<(), Failure> {
     }
     if options.has("target-image-opts") && options.has("O") {
         return refuse("--target-image-opts and -O are mutually exclusive");
+    }
+    Ok(())
+}
+
+/// The bitmaps that are to be copied. One that is out of date ends everything, unless it is to be skipped.
+fn wanted_bitmaps(source: &dyn DiskImage, name: &str, skip_broken: bool) -> Result<Vec<BitmapInfo>, Failure> {
+    let mut wanted = bitmaps_of(source, name)?.list();
+    for broken in wanted.iter().filter(|bitmap| bitmap.out_of_date) {
+        if !skip_broken {
+            return Err(Failure::new(format!(
+                "Cannot copy inconsistent bitmap '{}'\nTry --skip-broken-bitmaps, or use 'bitmap --remove'",
+                broken.name
+            )));
+        }
+        eprintln!("warning: Skipping inconsistent bitmap '{}'", broken.name);
+    }
+    wanted.retain(|bitmap| !bitmap.out_of_date);
+    Ok(wanted)
+}
+
+fn copy_bitmaps(source: &dyn DiskImage, target: &dyn DiskImage, wanted: &[BitmapInfo]) -> Result<(), Failure> {
+    let bitmaps = bitmaps_of(target, "the target")?;
+    for BitmapInfo { name, granularity, enabled, .. } in wanted {
+        let copy = || {
+            bitmaps.add(name, Some(*granularity))?;
+            bitmaps.set_enabled(name, *enabled)?;
+            merge(source, name, target, name)
+        };
+        copy().map_err(|failure| failure.while_doing(format!("Failed to populate bitmap {name}")))?;
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! What `-o` can say of a new file, format by format: one row an option, which parses it and prints it.
 
-use engine_disk::{Backing, Compression, CreateOptions, Format, Preallocation, VmdkKind};
+use engine_disk::{Backing, Compression, CreateOptions, Format, NewDataFile, Preallocation, VmdkKind};
 
 use crate::cli::qemu::nearest;
 
@@ -32,6 +32,10 @@ pub struct NewFile {
     pub backing: Option<String>,
     /// Its format's word.
     pub backing_format: Option<String>,
+    /// The name of the file that is to hold the data.
+    pub data_file: Option<String>,
+    /// Whether that file must read as the disk does.
+    pub data_file_raw: Option<bool>,
     /// The secret that will unlock it, by its name.
     pub key_secret: Option<String>,
     /// Whether `encrypt.format` was given.
@@ -102,9 +106,12 @@ const QCOW2: &[FormatOption] = &[
     FormatOption {
         name: "extended_l2",
         value: "<bool (on/off)>",
-        meaning: "Extended L2 tables (off: images with them are neither made nor opened yet)",
-        set: |_, text| (text == "off").then_some(()),
-        show: |_| Some("off".into()),
+        meaning: "Extended L2 tables",
+        set: |file, text| {
+            file.options.qcow2.extended_l2 = switch(text)?;
+            Some(())
+        },
+        show: |file| Some(switch_word(file.options.qcow2.extended_l2).into()),
     },
     FormatOption {
         name: "compression_type",
@@ -157,18 +164,34 @@ const QCOW2: &[FormatOption] = &[
         show: |file| file.backing_format.clone(),
     },
     FormatOption {
+        name: "data_file",
+        value: "<str>",
+        meaning: "File name of an external data file",
+        set: |file, text| {
+            file.data_file = Some(text.to_owned());
+            Some(())
+        },
+        show: |file| file.data_file.clone(),
+    },
+    FormatOption {
+        name: "data_file_raw",
+        value: "<bool (on/off)>",
+        meaning: "The external data file must stay valid as a raw image",
+        set: |file, text| {
+            file.data_file_raw = Some(switch(text)?);
+            Some(())
+        },
+        show: |file| file.data_file_raw.map(|raw| switch_word(raw).into()),
+    },
+    FormatOption {
         name: "lazy_refcounts",
         value: "<bool (on/off)>",
         meaning: "Postpone refcount updates",
         set: |file, text| {
-            file.options.qcow2.lazy_refcounts = match text {
-                "on" => true,
-                "off" => false,
-                _ => return None,
-            };
+            file.options.qcow2.lazy_refcounts = switch(text)?;
             Some(())
         },
-        show: |file| Some(if file.options.qcow2.lazy_refcounts { "on" } else { "off" }.into()),
+        show: |file| Some(switch_word(file.options.qcow2.lazy_refcounts).into()),
     },
     FormatOption {
         name: "refcount_bits",
@@ -284,6 +307,8 @@ impl NewFile {
             size: None,
             backing: None,
             backing_format: None,
+            data_file: None,
+            data_file_raw: None,
             key_secret: None,
             is_encrypted: false,
             preallocation_is_given: false,
@@ -329,6 +354,10 @@ impl NewFile {
             (Some(_), None) => return Err(Failure::new("Backing file specified without backing format")),
             (None, _) => None,
         };
+        let data_file = match (&self.data_file, self.data_file_raw) {
+            (None, Some(true)) => return Err(Failure::new("data-file-raw requires data-file")),
+            (name, raw) => name.clone().map(|name| NewDataFile { name, raw: raw == Some(true) }),
+        };
         let size = size.checked_next_multiple_of(512).filter(|size| *size <= i64::MAX as u64);
         let size = size.ok_or_else(|| Failure::new("Image size must be less than 8 EiB!"))?;
         let passphrase = self.key_secret.as_ref().map(|id| secrets.get(id)).transpose()?;
@@ -340,8 +369,21 @@ impl NewFile {
         if !needs_passphrase && passphrase.is_some() {
             return Err(Failure::new("Parameter 'encrypt.format' is required with 'encrypt.key-secret'"));
         }
-        Ok(CreateOptions { size, backing, passphrase, ..self.options.clone() })
+        Ok(CreateOptions { size, backing, data_file, passphrase, ..self.options.clone() })
     }
+}
+
+/// A switch as QEMU writes it.
+fn switch(text: &str) -> Option<bool> {
+    match text {
+        "on" => Some(true),
+        "off" => Some(false),
+        _ => None,
+    }
+}
+
+fn switch_word(is_on: bool) -> &'static str {
+    if is_on { "on" } else { "off" }
 }
 
 /// Whether `-o` asks for the list of options.

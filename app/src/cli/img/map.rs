@@ -105,13 +105,16 @@ fn in_c(number: u64) -> String {
     if number == 0 { "0".into() } else { format!("{number:#x}") }
 }
 
-/// The names of the chain's files, as they follow from each other.
+/// The names of the files that hold the data of the chain, as they follow from each other.
 fn file_names(source: &Source, image: &Arc<dyn DiskImage>) -> Vec<PathBuf> {
-    let mut names = vec![source.path.clone()];
+    let mut names = Vec::new();
+    let mut path = source.path.clone();
     for layer in layers(image) {
-        let (Some(backing), Some(last)) = (layer.info().backing, names.last()) else { break };
-        let folder = last.parent().unwrap_or(Path::new(""));
-        names.push(folder.join(backing.name));
+        let info = layer.info();
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        names.push(info.data_file.map_or(path, |data_file| folder.join(data_file)));
+        let Some(backing) = info.backing else { break };
+        path = folder.join(backing.name);
     }
     names
 }

@@ -1,6 +1,6 @@
 //! `measure`: how large a file a new image would be.
 
-use engine_disk::{CreateOptions, Format, Preallocation};
+use engine_disk::{CreateOptions, DiskImage, Format, Preallocation};
 use serde_json::{Map, json};
 
 use super::chain::layered_at;
@@ -29,6 +29,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         file.take(text, "measure")?;
     }
     let size = options.value("size").map(|text| parse_size(text).ok_or_else(bad_size)).transpose()?;
+    let mut bitmaps = 0;
     let (size, data) = match (size, options.operands.as_slice()) {
         (Some(_), [_, ..]) => return Err(Failure::new("--size N cannot be used together with a filename.")),
         (Some(size), []) => (size, 0),
@@ -37,6 +38,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
             let how = How { internal_snapshot, ..How::reading() }.asked_by(&options)?;
             let image = Source::named(name, options.value("f"), options.has("image-opts"))?.open(&how)?;
             let cluster = file.options.qcow2.cluster_size;
+            bitmaps = bitmaps_size(&*image, cluster);
             let mut needed = 0;
             let mut covered = 0;
             let mut at = 0;
@@ -70,7 +72,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         Output::Human => {
             say!("required size: {required}\nfully allocated size: {full}\n");
             if format == Format::Qcow2 && !options.operands.is_empty() {
-                say!("bitmaps size: 0\n");
+                say!("bitmaps size: {bitmaps}\n");
             }
         }
         Output::Json => {
@@ -78,7 +80,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
             object.insert("required".into(), json!(required));
             object.insert("fully-allocated".into(), json!(full));
             if format == Format::Qcow2 && !options.operands.is_empty() {
-                object.insert("bitmaps".into(), json!(0));
+                object.insert("bitmaps".into(), json!(bitmaps));
             }
             say!("{}\n", pretty(&object.into()));
         }
@@ -86,14 +88,28 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Bytes that the bitmaps of an image would take in a qcow2 file: bits, tables and directory.
+fn bitmaps_size(image: &dyn DiskImage, cluster: u64) -> u64 {
+    let bitmaps = image.bitmaps().map(|bitmaps| bitmaps.list()).unwrap_or_default();
+    let mut directory = 0_u64;
+    let mut size = 0;
+    for bitmap in bitmaps.iter().filter(|bitmap| !bitmap.out_of_date) {
+        let clusters = image.len().div_ceil(bitmap.granularity).div_ceil(8).div_ceil(cluster);
+        size += clusters * cluster + (clusters * 8).next_multiple_of(cluster);
+        directory += (24 + bitmap.name.len() as u64).next_multiple_of(8);
+    }
+    size + directory.next_multiple_of(cluster)
+}
+
 /// Bytes of a qcow2 file whose every cluster is stored: data, second- and first-level tables, counts, header.
 fn qcow2_size(options: &CreateOptions) -> u64 {
     let cluster = options.qcow2.cluster_size;
     let data = options.size.next_multiple_of(cluster);
     let entries_per_cluster = cluster / 8;
-    let l2_entries = (data / cluster).next_multiple_of(entries_per_cluster);
-    let l1_entries = (l2_entries * 8 / cluster).next_multiple_of(entries_per_cluster);
-    let metadata = cluster + l2_entries * 8 + l1_entries * 8;
+    let l2_entry = if options.qcow2.extended_l2 { 16 } else { 8 };
+    let l2_entries = (data / cluster).next_multiple_of(cluster / l2_entry);
+    let l1_entries = (l2_entries * l2_entry / cluster).next_multiple_of(entries_per_cluster);
+    let metadata = cluster + l2_entries * l2_entry + l1_entries * 8;
     let counts_per_block = cluster * 8 / u64::from(options.qcow2.refcount_bits);
     let counted = (data + metadata) / cluster;
     let (mut blocks, mut table, mut last) = (0, 0, u64::MAX);

@@ -6,6 +6,7 @@
 
 mod amend;
 mod bench;
+mod bitmap;
 pub mod chain;
 mod check;
 mod commit;
@@ -48,6 +49,7 @@ struct Command {
 const COMMANDS: &[Command] = &[
     Command { name: "amend", synopsis: amend::SYNOPSIS, run: amend::run },
     Command { name: "bench", synopsis: bench::SYNOPSIS, run: bench::run },
+    Command { name: "bitmap", synopsis: bitmap::SYNOPSIS, run: bitmap::run },
     Command { name: "check", synopsis: check::SYNOPSIS, run: check::run },
     Command { name: "commit", synopsis: commit::SYNOPSIS, run: commit::run },
     Command { name: "compare", synopsis: compare::SYNOPSIS, run: compare::run },

@@ -31,6 +31,9 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let Some(new_name) = options.value("b").or(is_unsafe.then_some("")) else {
         return Err(Failure::usage("Use backing file (-b) option"));
     };
+    if let Some(format) = options.value("F") {
+        format_by_name(format, "Invalid format name:")?;
+    }
     let source = Source::named(name, options.value("f"), options.has("image-opts"))?;
     let how = How::writing().flushing_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
     // In the unsafe way nothing is read, so the old base need not even be there.

@@ -35,7 +35,7 @@ impl Secrets {
 }
 
 fn secret(text: &str) -> Result<(String, Passphrase), Failure> {
-    let (mut id, mut passphrase) = (None, None);
+    let (mut id, mut passphrase, mut is_base64) = (None, None, false);
     for (number, (key, value)) in key_values(text).into_iter().enumerate() {
         match key.as_str() {
             "secret" if number == 0 => {}
@@ -49,16 +49,29 @@ fn secret(text: &str) -> Result<(String, Passphrase), Failure> {
             "id" => id = Some(value),
             "data" => passphrase = Some(value.into_bytes()),
             "file" => passphrase = Some(read(&value)?),
-            "format" if value == "raw" => {}
-            "format" => return Err(Failure::new(format!("secrets in the format '{value}' are not possible here; use raw"))),
+            "format" if value == "raw" => is_base64 = false,
+            "format" if value == "base64" => is_base64 = true,
+            "format" => {
+                return Err(Failure::new(format!("Invalid parameter '{value}'; secrets are in the format raw or base64")));
+            }
             _ => return Err(Failure::new(format!("Invalid parameter '{key}' of a secret; known are id, data, file and format"))),
         }
     }
     match (id, passphrase) {
+        (Some(id), Some(passphrase)) if is_base64 => Ok((id, Passphrase::new(from_base64(&passphrase)?))),
         (Some(id), Some(passphrase)) => Ok((id, Passphrase::new(passphrase))),
         (None, _) => Err(Failure::new("Parameter 'id' is missing")),
         (_, None) => Err(Failure::new("Must provide 'file' or 'data'")),
     }
+}
+
+/// Base64 as people write it into files: in lines, with a line end behind it.
+fn from_base64(text: &[u8]) -> Result<Vec<u8>, Failure> {
+    use base64::Engine;
+    let text: Vec<u8> = text.iter().copied().filter(|letter| !letter.is_ascii_whitespace()).collect();
+    base64::engine::general_purpose::STANDARD
+        .decode(text)
+        .map_err(|error| Failure::new(format!("Base64 data of a secret is not valid: {error}")))
 }
 
 fn read(path: &str) -> Result<Vec<u8>, Failure> {
@@ -86,13 +99,16 @@ mod tests {
         let path = folder.path().join("key");
         std::fs::write(&path, b"in\0file\n").unwrap();
         let found = secrets(&["secret,id=a,data=x,,y", &format!("qom-type=secret,file={},id=b", path.display())]).unwrap();
+        assert_eq!(from_base64(b"c2Vj\ncmV0\n").unwrap(), b"secret");
+        assert!(secrets(&["secret,id=x,data=c2VjcmV0,format=base64"]).is_ok());
         assert!(found.get("a").is_ok() && found.get("b").is_ok());
         assert_eq!(found.get("c").unwrap_err().message, "No secret with id 'c'");
         for (object, expected) in [
             ("secret,data=x", "'id' is missing"),
             ("secret,id=x", "'file' or 'data'"),
             ("throttle-group,id=x", "throttle-group"),
-            ("secret,id=x,data=y,format=base64", "base64"),
+            ("secret,id=x,data=y,format=base64", "Base64"),
+            ("secret,id=x,data=y,format=hex", "'hex'"),
             ("secret,id=x,dta=y", "'dta'"),
             ("secret,id=x,file=/nowhere/at/all", "/nowhere/at/all"),
         ] {
