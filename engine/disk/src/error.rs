@@ -50,7 +50,7 @@ pub enum DiskError {
         path: PathBuf,
     },
     /// The host ran out of disk space or quota. Nothing was lost; the same operation may be tried again.
-    #[error("The host's disk is full. Free some space there, then resume: {}", path.display())]
+    #[error("The host's disk is full. Free some space there, then try again: {}", path.display())]
     NoSpace {
         /// The file that could not grow.
         path: PathBuf,

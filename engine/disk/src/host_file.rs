@@ -16,6 +16,7 @@ use nix::libc;
 use rustix::fs::{FallocateFlags, FileType, SeekFrom};
 
 use crate::block_file::{Access, BlockFile, FileIdentity};
+use crate::direct_io::DirectIo;
 use crate::error::DiskError;
 
 /// A file of the host.
@@ -23,6 +24,8 @@ use crate::error::DiskError;
 pub struct HostFile {
     file: File,
     path: PathBuf,
+    /// The way past the host's page cache, if data is to go there.
+    direct: Option<DirectIo>,
 }
 
 /// Where QEMU says what a holder of the file does.
@@ -57,14 +60,14 @@ impl HostFile {
         {
             return Err(not_a_file("a window into the kernel", "Choose an ordinary file", path));
         }
-        Ok(Self { file, path: path.to_path_buf() })
+        Ok(Self { file, path: path.to_path_buf(), direct: None })
     }
 
     /// Makes a new file; fails if the name is taken.
     pub fn create_new(path: &Path) -> Result<Self, DiskError> {
         let file = std::fs::OpenOptions::new().read(true).write(true).create_new(true).mode(0o644).open(path);
         match file {
-            Ok(file) => Ok(Self { file, path: path.to_path_buf() }),
+            Ok(file) => Ok(Self { file, path: path.to_path_buf(), direct: None }),
             Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
                 Err(DiskError::AlreadyExists { path: path.to_path_buf() })
             }
@@ -78,7 +81,20 @@ impl HostFile {
 
     /// Wraps a file that is open already, such as an unnamed temporary one.
     pub fn from_file(file: File, path: PathBuf) -> Self {
-        Self { file, path }
+        Self { file, path, direct: None }
+    }
+
+    /// From now on data goes past the host's page cache. Where the file system refuses that, nothing changes.
+    pub(crate) fn bypass_cache(&mut self, access: Access) -> io::Result<()> {
+        let flags = libc::O_DIRECT | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file =
+            std::fs::OpenOptions::new().read(true).write(access == Access::ReadWrite).custom_flags(flags).open(&self.path)?;
+        let again = Self::from_file(file, self.path.clone());
+        if self.identity().is_none() || again.identity() != self.identity() {
+            return Err(io::Error::other("another file has its name now"));
+        }
+        self.direct = Some(DirectIo::new(again.file)?);
+        Ok(())
     }
 
     fn set_lock(&self, byte: i64) -> io::Result<()> {
@@ -96,6 +112,9 @@ impl HostFile {
 
 impl BlockFile for HostFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(direct) = &self.direct {
+            return direct.read_at(offset, buffer);
+        }
         let mut done = 0;
         while done < buffer.len() {
             match self.file.read_at(&mut buffer[done..], offset.saturating_add(done as u64)) {
@@ -109,7 +128,10 @@ impl BlockFile for HostFile {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(data, offset)
+        match &self.direct {
+            Some(direct) => direct.write_at(&self.file, offset, data),
+            None => self.file.write_all_at(data, offset),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -24,6 +24,7 @@ mod block_table;
 #[cfg(test)]
 mod block_table_tests;
 mod check;
+mod direct_io;
 mod error;
 mod fenced_file;
 mod fields;
@@ -60,8 +61,8 @@ pub use image_info::{Amendment, BackingInfo, BitmapInfo, Bitmaps, ImageInfo, Inf
 pub use iso_volume::{BootEntry, BootPlatform, GuestArch, GuestFamily, GuestGuess, VolumeDescription, describe_iso};
 pub use luks::Passphrase;
 pub use open::{
-    Backing, BackingFiles, CreateOptions, Flushing, NewDataFile, OpenOptions, Preallocation, ProbedRaw, Sharing, create,
-    create_over, open,
+    Backing, BackingFiles, CacheMode, CreateOptions, Flushing, HostCache, NewDataFile, OpenOptions, Preallocation, ProbedRaw,
+    Sharing, create, create_over, open,
 };
 pub use probe::probe;
 pub use qcow2::{Compression, Qcow2Options};

@@ -35,6 +35,10 @@ pub struct OpenOptions {
     pub sharing: Sharing,
     /// What a flush means.
     pub flushing: Flushing,
+    /// Whether data goes through the host's page cache. Base images go the same way.
+    pub host_cache: HostCache,
+    /// How many bytes of a qcow2 disk's mapping tables are kept in memory at most. `None`: as many as it has, up to 32 MiB.
+    pub table_cache_bytes: Option<u64>,
     /// The id or name of a snapshot inside the file that is to be read instead of the disk as it is now.
     pub internal_snapshot: Option<String>,
     /// What unlocks an encrypted disk; base images are opened without. Without it such a disk is refused, unless
@@ -54,6 +58,8 @@ impl OpenOptions {
             probed_raw: ProbedRaw::Refuse,
             sharing: Sharing::Locked,
             flushing: Flushing::Durable,
+            host_cache: HostCache::Used,
+            table_cache_bytes: None,
             internal_snapshot: None,
             passphrase: None,
         }
@@ -100,12 +106,54 @@ pub enum Flushing {
     Skipped,
 }
 
-impl Flushing {
-    fn applied_to(self, file: HostFile) -> Arc<dyn BlockFile> {
-        match self {
-            Flushing::Durable | Flushing::EachWrite => Arc::new(file),
-            Flushing::Skipped => Arc::new(Forgetful(file)),
-        }
+/// A file as the formats see it: with its flushes, and past the host's cache, as was asked.
+fn prepared(mut file: HostFile, access: Access, flushing: Flushing, host_cache: HostCache) -> Arc<dyn BlockFile> {
+    if host_cache == HostCache::Bypassed
+        && let Err(error) = file.bypass_cache(access)
+    {
+        tracing::warn!(path = %file.path().display(), %error, "this file cannot be used past the host's cache; the cache is used");
+    }
+    match flushing {
+        Flushing::Durable | Flushing::EachWrite => Arc::new(file),
+        Flushing::Skipped => Arc::new(Forgetful(file)),
+    }
+}
+
+/// Whether data goes through the host's page cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostCache {
+    /// It does: what is read again comes from memory, and what is written goes to the host's disk when there is time.
+    #[default]
+    Used,
+    /// It goes past it (`O_DIRECT`), so that host memory is not used twice for what the guest caches itself. Where the
+    /// host's file system refuses that, the log says so, and the cache is used.
+    Bypassed,
+}
+
+/// What QEMU calls a cache mode: how far writes get before they are acknowledged, and whether the host caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheMode {
+    /// What a flush means.
+    pub flushing: Flushing,
+    /// Whether data goes through the host's page cache.
+    pub host_cache: HostCache,
+}
+
+impl CacheMode {
+    /// The names of the modes, for messages.
+    pub const NAMES: &str = "none, writeback, writethrough, directsync and unsafe";
+
+    /// The mode that QEMU gives this name.
+    pub fn named(name: &str) -> Option<Self> {
+        let (flushing, host_cache) = match name {
+            "writeback" => (Flushing::Durable, HostCache::Used),
+            "none" | "off" => (Flushing::Durable, HostCache::Bypassed),
+            "writethrough" => (Flushing::EachWrite, HostCache::Used),
+            "directsync" => (Flushing::EachWrite, HostCache::Bypassed),
+            "unsafe" => (Flushing::Skipped, HostCache::Used),
+            _ => return None,
+        };
+        Some(Self { flushing, host_cache })
     }
 }
 
@@ -251,12 +299,21 @@ pub(crate) struct Chain {
     backing_files: BackingFiles,
     sharing: Sharing,
     flushing: Flushing,
+    host_cache: HostCache,
+    table_cache_bytes: Option<u64>,
     visited: Vec<FileIdentity>,
 }
 
 impl Default for Chain {
     fn default() -> Self {
-        Self { backing_files: BackingFiles::Anywhere, sharing: Sharing::Locked, flushing: Flushing::Durable, visited: Vec::new() }
+        Self {
+            backing_files: BackingFiles::Anywhere,
+            sharing: Sharing::Locked,
+            flushing: Flushing::Durable,
+            host_cache: HostCache::Used,
+            table_cache_bytes: None,
+            visited: Vec::new(),
+        }
     }
 }
 
@@ -279,13 +336,20 @@ impl Chain {
         opened.lock(options.sharing)?;
         let OpenedFile { file, format, access, first_sector } = opened;
         let visited = self.visited.iter().copied().chain(identity).collect();
-        let chain = Chain { backing_files: options.backing_files, sharing: options.sharing, flushing: options.flushing, visited };
+        let chain = Chain {
+            backing_files: options.backing_files,
+            sharing: options.sharing,
+            flushing: options.flushing,
+            host_cache: options.host_cache,
+            table_cache_bytes: options.table_cache_bytes,
+            visited,
+        };
         let internal_snapshot = options.internal_snapshot.as_deref();
         let driver = format.driver();
         if internal_snapshot.is_some() && !driver.has_snapshots {
             return Err(DiskError::NotPossible { title: driver.title, action: "keep snapshots" });
         }
-        let file = options.flushing.applied_to(file);
+        let file = prepared(file, access, options.flushing, options.host_cache);
         let passphrase = options.passphrase.as_ref();
         (driver.open)(Opening { file, access, first_sector, internal_snapshot, passphrase, chain: &chain })
     }
@@ -311,6 +375,7 @@ impl Chain {
             access,
             sharing: self.sharing,
             flushing: self.flushing,
+            host_cache: self.host_cache,
             visited: self.visited.clone(),
         })
     }
@@ -331,7 +396,12 @@ impl Chain {
         }
         let opened = OpenedFile { file, format: Format::Raw, access, first_sector: ProbedRaw::Stated };
         opened.lock(self.sharing)?;
-        Ok(self.flushing.applied_to(opened.file))
+        Ok(prepared(opened.file, access, self.flushing, self.host_cache))
+    }
+
+    /// How many bytes of mapping tables may be kept in memory, if anybody said so.
+    pub(crate) fn table_cache_bytes(&self) -> Option<u64> {
+        self.table_cache_bytes
     }
 
     /// Whether base images are left out.
@@ -365,6 +435,8 @@ impl Chain {
             format: Some(format),
             backing_files: self.backing_files,
             sharing: self.sharing,
+            host_cache: self.host_cache,
+            table_cache_bytes: self.table_cache_bytes,
             ..OpenOptions::read_only(path)
         };
         self.open(&options).map_err(|error| match error {
@@ -382,6 +454,7 @@ pub(crate) struct PartPlace {
     access: Access,
     sharing: Sharing,
     flushing: Flushing,
+    host_cache: HostCache,
     visited: Vec<FileIdentity>,
 }
 
@@ -395,7 +468,7 @@ impl PartPlace {
         }
         let opened = OpenedFile { file, format: Format::Raw, access: self.access, first_sector: ProbedRaw::Stated };
         opened.lock(self.sharing).map_err(told)?;
-        Ok(self.flushing.applied_to(opened.file))
+        Ok(prepared(opened.file, self.access, self.flushing, self.host_cache))
     }
 
     pub(crate) fn error(&self, reason: &str) -> DiskError {

@@ -28,15 +28,22 @@ pub(super) struct L2Cache {
     capacity: usize,
 }
 
-/// Bytes of second-level tables kept in memory; at 64 KiB clusters this maps 128 GiB.
-const CACHE_BYTES: u64 = 16 << 20;
+/// Bytes of second-level tables kept in memory unless somebody says otherwise; at 64 KiB clusters they map 256 GiB.
+const CACHE_BYTES: u64 = 32 << 20;
+/// Some tables are always kept, so that those in use at one time do not push each other out.
+const LEAST_TABLES: u64 = 8;
 /// Bytes of changed tables after which they are written out although nobody asked for a flush.
 const MAX_DIRTY_BYTES: u64 = 8 << 20;
 
 impl L2Cache {
     pub(super) fn new(geometry: Geometry) -> Self {
-        let capacity = (CACHE_BYTES / geometry.cluster_size()).max(8) as usize;
+        let capacity = (CACHE_BYTES / geometry.cluster_size()).max(LEAST_TABLES) as usize;
         Self { geometry, tables: HashMap::new(), dirty: BTreeSet::new(), clock: AtomicU64::new(0), capacity }
+    }
+
+    /// Sets how many bytes of tables are kept; changed ones stay until they are written all the same.
+    pub(super) fn keep_at_most(&mut self, bytes: u64) {
+        self.capacity = (bytes / self.geometry.cluster_size()).max(LEAST_TABLES) as usize;
     }
 
     /// The words of a table, if it is in memory.

@@ -130,6 +130,9 @@ impl Qcow2 {
             }
         }
         disk.unlock(passphrase, chain)?;
+        if let Some(bytes) = chain.table_cache_bytes() {
+            disk.alone()?.l2.keep_at_most(bytes);
+        }
         Ok(disk)
     }
 
