@@ -50,13 +50,7 @@ fn spec(machine: &Machine, folder: &Path) -> Result<Spec> {
                 disk.file.display()
             )
         })?;
-        let source = ImageSource {
-            path: folder.join(&disk.file),
-            format: Some(format),
-            snapshot: disposable,
-            read_only: false,
-            flushing: Default::default(),
-        };
+        let source = ImageSource { format: Some(format), snapshot: disposable, ..ImageSource::new(folder.join(&disk.file)) };
         drives.push((places.next(), MachineDriveKind::Disk, Some(source)));
     }
     // A CD drive alone stands where PCs had it: first on the second channel.
@@ -64,22 +58,14 @@ fn spec(machine: &Machine, folder: &Path) -> Result<Spec> {
     cd_places.sort_by_key(|slot| (!matches!(slot, DriveSlot::Ide { channel: 1, unit: 0 }), *slot));
     let mut cd_places = cd_places.into_iter();
     for drive in &machine.cdroms {
-        let source = drive.medium.as_ref().map(|medium| ImageSource {
-            path: folder.join(medium),
-            format: None,
-            snapshot: false,
-            read_only: true,
-            flushing: Default::default(),
-        });
+        let source = drive.medium.as_ref().map(|medium| ImageSource { read_only: true, ..ImageSource::new(folder.join(medium)) });
         drives.push((cd_places.next(), MachineDriveKind::Cdrom, source));
     }
     for (unit, drive) in machine.floppies.iter().enumerate() {
         let source = drive.medium.as_ref().map(|medium| ImageSource {
-            path: folder.join(medium),
             format: Some(Format::Raw),
             snapshot: disposable,
-            read_only: false,
-            flushing: Default::default(),
+            ..ImageSource::new(folder.join(medium))
         });
         drives.push((Some(DriveSlot::Floppy(unit as u8)), MachineDriveKind::Floppy, source));
     }

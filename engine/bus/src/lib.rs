@@ -5,7 +5,7 @@
 //! It is *not* a machine: nothing here knows which parts a PC has, and it does not know CPUs at all (the machine crate
 //! adapts one to the other). A device holds wires, never other devices; everything shared is reached through a handle.
 //!
-//! Threads: none of its own. The machine's `vm-clock` drives [`TimerQueue`], a `vm-disk` thread per drive serves
+//! Threads: none of its own. The machine's `vm-clock` drives [`TimerQueue`], `vm-disk` threads serve
 //! [`DriveServer`], `vm-screen` calls [`ScreenSource`]; vCPU threads enter through [`Router`].
 //! Start at [`Device`], then [`Wiring`], then any file in `engine/devices`.
 #![forbid(unsafe_code)]
@@ -32,7 +32,10 @@ pub use device::{
     ResetKind, ScreenSource, Slot, Timed, Width, Worker,
 };
 pub use dma::{Dma, DmaFault};
-pub use drive::{Completion, Drive, DriveError, DriveOperation, DriveRequest, DriveServer, Medium};
+pub use drive::{
+    Completion, Discards, Drive, DriveError, DriveOperation, DriveRequest, DriveRules, DriveServer, Medium, OnError, RequestFate,
+    Zeros,
+};
 pub use irq::{InterruptMessage, IrqLine, MessageSender, Wires};
 pub use isa_dma::{IsaDma, IsaDmaChannel, IsaDmaDirection, IsaDmaRegisters, IsaDmaTransfer};
 pub use led_panel::LedPanel;

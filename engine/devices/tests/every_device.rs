@@ -10,8 +10,8 @@
 
 use engine_base::{Clock, ClockMode, VmTime};
 use engine_bus::{
-    Backplane, CharHost, DeviceCell, DeviceModel, Drive, FirmwareFile, IrqLine, Medium, MessageSender, Options, PciAddress,
-    Power, ResetKind, SavedState, Slot, Width, char_port,
+    Backplane, CharHost, DeviceCell, DeviceModel, Drive, DriveRules, FirmwareFile, IrqLine, Medium, MessageSender, Options,
+    PciAddress, Power, ResetKind, SavedState, Slot, Width, char_port,
 };
 use engine_devices::registry::MODELS;
 use engine_disk::{DiskError, DiskImage, Extent, ExtentKind, Format};
@@ -290,7 +290,8 @@ fn assert_same(found: &SavedState, expected: &SavedState, model: &DeviceModel) {
 }
 
 fn disk() -> Medium {
-    Medium { image: Arc::new(MemoryDisk(Mutex::new(vec![0x5a; 2880 * 512]))), read_only: false, title: "test".into() }
+    let image = Arc::new(MemoryDisk(Mutex::new(vec![0x5a; 2880 * 512])));
+    Medium { image, read_only: false, title: "test".into(), rules: DriveRules::default() }
 }
 
 /// A number from the environment.

@@ -9,7 +9,7 @@
 //!                      ├─ queue ─► vm-control     carries out what devices ask: reset, shutdown, exit
 //!                      ├────────── vm-clock       fires device timers (absent in a counted machine)
 //!                      ├────────── vm-screen      draws the display while somebody watches
-//!                      └────────── vm-disk0…n     one for each drive
+//!                      └────────── vm-disk0…n     read and write: four for each hard disk, one for other drives
 //! ```
 //! Start at [`Spec`], then `pc.rs` (which parts a PC has), then `machine.rs`.
 #![forbid(unsafe_code)]

@@ -11,7 +11,10 @@ use crate::pc::{self, Pc};
 use crate::spec::{DriveKind, DriveSlot, ImageSource, Spec};
 use crate::{MemoryRegionInfo, PciFunctionInfo};
 use engine_base::{Clock, ClockMode, PanicReport, VmTime, spawn_guarded};
-use engine_bus::{Backplane, BuildError, DeviceCell, Drive, DriveError, Medium, MessageSender, Power, PowerRequest, ResetKind};
+use engine_bus::{
+    Backplane, BuildError, DeviceCell, Drive, DriveError, DriveServer, Medium, MessageSender, Power, PowerRequest, RequestFate,
+    ResetKind,
+};
 use engine_cpu::{ApicMessage, CpuBackend, CpuError, CpuIo, CpuState, Exit, Kicker, Section, Vcpu};
 use engine_display::Screen;
 use engine_firmware::FirmwareError;
@@ -117,6 +120,8 @@ pub enum MachineEvent {
         drive: String,
         /// How.
         error: DriveError,
+        /// Whether it waits for the machine to be resumed.
+        fate: RequestFate,
     },
     /// A medium went in or out.
     MediumChanged {
@@ -325,7 +330,7 @@ impl Machine {
         Ok(machine)
     }
 
-    fn start_threads(&self, control: Receiver<Control>, servers: Vec<engine_bus::DriveServer>) -> Result<(), MachineError> {
+    fn start_threads(&self, control: Receiver<Control>, servers: Vec<(DriveKind, DriveServer)>) -> Result<(), MachineError> {
         let mut threads = lock(&self.threads);
         let mut spawn = |name: String, body: Box<dyn FnOnce(&Core) + Send>| {
             let (core, broken) = (Arc::clone(&self.core), Arc::downgrade(&self.core));
@@ -344,8 +349,13 @@ impl Machine {
         for index in 0..self.core.vcpus.len() {
             spawn(format!("vm-cpu{index}"), Box::new(move |core| core.run_vcpu(index)))?;
         }
-        for (index, server) in servers.into_iter().enumerate() {
-            spawn(format!("vm-disk{index}"), Box::new(move |_| server.serve()))?;
+        for (index, (kind, server)) in servers.into_iter().enumerate() {
+            // Only hard disks are ever asked for several things at once.
+            let lanes = if kind == DriveKind::Disk { REQUESTS_UNDER_WAY } else { 1 };
+            for lane in 0..lanes {
+                let server = server.clone();
+                spawn(format!("vm-disk{index}.{lane}"), Box::new(move |_| server.serve()))?;
+            }
         }
         if self.core.plane.timers.clock().mode() == ClockMode::Real {
             spawn("vm-clock".to_owned(), Box::new(Core::run_timers))?;
@@ -590,7 +600,8 @@ impl Machine {
                 && let Err(error) = medium.image.flush()
             {
                 tracing::error!(%error, image = medium.title, "the image could not be flushed at the end");
-                (self.core.events)(MachineEvent::DriveError { drive: drive.name().to_owned(), error: DriveError::Io });
+                let drive = drive.name().to_owned();
+                (self.core.events)(MachineEvent::DriveError { drive, error: DriveError::Io, fate: RequestFate::Answered });
             }
             drive.close();
         }
@@ -802,13 +813,16 @@ fn check_host_memory(wanted: u64) -> Result<(), MachineError> {
     }
 }
 
+/// So many requests to one hard disk are carried out side by side.
+const REQUESTS_UNDER_WAY: usize = 4;
+
 type Drives = Vec<(DriveSlot, DriveKind, Drive)>;
 
 fn make_drives(
     spec: &Spec,
     plane: &mut Backplane,
     tell: &Arc<dyn Fn(MachineEvent) + Send + Sync>,
-) -> Result<(Drives, Vec<engine_bus::DriveServer>), MachineError> {
+) -> Result<(Drives, Vec<(DriveKind, DriveServer)>), MachineError> {
     let mut drives = Vec::new();
     let mut servers = Vec::new();
     for wanted in &spec.drives {
@@ -819,11 +833,11 @@ fn make_drives(
             drive.set_medium(Some(medium));
         }
         let (events, name) = (Arc::clone(tell), wanted.slot.monitor_name(wanted.kind));
-        drive.on_error(move |_, error| events(MachineEvent::DriveError { drive: name.clone(), error }));
+        drive.on_error(move |_, error, fate| events(MachineEvent::DriveError { drive: name.clone(), error, fate }));
         let (events, name) = (Arc::clone(tell), wanted.slot.monitor_name(wanted.kind));
         drive.on_tray(move |open| events(MachineEvent::TrayMoved { drive: name.clone(), open }));
         if spec.clock == ClockMode::Real {
-            servers.push(server);
+            servers.push((wanted.kind, server));
         } else {
             drive.serve_in_place(&plane.timers);
         }

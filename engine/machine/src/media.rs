@@ -31,14 +31,16 @@ pub fn open_medium(source: &ImageSource, kind: DriveKind) -> Result<Medium, Medi
         access: if read_only { Access::ReadOnly } else { Access::ReadWrite },
         snapshot: source.snapshot && !read_only,
         probed_raw: if source.format == Some(Format::Raw) { ProbedRaw::Stated } else { ProbedRaw::Guarded },
-        flushing: source.flushing,
+        flushing: source.cache.flushing,
+        host_cache: source.cache.host_cache,
+        table_cache_bytes: source.table_cache_bytes,
         ..OpenOptions::new(&source.path)
     };
     let image = engine_disk::open(&options)?;
     if kind == DriveKind::Cdrom && source.format.is_none() {
         refuse_half_a_disc(&*image, source)?;
     }
-    Ok(Medium { image, read_only, title: source.path.display().to_string() })
+    Ok(Medium { image, read_only, title: source.path.display().to_string(), rules: source.rules })
 }
 
 /// The volume descriptors of a disc lie in its seventeenth block and behind it (ECMA-119, 6.2.1).
@@ -58,10 +60,7 @@ mod tests {
     use super::*;
 
     fn cd(path: &std::path::Path, format: Option<Format>) -> Result<Medium, MediaError> {
-        open_medium(
-            &ImageSource { path: path.into(), format, snapshot: false, read_only: true, flushing: Default::default() },
-            DriveKind::Cdrom,
-        )
+        open_medium(&ImageSource { format, read_only: true, ..ImageSource::new(path) }, DriveKind::Cdrom)
     }
 
     #[test]

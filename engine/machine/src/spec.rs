@@ -1,9 +1,9 @@
 //! What computer to build: resolved from a machine file or a command line, with nothing left to guess.
 
 use engine_base::ClockMode;
-use engine_bus::{CharPort, Options};
+use engine_bus::{CharPort, DriveRules, Options};
 use engine_cpu::{CpuModel, Topology};
-use engine_disk::{Flushing, Format};
+use engine_disk::{CacheMode, Format};
 use engine_firmware::linux::DirectKernel;
 use engine_firmware::pc::BootDevice;
 use std::collections::BTreeMap;
@@ -116,8 +116,27 @@ pub struct ImageSource {
     pub snapshot: bool,
     /// Whether the guest may not write.
     pub read_only: bool,
-    /// What the guest's flushes mean, and whether each of its writes is one.
-    pub flushing: Flushing,
+    /// How far its writes get before they are acknowledged, and whether the host caches.
+    pub cache: CacheMode,
+    /// How many bytes of its mapping tables are kept in memory at most, where that is not left to the format.
+    pub table_cache_bytes: Option<u64>,
+    /// What becomes of discards, zeros and failures.
+    pub rules: DriveRules,
+}
+
+impl ImageSource {
+    /// A writable image whose format its signature tells, used as is usual.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            format: None,
+            snapshot: false,
+            read_only: false,
+            cache: CacheMode::default(),
+            table_cache_bytes: None,
+            rules: DriveRules::default(),
+        }
+    }
 }
 
 impl DriveSlot {

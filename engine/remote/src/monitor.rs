@@ -400,7 +400,7 @@ fn status(session: &Session) -> &'static str {
         (RunState::Running | RunState::ShuttingDown, _) => "running",
         (RunState::Paused, PauseReason::Asked) => "paused",
         (RunState::Paused, PauseReason::GuestOff) | (RunState::Ended, _) => "paused (shutdown)",
-        (RunState::Paused, PauseReason::NoSpace) => "paused (io-error)",
+        (RunState::Paused, PauseReason::HostDisk) => "paused (io-error)",
         (RunState::Failed, _) => "paused (internal-error)",
     }
 }

@@ -155,7 +155,7 @@ impl QmpServer {
             (RunState::Running | RunState::ShuttingDown, _) => ("running", true),
             (RunState::Paused, PauseReason::Asked) => ("paused", false),
             (RunState::Paused, PauseReason::GuestOff) | (RunState::Ended, _) => ("shutdown", false),
-            (RunState::Paused, PauseReason::NoSpace) => ("io-error", false),
+            (RunState::Paused, PauseReason::HostDisk) => ("io-error", false),
             (RunState::Failed, _) => ("internal-error", false),
         };
         json!({ "status": status, "running": running, "singlestep": false })

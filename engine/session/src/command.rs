@@ -216,8 +216,8 @@ pub enum PauseReason {
     Asked,
     /// The guest switched itself off and the machine was told to stay (`-no-shutdown`). Only a reset brings it back.
     GuestOff,
-    /// The host's disk is full; the write that did not fit is tried again on resume.
-    NoSpace,
+    /// The host's disk is full or failed; what was held back is tried again on resume.
+    HostDisk,
 }
 
 /// Why a machine ended.

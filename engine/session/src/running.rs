@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, select, unbounded};
 use engine_base::spawn_guarded;
-use engine_bus::DriveError;
+use engine_bus::{DriveError, RequestFate};
 use engine_cpu::CpuState;
 use engine_input::{Button, InputEvent, KeyCode};
 use engine_machine::{
@@ -275,7 +275,7 @@ impl Worker {
             Command::Quit => self.end = Some(EndReason::Quit),
             Command::EndOnSignal => self.end = Some(EndReason::Signal),
             Command::InsertMedium { drive, path, reply } => {
-                let source = ImageSource { path, format: None, snapshot: false, read_only: false, flushing: Default::default() };
+                let source = ImageSource::new(path);
                 let done = self.machine.insert(&self.machine_drive(&drive), &source, engine_machine::Force::Polite);
                 reply.send(done.map_err(|error| error.to_string()));
             }
@@ -351,9 +351,9 @@ impl Worker {
             }
             MachineEvent::KeyboardLeds(leds) => self.engine.set_keyboard_leds(leds),
             MachineEvent::Notice(text) => self.engine.tell(Event::Notice { text }),
-            MachineEvent::DriveError { error: DriveError::NoSpace, .. } => {
-                // The guest has not been told: the drive holds the write back until somebody resumes.
-                self.engine.set_pause_reason(PauseReason::NoSpace);
+            MachineEvent::DriveError { fate: RequestFate::HeldBack, .. } => {
+                // The guest has not been told: the drive holds the request back until somebody resumes.
+                self.engine.set_pause_reason(PauseReason::HostDisk);
                 self.machine.stop();
             }
             MachineEvent::DriveError { .. } | MachineEvent::Failed(_) => {}
@@ -375,11 +375,15 @@ impl Worker {
     fn report_failure(&self, report: &MachineEvent) {
         let (what, advice) = match report {
             MachineEvent::Failed(what) => (what.clone(), "Reset the machine or switch it off; its disks are safe.".to_owned()),
-            MachineEvent::DriveError { drive, error: DriveError::NoSpace } => (
+            MachineEvent::DriveError { drive, error: DriveError::NoSpace, fate: RequestFate::HeldBack } => (
                 format!("The disk of this computer is full, so {drive} could not be written. The machine is paused."),
                 "Free some space, then resume the machine: it tries again, and nothing is lost.".to_owned(),
             ),
-            MachineEvent::DriveError { drive, error } => (
+            MachineEvent::DriveError { drive, error, fate: RequestFate::HeldBack } => (
+                format!("{drive}: {error}. The machine is paused."),
+                "Check the file and the disk it is on, then resume the machine: it tries again.".to_owned(),
+            ),
+            MachineEvent::DriveError { drive, error, fate: RequestFate::Answered } => (
                 format!("{drive}: {error}."),
                 "Check the file and the disk it is on; the guest was told of the error.".to_owned(),
             ),

@@ -39,7 +39,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         return Err(Failure::new("--flush-interval is only available in write tests"));
     }
     let how = if writes { How::writing() } else { How::reading() };
-    let how = how.flushing_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
+    let how = how.cached_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
     let image = Source::named(name, options.value("f"), options.has("image-opts"))?.open(&how)?;
     if size > image.len() {
         return Err(Failure::new("The requests are larger than the image"));

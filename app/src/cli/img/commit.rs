@@ -27,7 +27,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let options = Options::parse(arguments, &Known { short: "f:t:b:dpqr:", long: &["object=", "image-opts"] })?;
     let name = one_file(&options)?;
     rate_limit(&options)?;
-    let how = How::writing().alone().flushing_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
+    let how = How::writing().alone().cached_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
     let source = Source::named(name, options.value("f"), options.has("image-opts"))?;
     // Each file is opened by itself: the base must be writable, which it cannot be while it is somebody's base.
     let top = source.open(&how)?;
@@ -42,7 +42,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
             .map_err(|_| Failure::new(format!("Did not find '{wanted}' in the backing chain of '{name}'")))?;
         layers.push(layer);
     }
-    let base = base.source.open(&How::writing().flushing_by(options.value("t").unwrap_or("writeback"))?)?;
+    let base = base.source.open(&How::writing().cached_by(options.value("t").unwrap_or("writeback"))?)?;
     if base.len() < top.len() {
         base.resize(top.len(), Preallocation::Off)?;
     }

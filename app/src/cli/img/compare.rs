@@ -33,7 +33,7 @@ fn run_inner(arguments: &[String]) -> Result<u8, Failure> {
     let known = Known { short: "f:F:T:pqsU", long: &["object=", "image-opts", "force-share"] };
     let options = Options::parse(arguments, &known)?;
     let [first, second] = options.operands.as_slice() else { return Err(Failure::usage("Expecting two image file names")) };
-    let how = How::reading().flushing_by(options.value("T").unwrap_or("writeback"))?.asked_by(&options)?;
+    let how = How::reading().cached_by(options.value("T").unwrap_or("writeback"))?.asked_by(&options)?;
     let image_opts = options.has("image-opts");
     let first = Source::named(first, options.value("f"), image_opts)?.open(&how)?;
     let second = Source::named(second, options.value("F"), image_opts)?.open(&how)?;

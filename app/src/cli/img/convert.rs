@@ -216,13 +216,13 @@ fn open_inputs(options: &Options, inputs: &[String]) -> Result<Vec<Arc<dyn DiskI
         return Err(Failure::new("No support for concatenating multiple snapshot"));
     }
     let how =
-        How { internal_snapshot, ..How::reading() }.flushing_by(options.value("T").unwrap_or("writeback"))?.asked_by(options)?;
+        How { internal_snapshot, ..How::reading() }.cached_by(options.value("T").unwrap_or("writeback"))?.asked_by(options)?;
     let open = |name: &String| Source::named(name, options.value("f"), options.has("image-opts"))?.open(&how);
     inputs.iter().map(open).collect()
 }
 
 fn open_target(options: &Options, output: &str, file: &NewFile) -> Result<Arc<dyn DiskImage>, Failure> {
-    let how = How::writing().flushing_by(options.value("t").unwrap_or("unsafe"))?.asked_by(options)?;
+    let how = How::writing().cached_by(options.value("t").unwrap_or("unsafe"))?.asked_by(options)?;
     match options.has("target-image-opts") {
         true => Source::named(output, None, true)?.open(&how),
         false => {

@@ -35,7 +35,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         format_by_name(format, "Invalid format name:")?;
     }
     let source = Source::named(name, options.value("f"), options.has("image-opts"))?;
-    let how = How::writing().flushing_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
+    let how = How::writing().cached_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
     // In the unsafe way nothing is read, so the old base need not even be there.
     let image = source.open(&if is_unsafe { how.alone() } else { how })?;
     let folder = source.path.parent().unwrap_or(Path::new(""));

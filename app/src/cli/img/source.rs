@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine_disk::{Access, BackingFiles, DiskImage, Flushing, Format, OpenOptions, ProbedRaw, Sharing, probe};
+use engine_disk::{Access, BackingFiles, CacheMode, DiskImage, Format, OpenOptions, ProbedRaw, Sharing, probe};
 
-use crate::cli::qemu::nearest;
+use crate::cli::qemu::{flatten, nearest};
 
 use super::Failure;
 use super::options::Options;
@@ -36,8 +36,8 @@ pub struct How {
     pub backing_files: BackingFiles,
     /// Whether others may work on it (`-U`).
     pub sharing: Sharing,
-    /// What a flush means (`-t unsafe`).
-    pub flushing: Flushing,
+    /// The cache mode (`-t unsafe`).
+    pub cache: CacheMode,
     /// The snapshot to read (`-l`).
     pub internal_snapshot: Option<String>,
     /// The secrets that unlock encrypted images.
@@ -51,7 +51,7 @@ impl How {
             access: Access::ReadOnly,
             backing_files: BackingFiles::Anywhere,
             sharing: Sharing::Locked,
-            flushing: Flushing::Durable,
+            cache: CacheMode::default(),
             internal_snapshot: None,
             secrets: Secrets::default(),
         }
@@ -74,15 +74,10 @@ impl How {
         Self { backing_files: BackingFiles::LeftOut, ..self }
     }
 
-    /// Flushing as a cache mode (`-t`) says.
-    pub fn flushing_by(self, mode: &str) -> Result<Self, Failure> {
-        let flushing = match mode {
-            "unsafe" => Flushing::Skipped,
-            "none" | "off" | "writeback" => Flushing::Durable,
-            "writethrough" | "directsync" => Flushing::EachWrite,
-            _ => return Err(Failure::new(format!("Invalid cache option: {mode}"))),
-        };
-        Ok(Self { flushing, ..self })
+    /// With the cache mode of that name (`-t`).
+    pub fn cached_by(self, mode: &str) -> Result<Self, Failure> {
+        let cache = CacheMode::named(mode).ok_or_else(|| Failure::new(format!("Invalid cache option: {mode}")))?;
+        Ok(Self { cache, ..self })
     }
 }
 
@@ -186,7 +181,8 @@ impl Source {
             backing_files: how.backing_files,
             probed_raw,
             sharing: how.sharing,
-            flushing: how.flushing,
+            flushing: how.cache.flushing,
+            host_cache: how.cache.host_cache,
             internal_snapshot: how.internal_snapshot.clone(),
             passphrase: self.key_secret.as_ref().map(|id| how.secrets.get(id)).transpose()?,
             ..OpenOptions::new(&self.path)
@@ -248,20 +244,6 @@ pub fn snapshot_parameter(text: &str) -> Result<String, Failure> {
     match key_values(text).into_iter().find(|(key, _)| key == "snapshot.id" || key == "snapshot.name") {
         Some((_, name)) => Ok(name),
         None => Err(Failure::new(format!("Failed in parsing snapshot param '{text}'"))),
-    }
-}
-
-/// Nested JSON as dotted keys.
-fn flatten(prefix: &str, value: &serde_json::Value, pairs: &mut Vec<(String, String)>) {
-    match value {
-        serde_json::Value::Object(members) => {
-            for (key, value) in members {
-                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
-                flatten(&key, value, pairs);
-            }
-        }
-        serde_json::Value::String(text) => pairs.push((prefix.to_owned(), text.clone())),
-        other => pairs.push((prefix.to_owned(), other.to_string())),
     }
 }
 

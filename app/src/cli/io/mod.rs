@@ -86,7 +86,7 @@ fn run(arguments: &[OsString]) -> Result<bool, Failure> {
         how.access = Access::ReadOnly;
     }
     if let Some(mode) = options.value("t").or(options.value("cache")) {
-        how = how.flushing_by(mode)?;
+        how = how.cached_by(mode)?;
     }
     if options.operands.len() > 1 {
         return Err(Failure::new("more than one file was named; give them one after the other with the command open"));

@@ -1,16 +1,16 @@
 //! From QEMU's options to a [`Plan`]. Options may come in any order; what depends on others is decided at the end.
 
 use super::chardev::{Chardev, Lead, chardev, lead};
+use super::drives::{Drives, ide};
 use super::key_values::{KeyValues, nearest, size};
 use super::kvm;
 use anyhow::{Context, Result, bail};
 use engine_base::ClockMode;
 use engine_bus::Options;
 use engine_cpu::{CpuModel, Topology};
-use engine_disk::Flushing;
 use engine_session::{
-    BootDevice, DirectKernel, Display, DriveSlot, DriveSpec, ImageSource, InterruptKey, MachineDriveKind as DriveKind, OnReset,
-    OnShutdown, Part, Policy, Spec, StartAs, StreamTarget,
+    BootDevice, DirectKernel, Display, DriveSlot, ImageSource, InterruptKey, MachineDriveKind as DriveKind, OnReset, OnShutdown,
+    Part, Policy, Spec, StartAs, StreamTarget,
 };
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -75,6 +75,7 @@ const WITH_ARGUMENT: &[&str] = &[
     "-fda",
     "-fdb",
     "-drive",
+    "-blockdev",
     "-boot",
     "-kernel",
     "-initrd",
@@ -145,7 +146,7 @@ pub fn parse(arguments: &[String]) -> Result<Request> {
 #[derive(Default)]
 struct Builder {
     spec: Spec,
-    drives: Vec<(Option<DriveSlot>, DriveSpecDraft)>,
+    drives: Drives,
     chardevs: BTreeMap<String, Chardev>,
     serials: Vec<Lead>,
     debug_port: Option<Lead>,
@@ -160,11 +161,6 @@ struct Builder {
     notes: Vec<String>,
     kernel: DirectKernel,
     accelerators: Vec<String>,
-}
-
-struct DriveSpecDraft {
-    kind: DriveKind,
-    source: Option<ImageSource>,
 }
 
 impl Builder {
@@ -207,14 +203,15 @@ impl Builder {
             }
             "-hda" | "-hdb" | "-hdc" | "-hdd" => {
                 let index = name.as_bytes()[3] - b'a';
-                self.drive(Some(ide(index)), DriveKind::Disk, Some(source(value)));
+                self.drives.add(Some(ide(index)), DriveKind::Disk, Some(ImageSource::new(value)));
             }
-            "-cdrom" => self.drive(Some(ide(2)), DriveKind::Cdrom, Some(source(value))),
+            "-cdrom" => self.drives.add(Some(ide(2)), DriveKind::Cdrom, Some(ImageSource::new(value))),
             "-fda" | "-fdb" => {
                 let unit = name.as_bytes()[3] - b'a';
-                self.drive(Some(DriveSlot::Floppy(unit)), DriveKind::Floppy, Some(source(value)));
+                self.drives.add(Some(DriveSlot::Floppy(unit)), DriveKind::Floppy, Some(ImageSource::new(value)));
             }
-            "-drive" => self.drive_option(value)?,
+            "-drive" => self.drives.drive_option(value)?,
+            "-blockdev" => self.drives.blockdev_option(value)?,
             "-boot" => self.boot(value)?,
             "-kernel" => self.kernel.kernel = value.into(),
             "-initrd" => self.kernel.initrd = Some(value.into()),
@@ -353,64 +350,6 @@ impl Builder {
         Ok(())
     }
 
-    fn drive(&mut self, slot: Option<DriveSlot>, kind: DriveKind, source: Option<ImageSource>) {
-        self.drives.push((slot, DriveSpecDraft { kind, source }));
-    }
-
-    fn drive_option(&mut self, value: &str) -> Result<()> {
-        let mut values = KeyValues::parse("-drive", value, "")?;
-        let interface = values.take("if").unwrap_or_else(|| "ide".to_owned());
-        let media = values.take("media");
-        let (index, bus, unit) = (values.take_number("index")?, values.take_number("bus")?, values.take_number("unit")?);
-        let format = values.take("format");
-        let file = values.take("file").filter(|file| !file.is_empty());
-        let snapshot = values.take_switch("snapshot")?.unwrap_or(false);
-        let read_only = values.take_switch("readonly")?.or(values.take_switch("read-only")?).unwrap_or(false);
-        values.take("id");
-        let flushing = match values.take("cache").as_deref() {
-            None | Some("writeback") => Flushing::Durable,
-            Some("none" | "off") => {
-                self.notes.push("-drive cache=none: the host's page cache is used all the same; flushes are as honest.".into());
-                Flushing::Durable
-            }
-            Some("writethrough" | "directsync") => Flushing::EachWrite,
-            Some("unsafe") => Flushing::Skipped,
-            Some(mode) => bail!("-drive cache={mode}: possible are none, writeback, writethrough, directsync and unsafe."),
-        };
-        for ignored in ["aio", "discard", "detect-zeroes", "werror", "rerror"] {
-            if let Some(setting) = values.take(ignored) {
-                self.notes.push(format!(
-                    "-drive {ignored}={setting}: this setting has no effect yet; writes reach the disk when the guest flushes."
-                ));
-            }
-        }
-        values.finish(&["file", "format", "if", "media", "index", "bus", "unit", "snapshot", "readonly", "id", "cache"])?;
-        let kind = match (interface.as_str(), media.as_deref()) {
-            ("ide", None | Some("disk")) => DriveKind::Disk,
-            ("ide", Some("cdrom")) => DriveKind::Cdrom,
-            ("floppy", None | Some("disk")) => DriveKind::Floppy,
-            ("ide" | "floppy", Some(media)) => bail!("-drive media={media}: possible are disk and cdrom."),
-            _ => bail!("-drive if={interface}: possible are ide and floppy."),
-        };
-        let place = match (index, bus, unit) {
-            (None, None, None) => None,
-            (Some(index), None, None) => Some(index),
-            (None, bus, unit) => Some(bus.unwrap_or(0) * 2 + unit.unwrap_or(0)),
-            _ => bail!("-drive: give index, or bus and unit, not both."),
-        };
-        let slot = match place {
-            None => None,
-            Some(place) if kind == DriveKind::Floppy && place < 2 => Some(DriveSlot::Floppy(place as u8)),
-            Some(place) if kind != DriveKind::Floppy && place < 4 => Some(ide(place as u8)),
-            Some(place) => bail!("-drive: there is no place {place}; IDE has 0 to 3, floppies 0 and 1."),
-        };
-        let format =
-            format.map(|name| name.parse().map_err(|error| anyhow::anyhow!("-drive format={name}: {error}"))).transpose()?;
-        let source = file.map(|file| ImageSource { path: file.into(), format, snapshot, read_only, flushing });
-        self.drive(slot, kind, source);
-        Ok(())
-    }
-
     fn boot(&mut self, value: &str) -> Result<()> {
         let mut values = KeyValues::parse("-boot", value, "order")?;
         let order = values.take("once").or_else(|| values.take("order"));
@@ -454,8 +393,12 @@ impl Builder {
                 self.part(driver, values)
             }
             "isa-debug-exit" => self.part(driver, values),
+            "ide-hd" | "ide-cd" | "floppy" => {
+                self.drives.device_option(driver, values);
+                Ok(())
+            }
             other => {
-                let known = ["isa-debug-exit", "isa-debugcon", "isa-serial", "usb-tablet"];
+                let known = ["floppy", "ide-cd", "ide-hd", "isa-debug-exit", "isa-debugcon", "isa-serial", "usb-tablet"];
                 match nearest(other, &known) {
                     Some(near) => bail!("-device {other}: there is no such device yet. Did you mean {near}?"),
                     None => bail!("-device {other}: there is no such device yet. Possible are: {}.", known.join(", ")),
@@ -474,7 +417,9 @@ impl Builder {
 
     fn finish(mut self) -> Result<Plan> {
         self.choose_accelerator()?;
-        self.place_drives()?;
+        let (drives, notes) = std::mem::take(&mut self.drives).place(self.snapshot, self.no_defaults)?;
+        self.spec.drives = drives;
+        self.notes.extend(notes);
         if self.kernel != DirectKernel::default() {
             if self.kernel.kernel.as_os_str().is_empty() {
                 bail!("-initrd and -append need -kernel.");
@@ -562,46 +507,6 @@ impl Builder {
         }
         Ok(())
     }
-
-    /// Drives without a place take the first free one of their kind; there is always a CD drive unless -nodefaults.
-    fn place_drives(&mut self) -> Result<()> {
-        let mut taken: BTreeMap<DriveSlot, DriveSpec> = BTreeMap::new();
-        let (placed, free): (Vec<_>, Vec<_>) = std::mem::take(&mut self.drives).into_iter().partition(|(slot, _)| slot.is_some());
-        for (slot, draft) in placed.into_iter().chain(free) {
-            let slot = match (slot, draft.kind) {
-                (Some(slot), _) => slot,
-                (None, DriveKind::Floppy) => {
-                    let free = (0..2).map(DriveSlot::Floppy).find(|slot| !taken.contains_key(slot));
-                    free.context("There are only two floppy drives.")?
-                }
-                (None, kind) => {
-                    let order: [u8; 4] = if kind == DriveKind::Cdrom { [2, 3, 1, 0] } else { [0, 1, 2, 3] };
-                    let free = order.into_iter().map(ide).find(|slot| !taken.contains_key(slot));
-                    free.context("There are only four IDE drives.")?
-                }
-            };
-            let mut source = draft.source;
-            if let Some(source) = &mut source {
-                source.snapshot |= self.snapshot;
-            }
-            if taken.insert(slot, DriveSpec { slot, kind: draft.kind, source }).is_some() {
-                bail!("Two drives want the place {}. -hdc and -cdrom share one.", slot.board_name());
-            }
-        }
-        if !self.no_defaults && !taken.values().any(|drive| drive.kind == DriveKind::Cdrom) {
-            taken.entry(ide(2)).or_insert(DriveSpec { slot: ide(2), kind: DriveKind::Cdrom, source: None });
-        }
-        self.spec.drives = taken.into_values().collect();
-        Ok(())
-    }
-}
-
-fn ide(index: u8) -> DriveSlot {
-    DriveSlot::Ide { channel: index / 2, unit: index % 2 }
-}
-
-fn source(path: &str) -> ImageSource {
-    ImageSource { path: path.into(), format: None, snapshot: false, read_only: false, flushing: Flushing::default() }
 }
 
 fn topology(value: &str) -> Result<Topology> {
@@ -670,21 +575,6 @@ mod tests {
     }
 
     #[test]
-    fn cache_modes_say_what_a_flush_means() {
-        for (mode, expected) in [
-            ("", Flushing::Durable),
-            (",cache=none", Flushing::Durable),
-            (",cache=writeback", Flushing::Durable),
-            (",cache=writethrough", Flushing::EachWrite),
-            (",cache=directsync", Flushing::EachWrite),
-            (",cache=unsafe", Flushing::Skipped),
-        ] {
-            let plan = plan(&format!("-drive file=a.img,format=raw{mode}"));
-            assert_eq!(plan.spec.drives[0].source.as_ref().unwrap().flushing, expected, "{mode}");
-        }
-    }
-
-    #[test]
     fn a_typical_line_becomes_a_machine() {
         let plan = plan("-M pc -m 512 -smp 2 -cdrom a.iso -hda b.qcow2 -boot d -nographic -no-reboot");
         assert_eq!(plan.spec.memory_bytes, 512 << 20);
@@ -750,20 +640,6 @@ mod tests {
         assert_eq!(plan.policy, Policy { on_reset: OnReset::End, on_shutdown: OnShutdown::Stay, start: StartAs::Paused });
         // tcg was asked for first, so there is nothing to be said about KVM.
         assert_eq!(plan.notes, Vec::<String>::new());
-    }
-
-    #[test]
-    fn drives_say_what_becomes_of_what_is_written() {
-        let plan = plan(
-            "-drive file=a.img,format=raw,if=ide,index=1,snapshot=on -drive file=b.iso,media=cdrom -drive file=c.img,if=floppy",
-        );
-        let drives = &plan.spec.drives;
-        assert_eq!(drives[0].slot, ide(1));
-        let source = drives[0].source.as_ref().unwrap();
-        assert!(source.snapshot && source.format == Some(engine_disk::Format::Raw));
-        assert_eq!((drives[1].slot, drives[1].kind), (ide(2), DriveKind::Cdrom));
-        assert_eq!(drives[2].slot, DriveSlot::Floppy(0));
-        assert!(!drives[2].source.as_ref().unwrap().snapshot);
     }
 
     #[test]

@@ -33,6 +33,19 @@ impl KeyValues {
         Ok(Self { option: option.to_owned(), values })
     }
 
+    /// Parses `text` where it is JSON: the members of objects inside it are called `outer.inner`.
+    pub fn parse_json(option: &str, text: &str) -> Result<Self> {
+        let value = serde_json::from_str(text).map_err(|error| anyhow!("{option}: this is not proper JSON: {error}."))?;
+        let mut pairs = Vec::new();
+        flatten("", &value, &mut pairs);
+        Ok(Self { option: option.to_owned(), values: pairs.into_iter().collect() })
+    }
+
+    /// The first key of those that are left for which `is_meant` holds.
+    pub fn find(&self, is_meant: impl Fn(&str) -> bool) -> Option<String> {
+        self.values.keys().find(|key| is_meant(key)).cloned()
+    }
+
     /// Takes a value out.
     pub fn take(&mut self, key: &str) -> Option<String> {
         self.values.remove(key)
@@ -93,6 +106,20 @@ pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     let likeness = |candidate: &&str| strsim::jaro_winkler(&bare(word), &bare(candidate));
     let best = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
     (likeness(&best) > 0.75).then_some(best)
+}
+
+/// Nested JSON as dotted keys.
+pub fn flatten(prefix: &str, value: &serde_json::Value, pairs: &mut Vec<(String, String)>) {
+    match value {
+        serde_json::Value::Object(members) => {
+            for (key, value) in members {
+                let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                flatten(&key, value, pairs);
+            }
+        }
+        serde_json::Value::String(text) => pairs.push((prefix.to_owned(), text.clone())),
+        other => pairs.push((prefix.to_owned(), other.to_string())),
+    }
 }
 
 fn split_commas(text: &str) -> Vec<String> {

@@ -5,9 +5,10 @@
 mod chardev;
 pub mod command_line;
 mod console;
+mod drives;
 mod key_values;
 mod kvm;
 pub mod run;
 
-pub use key_values::{nearest, size};
+pub use key_values::{flatten, nearest, size};
 pub use kvm::why_not as why_not_kvm;

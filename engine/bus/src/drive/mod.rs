@@ -1,19 +1,34 @@
 //! A drive as a controller sees it: requests go in, completions come out, media change. The image is read and written on
-//! the drive's own worker thread (`vm-disk<n>`), which rings the controller when something is done.
-//! Requests are carried out in the order given. A request carries the controller's generation, so that what was asked
-//! before a reset is recognised and dropped after it.
+//! the drive's own worker threads (`vm-disk<n>`), which ring the controller when something is done.
+//!
+//! ```text
+//!  controller ─submit─► Queue ─Batch─► worker … worker ─► Medium ─► DiskImage
+//!      ▲                                        │
+//!      └────────── take_completion ◄── ring ────┘
+//! ```
+//! Several requests may be under way at once; `queue.rs` says which may pass which. A request carries the controller's
+//! token, so that what was asked before a reset is recognised and dropped after it.
 //!
 //! What finds the host's disk full is not failed, be it a write, a flush or a discard: the guest would take it for a
 //! broken disk. The worker holds it back, reports it, and tries it again when the person has made room ([`Drive::retry`]).
+//! [`DriveRules`] can say otherwise.
 //!
 //! In a counted machine ([`engine_base::ClockMode::Counted`]) there is no worker: [`Drive::submit`] does the work at once,
 //! and the controller is rung by a timer a fixed guest time later, so that a run repeats exactly.
 
+mod medium;
+mod queue;
+#[cfg(test)]
+mod tests;
+
 use crate::{DeviceCell, Timer, TimerQueue};
 use engine_base::{RankedMutex, rank};
-use engine_disk::DiskImage;
+use medium::Verdict;
+use queue::{Batch, Queue};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+pub use medium::{Discards, DriveRules, Medium, OnError, Zeros};
 
 /// Guest time that a request takes in a counted machine.
 const COUNTED_LATENCY_NANOS: u64 = 50_000;
@@ -84,17 +99,6 @@ pub enum DriveError {
     Io,
 }
 
-/// What is in the drive.
-#[derive(Clone)]
-pub struct Medium {
-    /// The image.
-    pub image: Arc<dyn DiskImage>,
-    /// Whether the guest may not write, whatever the image allows.
-    pub read_only: bool,
-    /// Where it came from, for people: a path.
-    pub title: String,
-}
-
 /// A drive; clones share it. Controllers hold one end, the machine puts media in and out.
 #[derive(Clone)]
 pub struct Drive(Arc<Shared>);
@@ -102,7 +106,10 @@ pub struct Drive(Arc<Shared>);
 struct Shared {
     name: String,
     state: Mutex<State>,
+    /// There may be something to do for a worker.
     work: Condvar,
+    /// Nothing is under way any more, or all that is left is held back.
+    quiet: Condvar,
     bell: RankedMutex<Option<Arc<DeviceCell>>>,
     /// Present in counted machines: work is done in place, and this rings the controller.
     counted: RankedMutex<Option<(TimerQueue, Timer)>>,
@@ -110,8 +117,17 @@ struct Shared {
     on_tray: RankedMutex<Option<TrayHook>>,
 }
 
-type ErrorHook = Arc<dyn Fn(&str, DriveError) + Send + Sync>;
+type ErrorHook = Arc<dyn Fn(&str, DriveError, RequestFate) + Send + Sync>;
 type TrayHook = Arc<dyn Fn(bool) + Send + Sync>;
+
+/// Whether a request that failed waits for the person, or the guest has its answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestFate {
+    /// It is tried again by [`Drive::retry`].
+    HeldBack,
+    /// It is done with.
+    Answered,
+}
 
 #[derive(Default)]
 struct State {
@@ -123,26 +139,31 @@ struct State {
     tray_open: bool,
     /// A person pressed the eject button of a locked drive, and the guest has not been told.
     eject_wanted: bool,
-    requests: VecDeque<DriveRequest>,
+    queue: Queue,
     /// Requests ever handed over.
     submitted: u64,
-    busy: bool,
-    /// The first request found no room on the host and waits for [`Drive::retry`] or [`Drive::give_up`].
-    stalled: bool,
     done: VecDeque<Completion>,
     closed: bool,
 }
 
-/// The worker's end.
+/// The workers' end: each of them has a clone.
+#[derive(Clone)]
 pub struct DriveServer(Arc<Shared>);
 
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drive {
-    /// An empty drive, and the server that a `vm-disk` thread runs.
+    /// An empty drive, and the server that `vm-disk` threads run: as many as requests may be under way at once.
     pub fn new(name: impl Into<String>) -> (Drive, DriveServer) {
         let shared = Arc::new(Shared {
             name: name.into(),
             state: Mutex::default(),
             work: Condvar::new(),
+            quiet: Condvar::new(),
             bell: RankedMutex::new(rank::LEAF, "drive bell", None),
             counted: RankedMutex::new(rank::LEAF, "drive timer", None),
             on_error: RankedMutex::new(rank::LEAF, "drive errors", None),
@@ -156,8 +177,8 @@ impl Drive {
         &self.0.name
     }
 
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(|poison| poison.into_inner())
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state()
     }
 
     pub(crate) fn attach(&self, cell: Arc<DeviceCell>) {
@@ -175,8 +196,8 @@ impl Drive {
         *self.0.counted.lock() = Some((timers.clone(), timer));
     }
 
-    /// `hook` hears of every failed host operation, so that the machine can tell the person (or pause when space is out).
-    pub fn on_error(&self, hook: impl Fn(&str, DriveError) + Send + Sync + 'static) {
+    /// `hook` hears of every failed host operation, so that the machine can tell the person (or pause where it is held back).
+    pub fn on_error(&self, hook: impl Fn(&str, DriveError, RequestFate) + Send + Sync + 'static) {
         *self.0.on_error.lock() = Some(Arc::new(hook));
     }
 
@@ -256,16 +277,21 @@ impl Drive {
 
     /// Hands a request over; the device is rung when it is done.
     pub fn submit(&self, request: DriveRequest) {
-        self.state().submitted += 1;
-        let counted = self.0.counted.lock().is_some();
-        if !counted {
-            self.state().requests.push_back(request);
+        let is_counted = self.0.counted.lock().is_some();
+        let mut state = self.state();
+        state.submitted += 1;
+        if !is_counted {
+            state.queue.push(request);
+            drop(state);
             self.0.work.notify_one();
             return;
         }
-        let medium = self.medium();
-        let result = perform(medium, &request.operation);
-        report(&self.0, result.as_ref().err().copied());
+        let medium = state.medium.clone();
+        drop(state);
+        let result = perform(medium.as_ref(), &request);
+        if let Err(error) = result {
+            report(&self.0, error, RequestFate::Answered);
+        }
         self.state().done.push_back(Completion { token: request.token, result });
         if let Some((timers, timer)) = &*self.0.counted.lock() {
             timer.set(timers.clock().now().after_nanos(COUNTED_LATENCY_NANOS));
@@ -279,35 +305,33 @@ impl Drive {
 
     /// There may be room on the host now: tries again what was held back.
     pub fn retry(&self) {
-        self.state().stalled = false;
+        self.state().queue.resume();
         self.0.work.notify_all();
     }
 
     /// Fails what was held back, for a controller that is about to be reset.
     pub fn give_up(&self) {
         let mut state = self.state();
-        if std::mem::take(&mut state.stalled)
-            && let Some(request) = state.requests.pop_front()
-        {
-            state.done.push_back(Completion { token: request.token, result: Err(DriveError::NoSpace) });
-        }
+        let failed = state.queue.fail_held_back();
+        state.done.extend(failed);
         drop(state);
         self.0.work.notify_all();
+        self.0.quiet.notify_all();
     }
 
-    /// Waits until no request is queued or under way, or the rest is held back for want of room: for pause, save and
-    /// tear-down.
+    /// Waits until no request is queued or under way, or the rest is held back: for pause, save and tear-down.
     pub fn drain(&self) {
         let mut state = self.state();
-        while !state.closed && !state.stalled && (state.busy || !state.requests.is_empty()) {
-            state = self.0.work.wait(state).unwrap_or_else(|poison| poison.into_inner());
+        while !state.closed && !state.queue.is_empty() && !state.queue.is_stuck() {
+            state = self.0.quiet.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// Ends the worker after what is queued.
+    /// Ends the workers after what is queued.
     pub fn close(&self) {
         self.state().closed = true;
         self.0.work.notify_all();
+        self.0.quiet.notify_all();
     }
 }
 
@@ -321,218 +345,94 @@ fn ring(shared: &Shared) {
 impl DriveServer {
     /// Serves requests until the drive is closed: the body of a `vm-disk` thread.
     pub fn serve(&self) {
-        loop {
-            let (request, medium) = {
-                let mut state = self.0.state.lock().unwrap_or_else(|poison| poison.into_inner());
-                loop {
-                    if state.closed && (state.stalled || state.requests.is_empty()) {
-                        return;
-                    }
-                    if !state.stalled
-                        && let Some(request) = state.requests.pop_front()
-                    {
-                        state.busy = true;
-                        break (request, state.medium.clone());
-                    }
-                    state = self.0.work.wait(state).unwrap_or_else(|poison| poison.into_inner());
-                }
+        while let Some((batch, medium)) = self.next_batch() {
+            let results = match &medium {
+                None => batch.requests.iter().map(|_| Err(DriveError::NoMedium)).collect(),
+                Some(medium) => medium.carry_out_all(&batch),
             };
-            let result = perform(medium, &request.operation);
-            let holds_back = result == Err(DriveError::NoSpace);
-            let error = result.as_ref().err().copied();
-            {
-                let mut state = self.0.state.lock().unwrap_or_else(|poison| poison.into_inner());
-                state.busy = false;
-                if holds_back {
-                    state.stalled = true;
-                    state.requests.push_front(request);
-                } else {
-                    state.done.push_back(Completion { token: request.token, result });
+            let mut failures = Vec::new();
+            let mut state = self.0.state();
+            for ((order, request), result) in batch.requests.into_iter().zip(results) {
+                match settled(medium.as_ref(), &request, result) {
+                    Settled::Done(result) => {
+                        failures.extend(result.as_ref().err().map(|error| (*error, RequestFate::Answered)));
+                        state.queue.finish(order);
+                        state.done.push_back(Completion { token: request.token, result });
+                    }
+                    Settled::HeldBack(error) => {
+                        failures.push((error, RequestFate::HeldBack));
+                        state.queue.hold_back(order, request, error);
+                    }
                 }
             }
-            self.0.work.notify_all();
-            report(&self.0, error);
+            let (is_quiet, is_closed) = (state.queue.is_empty() || state.queue.is_stuck(), state.closed);
+            drop(state);
+            if is_quiet {
+                self.0.quiet.notify_all();
+            }
+            if is_closed {
+                self.0.work.notify_all();
+            }
+            failures.dedup();
+            for (error, fate) in failures {
+                report(&self.0, error, fate);
+            }
             ring(&self.0);
+        }
+    }
+
+    /// Waits for something to do; `None` when the drive is closed and nothing is left that can be done.
+    fn next_batch(&self) -> Option<(Batch, Option<Medium>)> {
+        let mut state = self.0.state();
+        loop {
+            if state.closed && (state.queue.is_empty() || state.queue.is_stuck()) {
+                return None;
+            }
+            if let Some(batch) = state.queue.take() {
+                let medium = state.medium.clone();
+                let is_more = state.queue.has_startable();
+                drop(state);
+                if is_more {
+                    self.0.work.notify_one();
+                }
+                return Some((batch, medium));
+            }
+            state = self.0.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
 
-fn perform(medium: Option<Medium>, operation: &DriveOperation) -> Result<Vec<u8>, DriveError> {
-    match medium {
-        None => Err(DriveError::NoMedium),
-        Some(medium) => carry_out(&medium, operation),
+/// What becomes of a request that was carried out.
+enum Settled {
+    Done(Result<Vec<u8>, DriveError>),
+    HeldBack(DriveError),
+}
+
+fn settled(medium: Option<&Medium>, request: &DriveRequest, result: Result<Vec<u8>, DriveError>) -> Settled {
+    let (Some(medium), Err(error)) = (medium, &result) else { return Settled::Done(result) };
+    match (medium.verdict(&request.operation, *error), &request.operation) {
+        (Verdict::Report, _) => Settled::Done(result),
+        (Verdict::HoldBack, _) => Settled::HeldBack(*error),
+        (Verdict::Ignore, DriveOperation::Read { len, .. }) => Settled::Done(Ok(vec![0; *len])),
+        (Verdict::Ignore, _) => Settled::Done(Ok(Vec::new())),
+    }
+}
+
+/// Carries a request out at once; what would be held back fails, as nobody could try it again.
+fn perform(medium: Option<&Medium>, request: &DriveRequest) -> Result<Vec<u8>, DriveError> {
+    let result = medium.ok_or(DriveError::NoMedium)?.carry_out(&request.operation);
+    match settled(medium, request, result) {
+        Settled::Done(result) => result,
+        Settled::HeldBack(error) => Err(error),
     }
 }
 
 /// Tells the machine of a failure that is the host's, not the guest's.
-fn report(shared: &Shared, error: Option<DriveError>) {
-    if let Some(error @ (DriveError::NoSpace | DriveError::Io)) = error {
+fn report(shared: &Shared, error: DriveError, fate: RequestFate) {
+    if matches!(error, DriveError::NoSpace | DriveError::Io) {
         let hook = shared.on_error.lock().clone();
         if let Some(hook) = hook {
-            hook(&shared.name, error);
+            hook(&shared.name, error, fate);
         }
-    }
-}
-
-fn carry_out(medium: &Medium, operation: &DriveOperation) -> Result<Vec<u8>, DriveError> {
-    let image = &medium.image;
-    let in_range = |offset: u64, len: u64| match offset.checked_add(len) {
-        Some(end) if end <= image.len() => Ok(()),
-        _ => Err(DriveError::OutOfRange),
-    };
-    let writable = || if medium.read_only || image.read_only() { Err(DriveError::ReadOnly) } else { Ok(()) };
-    let failed = |error: engine_disk::DiskError| {
-        tracing::error!(%error, image = medium.title, "the image could not be read or written");
-        if error.is_no_space() { DriveError::NoSpace } else { DriveError::Io }
-    };
-    match *operation {
-        DriveOperation::Read { offset, len } => {
-            in_range(offset, len as u64)?;
-            let mut data = vec![0; len];
-            image.read_at(offset, &mut data).map_err(failed)?;
-            Ok(data)
-        }
-        DriveOperation::Write { offset, ref data } => {
-            writable()?;
-            in_range(offset, data.len() as u64)?;
-            image.write_at(offset, data).map_err(failed)?;
-            Ok(Vec::new())
-        }
-        DriveOperation::Flush => {
-            if !image.read_only() {
-                image.flush().map_err(failed)?;
-            }
-            Ok(Vec::new())
-        }
-        DriveOperation::Discard { offset, len } => {
-            writable()?;
-            in_range(offset, len)?;
-            image.discard(offset, len).map_err(failed)?;
-            Ok(Vec::new())
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use engine_disk::{DiskError, Extent, Format};
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::mpsc;
-
-    /// A disk on a host that has no room until it is told otherwise.
-    struct Cramped {
-        room: AtomicBool,
-        /// There is room for one operation only.
-        only_once: AtomicBool,
-        written: Mutex<Vec<u8>>,
-    }
-
-    impl Cramped {
-        fn check(&self) -> Result<(), DiskError> {
-            let has_room = self.room.load(Ordering::Relaxed);
-            if self.only_once.load(Ordering::Relaxed) {
-                self.room.store(false, Ordering::Relaxed);
-            }
-            if has_room { Ok(()) } else { Err(DiskError::NoSpace { path: "/cramped".into() }) }
-        }
-    }
-
-    impl DiskImage for Cramped {
-        fn len(&self) -> u64 {
-            512
-        }
-        fn read_at(&self, _: u64, buffer: &mut [u8]) -> Result<(), DiskError> {
-            buffer.fill(0);
-            Ok(())
-        }
-        fn write_at(&self, _: u64, data: &[u8]) -> Result<(), DiskError> {
-            self.check()?;
-            *self.written.lock().unwrap() = data.to_vec();
-            Ok(())
-        }
-        fn flush(&self) -> Result<(), DiskError> {
-            self.check()
-        }
-        fn discard(&self, _: u64, _: u64) -> Result<(), DiskError> {
-            self.check()
-        }
-        fn write_zeroes(&self, _: u64, _: u64) -> Result<(), DiskError> {
-            Ok(())
-        }
-        fn read_only(&self) -> bool {
-            false
-        }
-        fn format(&self) -> Format {
-            Format::Raw
-        }
-        fn extent_at(&self, _: u64) -> Result<Extent, DiskError> {
-            Err(DiskError::NoSpace { path: "/cramped".into() })
-        }
-    }
-
-    fn cramped_drive() -> (Drive, Arc<Cramped>, std::thread::JoinHandle<()>, mpsc::Receiver<DriveError>) {
-        let image =
-            Arc::new(Cramped { room: AtomicBool::new(false), only_once: AtomicBool::new(false), written: Mutex::default() });
-        let (drive, server) = Drive::new("ide0-0");
-        drive.set_medium(Some(Medium { image: image.clone(), read_only: false, title: "cramped".into() }));
-        let (sender, errors) = mpsc::channel();
-        drive.on_error(move |_, error| sender.send(error).unwrap());
-        let worker = std::thread::spawn(move || server.serve());
-        drive.submit(DriveRequest { token: 5, operation: DriveOperation::Write { offset: 0, data: vec![7; 512] } });
-        (drive, image, worker, errors)
-    }
-
-    #[test]
-    fn a_write_without_room_is_held_back_and_tried_again_when_there_is_some() {
-        let (drive, image, worker, errors) = cramped_drive();
-        assert_eq!(errors.recv().unwrap(), DriveError::NoSpace);
-        drive.drain();
-        assert_eq!(drive.take_completion(), None, "the guest must not be told of an error");
-        drive.retry();
-        assert_eq!(errors.recv().unwrap(), DriveError::NoSpace, "there is still no room");
-        image.room.store(true, Ordering::Relaxed);
-        drive.retry();
-        drive.drain();
-        assert_eq!(drive.take_completion(), Some(Completion { token: 5, result: Ok(Vec::new()) }));
-        assert_eq!(*image.written.lock().unwrap(), [7; 512]);
-        drive.close();
-        worker.join().unwrap();
-    }
-
-    #[test]
-    fn flushes_and_discards_are_held_back_too_and_nothing_overtakes_them() {
-        let (drive, image, worker, errors) = cramped_drive();
-        drive.submit(DriveRequest { token: 6, operation: DriveOperation::Flush });
-        drive.submit(DriveRequest { token: 7, operation: DriveOperation::Discard { offset: 0, len: 512 } });
-        assert_eq!(errors.recv().unwrap(), DriveError::NoSpace);
-        for token in [5, 6, 7] {
-            drive.drain();
-            assert_eq!(drive.take_completion(), None, "request {token} waits");
-            image.room.store(true, Ordering::Relaxed);
-            image.only_once.store(true, Ordering::Relaxed);
-            drive.retry();
-            while drive.take_completion().is_none_or(|done| done != Completion { token, result: Ok(Vec::new()) }) {
-                std::thread::yield_now();
-            }
-            if token < 7 {
-                assert_eq!(errors.recv().unwrap(), DriveError::NoSpace);
-            }
-        }
-        drive.close();
-        worker.join().unwrap();
-    }
-
-    #[test]
-    fn what_is_held_back_hinders_neither_a_reset_nor_the_end() {
-        let (drive, _image, worker, errors) = cramped_drive();
-        errors.recv().unwrap();
-        drive.give_up();
-        drive.drain();
-        assert_eq!(drive.take_completion().unwrap().result, Err(DriveError::NoSpace));
-        drive.submit(DriveRequest { token: 6, operation: DriveOperation::Write { offset: 0, data: vec![7; 512] } });
-        errors.recv().unwrap();
-        drive.close();
-        worker.join().unwrap();
     }
 }

@@ -16,6 +16,7 @@ use bitflags::bitflags;
 use engine_bus::{Completion, Dma, Drive, DriveError, DriveOperation, DriveRequest, RestoreError};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use std::ops::Range;
 
 /// Bytes in a sector of a disk.
 pub const SECTOR_BYTES: usize = 512;
@@ -23,8 +24,8 @@ pub const SECTOR_BYTES: usize = 512;
 pub const CD_BLOCK_BYTES: usize = 2048;
 /// Bytes of a block of a CD with its synchronisation, header and error correction.
 pub const CD_RAW_BYTES: usize = 2352;
-/// The most sectors asked of the image at once.
-const MOST_SECTORS: u32 = 256;
+/// The most sectors asked of the image at once: whatever the pieces in which the bus master moves them, one access.
+const MOST_SECTORS: u32 = 2048;
 /// The most blocks of a CD asked of the image at once.
 const MOST_BLOCKS: u32 = 64;
 /// The largest buffer there can be.
@@ -112,7 +113,8 @@ pub enum Purpose {
 pub struct Transfer {
     pub channel: Channel,
     pub purpose: Purpose,
-    /// The next sector (or block) to ask for, how many are left, and how many are asked for now.
+    /// The next sector (or block) to ask for, how many are left, and how many are asked for now (of a list of ranges: its
+    /// entries).
     pub lba: u64,
     pub left: u32,
     pub now: u32,
@@ -496,18 +498,30 @@ impl IdeDrive {
         }
     }
 
-    /// Discards the next range of the list in the buffer, or ends the command.
+    /// Discards the next ranges of the list in the buffer, those that follow each other as one, or ends the command.
     fn discard_on(&mut self) {
+        // An entry says at most 65535 sectors, so a long stretch comes in many.
+        let mut wanted: Option<Range<u64>> = None;
+        self.transfer.now = 0;
         while let Some(entry) = self.buffer.get(self.position..self.position + 8) {
             let entry = u64::from_le_bytes(entry.try_into().unwrap_or_default());
-            self.position += 8;
             let (lba, sectors) = (entry & 0xffff_ffff_ffff, entry >> 48);
-            if sectors > 0 {
-                let (offset, len) = (lba * SECTOR_BYTES as u64, sectors * SECTOR_BYTES as u64);
-                return self.submit(Activity::Discarding, DriveOperation::Discard { offset, len });
-            }
+            wanted = match wanted {
+                wanted if sectors == 0 => wanted,
+                None => Some(lba..lba + sectors),
+                Some(wanted) if wanted.end == lba => Some(wanted.start..lba + sectors),
+                Some(_) => break,
+            };
+            self.position += 8;
+            self.transfer.now += 1;
         }
-        self.succeed();
+        match wanted {
+            Some(sectors) => {
+                let (offset, len) = (sectors.start * SECTOR_BYTES as u64, (sectors.end - sectors.start) * SECTOR_BYTES as u64);
+                self.submit(Activity::Discarding, DriveOperation::Discard { offset, len });
+            }
+            None => self.succeed(),
+        }
     }
 
     // Bus master
@@ -623,7 +637,7 @@ impl IdeDrive {
             Activity::Writing => self.submit(Activity::Writing, self.write_operation()),
             Activity::Flushing => self.flush(),
             Activity::Discarding => {
-                self.position = self.position.saturating_sub(8);
+                self.position = self.position.saturating_sub(8 * self.transfer.now as usize);
                 self.discard_on();
             }
             _ => {}

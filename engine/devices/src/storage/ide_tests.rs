@@ -302,11 +302,12 @@ fn an_unreadable_sector_is_reported_with_its_address() {
 }
 
 #[test]
-fn trim_discards_each_range_of_its_list() {
+fn trim_discards_each_range_of_its_list_and_those_that_follow_each_other_as_one() {
     let ide = Ide::new();
     let mut list = [0; 512];
     list[..8].copy_from_slice(&(16_u64 | 8 << 48).to_le_bytes());
     list[16..24].copy_from_slice(&(64_u64 | 1 << 48).to_le_bytes());
+    list[24..32].copy_from_slice(&(65_u64 | 3 << 48).to_le_bytes());
     ide.bench.board.memory.write(BUFFER, &list).unwrap();
     ide.bench.outb(COMMAND + 1, 1);
     ide.command28(0, 0, 0xe5);
@@ -316,7 +317,7 @@ fn trim_discards_each_range_of_its_list() {
     ide.start_dma(0, BUFFER, 512, 0);
     ide.wait();
     assert_eq!(ide.status(COMMAND), READY);
-    assert_eq!(*ide.disk.discards.lock().unwrap(), [(16 * 512, 8 * 512), (64 * 512, 512)]);
+    assert_eq!(*ide.disk.discards.lock().unwrap(), [(16 * 512, 8 * 512), (64 * 512, 4 * 512)]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A disk in memory for the tests of controllers: it remembers what was flushed and discarded.
 
-use engine_bus::Medium;
+use engine_bus::{DriveRules, Medium};
 use engine_disk::{DiskError, DiskImage, Extent, ExtentKind, Format};
 use std::sync::{Arc, Mutex};
 
@@ -61,5 +61,5 @@ impl DiskImage for MemoryDisk {
 }
 
 pub fn medium(image: Arc<MemoryDisk>) -> Option<Medium> {
-    Some(Medium { image, read_only: false, title: "test".into() })
+    Some(Medium { image, read_only: false, title: "test".into(), rules: DriveRules::default() })
 }
