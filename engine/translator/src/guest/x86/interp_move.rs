@@ -412,9 +412,10 @@ fn do_nothing(_: &mut Cpu, _: &Op) -> Exec {
 pub(super) const PAUSES_BETWEEN_YIELDS: u32 = 32;
 
 fn pause(cpu: &mut Cpu, _: &Op) -> Exec {
-    // A spinning CPU waits for another one, which may not have a host CPU of its own.
+    // A spinning CPU waits for another one, which may not have a host CPU of its own. A single CPU waits for time to pass
+    // (drivers' delays), and would lose far more of it to whoever else is busy on the host.
     cpu.pauses = cpu.pauses.wrapping_add(1);
-    if cpu.pauses.is_multiple_of(PAUSES_BETWEEN_YIELDS) {
+    if cpu.pauses.is_multiple_of(PAUSES_BETWEEN_YIELDS) && cpu.fabric.cpu_count() > 1 {
         std::thread::yield_now();
     }
     Ok(())
