@@ -2,13 +2,13 @@
 //! whatever these are built on. Everything here only reads, takes no locks that could be in a machine's way, and treats every file as a
 //! stranger's: a file that cannot be understood is listed with the reason.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use engine_config::Machine;
-use engine_disk::{BackingFiles, DiskError, Format, OpenOptions, Sharing};
+use engine_disk::{BackingFiles, DiskError, DiskImage, ExtentKind, Format, OpenOptions, Sharing};
 use engine_session::library::{Library, Running};
 use serde::{Deserialize, Serialize};
 
@@ -59,6 +59,14 @@ pub struct Image {
     pub base_format: Option<String>,
     /// Snapshots inside the file.
     pub snapshots: usize,
+    /// Its content is encrypted, and locked until somebody says the passphrase.
+    pub encrypted: bool,
+    /// Bytes on the host that the disk does not use, where that can be told; `stamp` says of which state of the file.
+    pub freeable: Option<u64>,
+    /// When the file was last written, in nanoseconds since 1970.
+    pub stamp: i128,
+    /// No machine has it in a drive, and no image is built on it.
+    pub orphan: bool,
     /// What is known of it.
     pub state: State,
     /// The person has added it to the list.
@@ -97,23 +105,23 @@ impl Catalogue {
         self.images.iter().filter_map(|image| image.on_disk).sum()
     }
 
-    /// Why this image must not be deleted: a sentence.
-    pub fn needed_by(&self, image: &Image) -> Option<String> {
-        let overlays: Vec<String> = self.built_on(&image.path).map(Image::name).collect();
-        if !overlays.is_empty() {
-            return Some(format!("Other images are built on it: {}. Delete or convert them first.", overlays.join(", ")));
-        }
-        match image.users.as_slice() {
-            [] => None,
-            users => Some(format!("It is in a drive of {}. Take it out there first.", users.join(", "))),
-        }
+    /// Bytes that compacting would give back to the host, as far as that can be told.
+    pub fn total_freeable(&self) -> u64 {
+        self.images.iter().filter_map(|image| image.freeable).sum()
     }
 
-    /// Everything that the library and the person's own list lead to.
+    /// Who needs this image, so that it must not be deleted: a line each.
+    pub fn needed_by(&self, image: &Image) -> Vec<String> {
+        let overlays = self.built_on(&image.path).map(|overlay| format!("{} is built on it", overlay.name()));
+        overlays.chain(image.users.iter().map(|user| format!("it is in a drive of {user}"))).collect()
+    }
+
+    /// Everything that the library and the person's own list lead to. What was found `before` is not looked for again in
+    /// files that have not changed.
     ///
     /// # Errors
     /// A sentence, when the library cannot be read.
-    pub fn read(library: &Library) -> Result<Self, String> {
+    pub fn read(library: &Library, before: &Self) -> Result<Self, String> {
         let mut found = Found::default();
         for entry in library.list().map_err(|error| error.to_string())? {
             let folder = entry.folder.path();
@@ -131,7 +139,7 @@ impl Catalogue {
         for path in added(library) {
             found.at(&path).added = true;
         }
-        Ok(found.finish())
+        Ok(found.finish(before))
     }
 }
 
@@ -172,13 +180,14 @@ impl Found {
     }
 
     /// Looks into every file, follows what they are built on, and puts them in order.
-    fn finish(mut self) -> Catalogue {
+    fn finish(mut self, before: &Catalogue) -> Catalogue {
         let mut images: BTreeMap<PathBuf, Image> = BTreeMap::new();
         while let Some((path, entry)) = self.entries.pop_first() {
             if images.len() >= MOST_IMAGES {
                 break;
             }
-            let image = look(path, entry);
+            let known = before.find(&path);
+            let image = look(path, entry, known);
             if let Some(base) = &image.base
                 && !images.contains_key(base)
             {
@@ -187,6 +196,10 @@ impl Found {
                 entry.stated = entry.stated.or(format);
             }
             images.insert(image.path.clone(), image);
+        }
+        let bases: BTreeSet<PathBuf> = images.values().filter_map(|image| image.base.clone()).collect();
+        for image in images.values_mut() {
+            image.orphan = image.users.is_empty() && image.format != Format::Iso && !bases.contains(&image.path);
         }
         Catalogue { images: in_order(images) }
     }
@@ -212,7 +225,7 @@ fn in_order(mut images: BTreeMap<PathBuf, Image>) -> Vec<Image> {
     ordered
 }
 
-fn look(path: PathBuf, entry: Entry) -> Image {
+fn look(path: PathBuf, entry: Entry, known: Option<&Image>) -> Image {
     let mut image = Image {
         format: entry.stated.unwrap_or(Format::Raw),
         size: None,
@@ -221,6 +234,10 @@ fn look(path: PathBuf, entry: Entry) -> Image {
         base: None,
         base_format: None,
         snapshots: 0,
+        encrypted: false,
+        freeable: None,
+        stamp: 0,
+        orphan: false,
         state: State::Fine,
         added: entry.added,
         depth: 0,
@@ -235,6 +252,7 @@ fn look(path: PathBuf, entry: Entry) -> Image {
         return image;
     }
     image.on_disk = Some(metadata.blocks() * 512);
+    image.stamp = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
     if image.path.as_os_str().to_string_lossy().ends_with(UNFINISHED) {
         image.state = State::Unfinished;
         return image;
@@ -263,6 +281,7 @@ fn look(path: PathBuf, entry: Entry) -> Image {
     };
     let info = disk.info();
     image.size = Some(disk.len());
+    image.encrypted = info.encrypted;
     image.snapshots = disk.snapshots().len();
     if let Some(backing) = info.backing {
         image.base = Some(plain(&image.path.parent().unwrap_or(Path::new("")).join(backing.name)));
@@ -273,7 +292,40 @@ fn look(path: PathBuf, entry: Entry) -> Image {
         (false, true) => State::NeedsCheck,
         (false, false) => State::Fine,
     };
+    // What an encrypted image does not use cannot be told from the rest once it is copied.
+    if image.state == State::Fine && image.snapshots == 0 && !image.encrypted {
+        let same = |known: &&Image| (known.stamp, known.on_disk, known.size) == (image.stamp, image.on_disk, image.size);
+        image.freeable = match known.filter(same) {
+            Some(known) => known.freeable,
+            None => freeable(&*disk, metadata.blocks() * 512),
+        };
+    }
     image
+}
+
+/// How many of the `on_disk` bytes of a file hold nothing that its disk uses: clusters that are free inside it. `None` where
+/// that cannot be told, because it is compressed or in too many pieces to look at all of them.
+fn freeable(disk: &dyn DiskImage, on_disk: u64) -> Option<u64> {
+    const MOST_PIECES: usize = 100_000;
+    /// Tables and the like, which every file has.
+    const LEAST: u64 = 1 << 20;
+    let (mut at, mut used) = (0, 0);
+    for _ in 0..MOST_PIECES {
+        if at >= disk.len() {
+            // A 256th is more than any format's tables take.
+            let kept = used + used / 256 + LEAST;
+            return Some(on_disk.saturating_sub(kept));
+        }
+        let extent = disk.extent_at(at).ok()?;
+        if extent.compressed || extent.length == 0 {
+            return None;
+        }
+        if extent.kind == ExtentKind::Data {
+            used += extent.length;
+        }
+        at += extent.length;
+    }
+    None
 }
 
 /// Whether another program writes to it: it would not let us read it alone.
@@ -362,6 +414,10 @@ mod tests {
         Library::at(folder.join("machines"), folder.join("run"))
     }
 
+    fn read(library: &Library) -> Result<Catalogue, String> {
+        Catalogue::read(library, &Catalogue::default())
+    }
+
     fn overlay(path: &Path, base: &str) {
         let backing = Some(Backing { name: base.into(), format: Format::Qcow2 });
         engine_disk::create(path, &CreateOptions { backing, ..CreateOptions::new(Format::Qcow2, 1 << 20) }).unwrap();
@@ -375,12 +431,13 @@ mod tests {
         let disks = made.path().join("disks");
         overlay(&disks.join("a.qcow2"), "system.qcow2");
         overlay(&disks.join("b.qcow2"), "a.qcow2");
-        let catalogue = Catalogue::read(&library).unwrap();
+        let catalogue = read(&library).unwrap();
         let lines: Vec<_> = catalogue.images.iter().map(|image| (image.name(), image.depth, image.users.len())).collect();
         assert_eq!(lines, [("system.qcow2".into(), 0, 1), ("a.qcow2".into(), 1, 0), ("b.qcow2".into(), 2, 0)]);
-        assert!(catalogue.needed_by(&catalogue.images[0]).unwrap().contains("a.qcow2"));
-        assert!(catalogue.needed_by(&catalogue.images[1]).unwrap().contains("b.qcow2"));
-        assert_eq!(catalogue.needed_by(&catalogue.images[2]), None);
+        let needed = |index: usize| catalogue.needed_by(&catalogue.images[index]);
+        assert_eq!(needed(0), ["a.qcow2 is built on it", "it is in a drive of x"]);
+        assert_eq!((needed(1), needed(2)), (vec!["b.qcow2 is built on it".to_owned()], Vec::new()));
+        assert_eq!(catalogue.images.iter().map(|image| image.orphan).collect::<Vec<_>>(), [false, false, true]);
     }
 
     #[test]
@@ -392,13 +449,58 @@ mod tests {
         let made = library.create(NewMachine { machine, disk_bytes: None }).unwrap();
         fs::write(made.path().join("bad.qcow2"), b"QFI\xfb\0\0\0\x09 not a disk").unwrap();
         fs::write(made.path().join(format!("c.vdi{UNFINISHED}")), b"x").unwrap();
-        let catalogue = Catalogue::read(&library).unwrap();
+        let catalogue = read(&library).unwrap();
         let state = |name: &str| catalogue.images.iter().find(|image| image.name() == name).map(|image| image.state.clone());
         assert_eq!(state("gone.qcow2"), Some(State::Missing));
         assert!(matches!(state("bad.qcow2"), Some(State::Damaged(_))));
         assert_eq!(state("c.vdi.unfinished"), Some(State::Unfinished));
         let gone = catalogue.images.iter().find(|image| image.state == State::Missing).unwrap();
-        assert!(catalogue.needed_by(gone).unwrap().contains("drive of x"));
+        assert_eq!(catalogue.needed_by(gone), ["it is in a drive of x"]);
+    }
+
+    #[test]
+    fn an_encrypted_image_is_locked_and_not_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = library(folder.path());
+        fs::create_dir_all(library.root()).unwrap();
+        for (name, format) in [("a.qcow2", Format::Qcow2), ("b.img", Format::Luks)] {
+            let passphrase = Some(engine_disk::Passphrase::new(b"secret".to_vec()));
+            let options = CreateOptions { passphrase, ..CreateOptions::new(format, 1 << 20) };
+            engine_disk::create(&library.root().join(name), &options).unwrap();
+        }
+        let images = read(&library).unwrap().images;
+        assert_eq!(images.len(), 2);
+        for image in images {
+            assert_eq!(
+                (image.state.clone(), image.encrypted, image.size, image.freeable),
+                (State::Fine, true, Some(1 << 20), None),
+                "{image:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn space_that_a_file_holds_and_its_disk_does_not_use_is_counted_once_for_each_state_of_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let library = library(folder.path());
+        fs::create_dir_all(library.root()).unwrap();
+        let path = library.root().join("a.qcow2");
+        engine_disk::create(&path, &CreateOptions::new(Format::Qcow2, 64 << 20)).unwrap();
+        let disk = engine_disk::open(&OpenOptions::new(&path)).unwrap();
+        disk.write_at(0, &vec![7; 16 << 20]).unwrap();
+        disk.flush().unwrap();
+        drop(disk);
+        let first = read(&library).unwrap();
+        assert_eq!(first.images[0].freeable, Some(0));
+        // What is there behind the disk's own clusters is of no use to it.
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        std::io::Write::write_all(&mut file, &vec![1; 32 << 20]).unwrap();
+        drop(file);
+        let second = Catalogue::read(&library, &first).unwrap();
+        let freeable = second.images[0].freeable.unwrap();
+        assert!(freeable > 30 << 20 && freeable <= 32 << 20, "{freeable}");
+        assert_eq!(second.total_freeable(), freeable);
+        assert_eq!(Catalogue::read(&library, &second).unwrap(), second);
     }
 
     #[test]
@@ -408,9 +510,9 @@ mod tests {
         let made = library.create(NewMachine { machine: Machine::new("x"), disk_bytes: Some(1 << 20) }).unwrap();
         let path = made.path().join("disks/system.qcow2");
         let open = engine_disk::open(&OpenOptions::new(&path)).unwrap();
-        assert_eq!(Catalogue::read(&library).unwrap().images[0].state, State::InUse);
+        assert_eq!(read(&library).unwrap().images[0].state, State::InUse);
         drop(open);
-        assert_eq!(Catalogue::read(&library).unwrap().images[0].state, State::Fine);
+        assert_eq!(read(&library).unwrap().images[0].state, State::Fine);
     }
 
     #[test]
@@ -421,10 +523,10 @@ mod tests {
         engine_disk::create(&path, &CreateOptions::new(Format::Vdi, 1 << 20)).unwrap();
         set_added(&library, &path, true).unwrap();
         set_added(&library, &path, true).unwrap();
-        let images = Catalogue::read(&library).unwrap().images;
+        let images = read(&library).unwrap().images;
         assert_eq!(images.iter().map(|image| (image.format, image.added)).collect::<Vec<_>>(), [(Format::Vdi, true)]);
         set_added(&library, &path, false).unwrap();
-        assert!(Catalogue::read(&library).unwrap().images.is_empty());
+        assert!(read(&library).unwrap().images.is_empty());
     }
 
     #[test]
@@ -433,7 +535,7 @@ mod tests {
         let library = library(folder.path());
         fs::create_dir_all(library.root()).unwrap();
         overlay_pair(library.root());
-        assert_eq!(Catalogue::read(&library).unwrap().images.len(), 2);
+        assert_eq!(read(&library).unwrap().images.len(), 2);
     }
 
     /// Two files that name each other; only a stranger makes such.

@@ -17,6 +17,8 @@ pub enum MediaCommand {
     Convert,
     /// Change its size.
     Resize,
+    /// Say where a file is that is missing.
+    Locate,
     /// Look for errors.
     Check,
     /// Give unused space back to the host.
@@ -72,6 +74,13 @@ pub const COMMANDS: &[Entry] = &[
         keys: None,
     },
     Entry {
+        command: MediaCommand::Locate,
+        icon: Icon::Folder,
+        text: "Locate…",
+        tooltip: "Say where the file is now; whatever names its old place is changed",
+        keys: ctrl(Key::L),
+    },
+    Entry {
         command: MediaCommand::Check,
         icon: Icon::Check,
         text: "Check",
@@ -121,11 +130,15 @@ impl MediaCommand {
         match (self, &image.state) {
             (MediaCommand::Forget, _) if image.added => return Ok(()),
             (MediaCommand::Forget, _) => return refuse("It is listed because it belongs to a machine or lies in the library"),
+            (MediaCommand::Locate, State::Missing) if image.users.is_empty() && catalogue.built_on(&image.path).count() == 0 => {
+                return refuse("Nothing needs it; it can be taken off the list");
+            }
+            (MediaCommand::Locate, State::Missing) => return Ok(()),
+            (MediaCommand::Locate, _) => return refuse("The file is where it should be"),
             (_, State::Missing) => return refuse("The file is not there"),
             (_, State::InUse) => return refuse("A running machine or another program uses it"),
-            (MediaCommand::Delete, _) => {
-                return catalogue.needed_by(image).map_or(Ok(()), |reason| Err(reason.trim_end_matches('.').to_owned()));
-            }
+            // Who needs it is said in the question.
+            (MediaCommand::Delete, _) => return Ok(()),
             (_, State::Unfinished) => return refuse("It is a copy that was never finished"),
             (MediaCommand::Check, State::Damaged(_)) => return Ok(()),
             (_, State::Damaged(_)) => return refuse("It is damaged; check it first"),
@@ -141,6 +154,7 @@ impl MediaCommand {
                 refuse("A VMDK disk may have several files; convert it instead")
             }
             MediaCommand::Compact if image.snapshots > 0 => refuse("Its snapshots would be lost"),
+            MediaCommand::Compact if image.encrypted => refuse("It is encrypted: what it does not use looks like all the rest"),
             _ => Ok(()),
         }
     }
@@ -160,6 +174,10 @@ mod tests {
             base: None,
             base_format: None,
             snapshots: 0,
+            encrypted: false,
+            freeable: None,
+            stamp: 0,
+            orphan: false,
             state,
             added: false,
             depth: 0,
@@ -177,15 +195,28 @@ mod tests {
     }
 
     #[test]
-    fn what_others_need_cannot_be_deleted_or_resized() {
+    fn what_others_need_cannot_be_resized_and_is_known() {
         let base = image(State::Fine);
         let overlay = Image { path: "/b.qcow2".into(), base: Some(base.path.clone()), ..image(State::Fine) };
         let catalogue = Catalogue { images: vec![base.clone(), overlay.clone()] };
-        assert!(MediaCommand::Delete.available(Some(&base), &catalogue).unwrap_err().contains("b.qcow2"));
+        assert!(catalogue.needed_by(&base)[0].contains("b.qcow2"));
         assert!(MediaCommand::Resize.available(Some(&base), &catalogue).is_err());
-        assert_eq!(MediaCommand::Delete.available(Some(&overlay), &catalogue), Ok(()));
+        assert_eq!(catalogue.needed_by(&overlay), Vec::<String>::new());
         let used = Image { users: vec!["Debian".into()], ..overlay };
-        assert!(MediaCommand::Delete.available(Some(&used), &catalogue).unwrap_err().contains("Debian"));
+        assert!(catalogue.needed_by(&used)[0].contains("Debian"));
+    }
+
+    #[test]
+    fn only_what_is_missing_and_needed_can_be_located() {
+        let missing = image(State::Missing);
+        let overlay = Image { path: "/b.qcow2".into(), base: Some(missing.path.clone()), ..image(State::Fine) };
+        let catalogue = Catalogue { images: vec![missing.clone(), overlay.clone()] };
+        assert_eq!(MediaCommand::Locate.available(Some(&missing), &catalogue), Ok(()));
+        assert!(MediaCommand::Locate.available(Some(&overlay), &catalogue).is_err());
+        assert!(MediaCommand::Locate.available(Some(&missing), &Catalogue::default()).is_err());
+        let locked = Image { encrypted: true, ..image(State::Fine) };
+        assert!(MediaCommand::Compact.available(Some(&locked), &catalogue).is_err());
+        assert_eq!(MediaCommand::Convert.available(Some(&locked), &catalogue), Ok(()));
     }
 
     #[test]

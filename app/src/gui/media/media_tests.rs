@@ -48,15 +48,20 @@ fn with_disk(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_disk_that_a_machine_uses_cannot_be_deleted_and_the_reason_is_told() {
+fn a_disk_that_a_machine_uses_is_not_deleted_and_the_reason_is_told() {
     let folder = tempfile::tempdir().unwrap();
     with_disk(folder.path());
     let mut harness = page(folder.path(), "exit 0");
     settle(&mut harness, |harness| harness.query_by_label("system.qcow2, fine").is_some());
     harness.get_by_label("system.qcow2, fine").click();
     harness.run_steps(2);
-    let refused = harness.state().available(super::MediaCommand::Delete).unwrap_err();
-    assert!(refused.contains("drive of x"), "{refused}");
+    harness.get_by_label("Delete…").click();
+    harness.run_steps(2);
+    assert!(harness.query_by_label_contains("it is in a drive of x").is_some());
+    assert!(harness.query_by_label("Move to trash").is_none());
+    harness.get_by_label("Keep it").click();
+    harness.run_steps(2);
+    assert!(harness.query_by_label("Keep it").is_none());
     assert!(harness.state().available(super::MediaCommand::Check).is_ok());
 }
 
@@ -132,4 +137,64 @@ fn of_two_files_that_hold_the_same_the_person_chooses_one() {
     settle(&mut harness, |harness| harness.query_by_label_contains("less.").is_some());
     assert!(std::fs::metadata(&disk).unwrap().len() < before);
     assert!(!disk.with_file_name("system.qcow2.unfinished").exists());
+}
+
+#[test]
+fn a_missing_disk_is_found_again_and_its_machine_and_overlays_name_the_new_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = with_disk(folder.path());
+    let (moved, overlay) = (folder.path().join("moved.qcow2"), disk.with_file_name("over.qcow2"));
+    let backing = Some(engine_disk::Backing { name: "system.qcow2".into(), format: Format::Qcow2 });
+    engine_disk::create(&overlay, &CreateOptions { backing, ..CreateOptions::new(Format::Qcow2, 1 << 20) }).unwrap();
+    std::fs::rename(&disk, &moved).unwrap();
+    let mut harness = page(folder.path(), "exit 0");
+    settle(&mut harness, |harness| harness.query_by_label("system.qcow2, missing").is_some());
+    harness.get_by_label("system.qcow2, missing").click();
+    harness.run_steps(2);
+    harness.get_by_label("Locate…").click();
+    harness.run_steps(2);
+    assert!(harness.query_by_label_contains("the machine x").is_some());
+    assert!(harness.query_by_label("  •  over.qcow2").is_some());
+    if let Some(super::Question::Locate { path, .. }) = &mut harness.state_mut().question {
+        *path = moved.display().to_string();
+    }
+    harness.run_steps(2);
+    harness.get_by_label("Use this file").click();
+    settle(&mut harness, |harness| harness.query_by_label_contains("is used from now on").is_some());
+    let told = std::fs::read_to_string(folder.path().join("told")).unwrap();
+    let expected = format!("img rebase -u -f qcow2 -F qcow2 -b {} {}", moved.display(), overlay.display());
+    assert_eq!(told.trim(), expected);
+    let machine = library(folder.path()).find("x").unwrap().load().unwrap();
+    assert_eq!(machine.disks[0].file, moved);
+}
+
+#[test]
+fn an_encrypted_image_asks_for_its_passphrase_and_no_command_line_shows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = library(folder.path());
+    std::fs::create_dir_all(library.root()).unwrap();
+    let passphrase = Some(engine_disk::Passphrase::new(b"open".to_vec()));
+    let path = library.root().join("a.qcow2");
+    engine_disk::create(&path, &CreateOptions { passphrase, ..CreateOptions::new(Format::Qcow2, 1 << 20) }).unwrap();
+    let mut harness = page(folder.path(), &format!("cat >> {}/heard", folder.path().display()));
+    settle(&mut harness, |harness| harness.query_by_label("a.qcow2, encrypted, locked").is_some());
+    harness.get_by_label("a.qcow2, encrypted, locked").click();
+    harness.run_steps(2);
+    harness.get_by_label("Resize…").click();
+    harness.run_steps(2);
+    harness.get_by_label("+ 1 GiB").click();
+    harness.run_steps(2);
+    harness.get_by_label("Change the size").click();
+    harness.run_steps(2);
+    assert_eq!(harness.state().jobs(), 0, "not without the passphrase");
+    if let Some(super::Question::Resize { passphrase, .. }) = &mut harness.state_mut().question {
+        passphrase.0 = "open".to_owned();
+    }
+    harness.run_steps(2);
+    harness.get_by_label("Change the size").click();
+    settle(&mut harness, |harness| harness.query_by_label_contains("has its new size").is_some());
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let told = read("told");
+    assert!(told.contains("secret,id=key,file=/dev/stdin") && !told.contains("open"), "{told}");
+    assert_eq!(read("heard"), "open");
 }

@@ -19,7 +19,7 @@ use egui::{Key, Ui};
 use engine_session::library::Library;
 use ui_assets::{Icon, Theme};
 
-use self::catalogue::{Catalogue, Image};
+use self::catalogue::{Catalogue, Image, State};
 use self::commands::{COMMANDS, MediaCommand};
 use self::operations::{Cancel, Compacted, Outcome, Tool, keep_compacted};
 use self::questions::{Answer, Plan, Question};
@@ -203,7 +203,14 @@ impl Media {
             (MediaCommand::Add, _) => self.chooser = Some(FileDialog::open(ctx, Wanted::Image, Some(self.library.root()))),
             (MediaCommand::Convert, Some(image)) => self.question = Some(Question::convert(image)),
             (MediaCommand::Resize, Some(image)) => self.question = Some(Question::resize(image)),
-            (MediaCommand::Delete, Some(image)) => self.question = Some(Question::Delete(image)),
+            (MediaCommand::Delete, Some(image)) => {
+                let needs = self.catalogue.needed_by(&image);
+                self.question = Some(if needs.is_empty() { Question::Delete(image) } else { Question::Needed(image, needs) });
+            }
+            (MediaCommand::Locate, Some(image)) => {
+                let overlays = self.catalogue.built_on(&image.path).cloned().collect();
+                self.question = Some(Question::locate(image, overlays));
+            }
             (MediaCommand::Check, Some(image)) => self.start(ctx, Plan::Check { image, repair: None }),
             (MediaCommand::Compact, Some(image)) => self.start(ctx, Plan::Compact(image)),
             (MediaCommand::Forget, Some(image)) => {
@@ -228,14 +235,17 @@ impl Media {
             self.selected = Some(catalogue::plain(path)); // Once it is there.
         }
         let files = plan.files();
-        let (program, cancel) = (self.program.clone(), Cancel::default());
+        let (program, library, cancel) = (self.program.clone(), self.library.clone(), Cancel::default());
         let stop = cancel.clone();
         let job = Job::start(ctx, "media-job", move |reporter| {
             let tool = Tool { program: &program, cancel: &stop, reporter };
             match plan {
                 Plan::Create { path, format, size } => tool.create(&path, format, size),
-                Plan::Convert { image, format, compressed, to } => tool.convert(&image, format, compressed, &to),
-                Plan::Resize { image, size, shrink } => tool.resize(&image, size, shrink),
+                Plan::Convert { image, format, compressed, to, passphrase } => {
+                    tool.convert(&image, passphrase.as_ref(), format, compressed, &to)
+                }
+                Plan::Resize { image, size, shrink, passphrase } => tool.resize(&image, passphrase.as_ref(), size, shrink),
+                Plan::Locate { missing, overlays, to } => tool.locate(&library, &missing, &overlays, &to),
                 Plan::Check { image, repair } => tool.check(&image, repair),
                 Plan::Compact(image) => tool.compact(&image),
                 Plan::Delete(_) => Ok(Outcome::Cancelled),
@@ -261,18 +271,27 @@ impl Media {
                 }
                 let theme = Theme::of(ui.visuals());
                 let taken = bytes_text(self.catalogue.total_on_disk());
-                let total = match self.catalogue.images.len() {
+                let mut total = match self.catalogue.images.len() {
                     1 => format!("1 image takes {taken}"),
                     count => format!("{count} images take {taken}"),
                 };
+                if let freeable @ 1.. = self.catalogue.total_freeable() {
+                    total += &format!(", {} of them freeable", bytes_text(freeable));
+                }
                 ui.label(egui::RichText::new(total).size(12.5).color(*theme.weak_text));
             });
         });
         ui.add_space(4.0);
         ui.horizontal_wrapped(|ui| {
             for entry in COMMANDS {
-                // Shown only where it can ever be used.
-                if entry.command != MediaCommand::Forget || self.selected_image().is_some_and(|image| image.added) {
+                // Some are shown only where they can ever be used.
+                let image = self.selected_image();
+                let is_shown = match entry.command {
+                    MediaCommand::Forget => image.is_some_and(|image| image.added),
+                    MediaCommand::Locate => image.is_some_and(|image| image.state == State::Missing),
+                    _ => true,
+                };
+                if is_shown {
                     self.command_ui(ui, entry.command);
                 }
             }
@@ -297,8 +316,8 @@ impl Media {
         let due = self.read_at.is_none_or(|at| at.elapsed() >= PERIOD);
         if due && self.reading.is_none() {
             self.read_at = Some(Instant::now());
-            let library = self.library.clone();
-            self.reading = Some(Job::start(ctx, "media-list", move |_| Catalogue::read(&library)));
+            let (library, before) = (self.library.clone(), self.catalogue.clone());
+            self.reading = Some(Job::start(ctx, "media-list", move |_| Catalogue::read(&library, &before)));
         }
         ctx.request_repaint_after(PERIOD);
     }

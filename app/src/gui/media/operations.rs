@@ -4,16 +4,19 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use engine_disk::{BackingFiles, Format, OpenOptions};
+use engine_session::library::Library;
 use serde_json::Value;
 
-use super::catalogue::{Image, UNFINISHED};
+use super::catalogue::{Image, UNFINISHED, plain};
+use super::questions::Secret;
 use crate::gui::job::Reporter;
+use crate::gui::parts::bytes_text;
 
 /// How an operation ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,7 +127,14 @@ impl Tool<'_> {
     ///
     /// # Errors
     /// A sentence; nothing is left then.
-    pub fn convert(&self, image: &Image, format: Format, compressed: bool, to: &Path) -> Result<Outcome, String> {
+    pub fn convert(
+        &self,
+        image: &Image,
+        passphrase: Option<&Secret>,
+        format: Format,
+        compressed: bool,
+        to: &Path,
+    ) -> Result<Outcome, String> {
         self.settle(|| {
             refuse_existing(to)?;
             let copy = unfinished(to);
@@ -132,8 +142,13 @@ impl Tool<'_> {
             if compressed {
                 arguments = arguments.word("-c");
             }
-            self.copy(image, format, arguments, &copy, |copy| publish(copy, to))?;
-            Ok(Outcome::Done(format!("{} was made from {} and holds the same.", to.display(), image.name())))
+            self.copy(image, passphrase, format, arguments, &copy, |copy| publish(copy, to))?;
+            let (before, after) = (bytes_text(allocated(&image.path)?), bytes_text(allocated(to)?));
+            let name = image.name();
+            Ok(Outcome::Done(format!(
+                "{} was made from {name} and holds the same: {before} before, {after} after.",
+                to.display()
+            )))
         })
     }
 
@@ -148,7 +163,7 @@ impl Tool<'_> {
             if let (Some(base), Some(format)) = (&image.base, &image.base_format) {
                 arguments = arguments.word("-B").file(base).words(["-F", format]);
             }
-            self.copy(image, image.format, arguments, &copy, |_| Ok(()))?;
+            self.copy(image, None, image.format, arguments, &copy, |_| Ok(()))?;
             let after = allocated(&copy)?;
             let before = allocated(&image.path)?;
             if after >= before {
@@ -164,14 +179,49 @@ impl Tool<'_> {
     ///
     /// # Errors
     /// A sentence.
-    pub fn resize(&self, image: &Image, size: u64, shrink: bool) -> Result<Outcome, String> {
+    pub fn resize(&self, image: &Image, passphrase: Option<&Secret>, size: u64, shrink: bool) -> Result<Outcome, String> {
         self.settle(|| {
             let mut arguments = words(["resize", "-q", "-f", image.format.name()]);
             if shrink {
                 arguments = arguments.word("--shrink");
             }
-            self.img("Changing the size", arguments.file(&image.path).word(size.to_string()), &[0])?;
+            self.img("Changing the size", arguments.image(image, passphrase)?.word(size.to_string()), &[0])?;
             Ok(Outcome::Done(format!("{} has its new size.", image.name())))
+        })
+    }
+
+    /// Names the new place of a file wherever its old one is named: by machines, and by images that are built on it.
+    ///
+    /// # Errors
+    /// A sentence, when it is another kind of file, or something that names it cannot be changed.
+    pub fn locate(&self, library: &Library, missing: &Image, overlays: &[Image], to: &Path) -> Result<Outcome, String> {
+        self.settle(|| {
+            let format = engine_disk::probe(to).map_err(|error| error.to_string())?.unwrap_or(Format::Raw);
+            let is_stated = !missing.users.is_empty() || overlays.iter().any(|overlay| overlay.base_format.is_some());
+            if is_stated && format != missing.format && format != Format::Iso {
+                let (wanted, found) = (missing.format.name(), format.name());
+                return Err(Ended::Failed(format!("This is a {found} file, and {wanted} is needed: {}", to.display())));
+            }
+            for overlay in overlays {
+                let arguments = words(["rebase", "-u", "-f", overlay.format.name(), "-F", missing.format.name(), "-b"]);
+                self.img("Naming the new place", arguments.file(to).file(&overlay.path), &[0])?;
+            }
+            for entry in library.list().map_err(|error| error.to_string())? {
+                let Ok(mut machine) = entry.machine else { continue };
+                let folder = entry.folder.path();
+                let discs = machine.cdroms.iter_mut().filter_map(|drive| drive.medium.as_mut());
+                let floppies = machine.floppies.iter_mut().filter_map(|drive| drive.medium.as_mut());
+                let names = machine.disks.iter_mut().map(|disk| &mut disk.file).chain(discs).chain(floppies);
+                let mut is_changed = false;
+                for name in names.filter(|name| plain(&folder.join(name)) == missing.path) {
+                    *name = to.strip_prefix(folder).unwrap_or(to).to_path_buf();
+                    is_changed = true;
+                }
+                if is_changed {
+                    entry.folder.save(&machine).map_err(|error| error.to_string())?;
+                }
+            }
+            Ok(Outcome::Done(format!("{} is used from now on.", to.display())))
         })
     }
 
@@ -217,15 +267,17 @@ impl Tool<'_> {
     fn copy(
         &self,
         image: &Image,
+        passphrase: Option<&Secret>,
         format: Format,
         arguments: Words,
         copy: &Path,
         finish: impl FnOnce(&Path) -> Result<(), String>,
     ) -> Result<(), Ended> {
         refuse_existing(copy)?;
-        let made = self.img("Copying", arguments.file(&image.path).file(copy), &[0]).and_then(|_| {
+        let arguments = arguments.image(image, passphrase)?.file(copy);
+        let made = self.img("Copying", arguments, &[0]).and_then(|_| {
             let same = words(["compare", "-q", "-p", "-f", image.format.name(), "-F", format.name()]);
-            let (status, _) = self.img("Comparing", same.file(&image.path).file(copy), &[0, 1])?;
+            let (status, _) = self.img("Comparing", same.image(image, passphrase)?.file(copy), &[0, 1])?;
             match status {
                 0 => Ok(finish(copy)?),
                 _ => Err(Ended::Failed("The copy differs from the original, so it was thrown away. Try again.".to_owned())),
@@ -250,12 +302,16 @@ impl Tool<'_> {
         self.reporter.progress(what, None);
         let mut child = Command::new(self.program)
             .arg("img")
-            .args(arguments.0)
-            .stdin(Stdio::null())
+            .args(arguments.words)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|error| format!("The program could not be started ({error}): {}", self.program.display()))?;
+        if let (Some(mut input), Some(secret)) = (child.stdin.take(), arguments.secret) {
+            // Where the process has ended already it says why by itself.
+            input.write_all(secret.0.as_bytes()).ok();
+        }
         let (output, errors) = (child.stdout.take(), child.stderr.take());
         {
             let mut state = self.cancel.state();
@@ -321,7 +377,7 @@ pub fn keep_compacted(compacted: &Compacted) -> Result<String, String> {
     fs::rename(copy, path).map_err(|error| {
         format!("The copy could not take the original's place ({error}). Both are still there: {}", copy.display())
     })?;
-    let saved = crate::gui::parts::bytes_text(before.saturating_sub(*after));
+    let saved = bytes_text(before.saturating_sub(*after));
     Ok(format!("{} takes {saved} less.", path.display()))
 }
 
@@ -385,25 +441,41 @@ fn sentence(what: &str, complaint: &str) -> String {
 }
 
 /// A command line in the making.
-struct Words(Vec<OsString>);
+struct Words {
+    words: Vec<OsString>,
+    /// What the process reads from its standard input, where no list of processes shows it.
+    secret: Option<Secret>,
+}
 
 fn words<'a>(words: impl IntoIterator<Item = &'a str>) -> Words {
-    Words(words.into_iter().map(OsString::from).collect())
+    Words { words: words.into_iter().map(OsString::from).collect(), secret: None }
 }
 
 impl Words {
     fn word(mut self, word: impl Into<OsString>) -> Self {
-        self.0.push(word.into());
+        self.words.push(word.into());
         self
     }
 
     fn words<'a>(mut self, more: impl IntoIterator<Item = &'a str>) -> Self {
-        self.0.extend(more.into_iter().map(OsString::from));
+        self.words.extend(more.into_iter().map(OsString::from));
         self
     }
 
     /// A file: absolute, so that no name is taken for an option or a protocol.
     fn file(self, path: &Path) -> Self {
         self.word(path)
+    }
+
+    /// An image, with what unlocks it. Options may still stand before it, but no other image with a passphrase.
+    fn image(self, image: &Image, passphrase: Option<&Secret>) -> Result<Self, String> {
+        let Some(passphrase) = passphrase else { return Ok(self.file(&image.path)) };
+        let Some(path) = image.path.to_str() else {
+            return Err(format!("The name of this file is not made of letters. Rename it first: {}", image.path.display()));
+        };
+        let node = serde_json::json!({ "driver": image.format.name(), "file.filename": path, "key-secret": "key" });
+        let secret = Some(passphrase.clone());
+        let named = self.words(["--object", "secret,id=key,file=/dev/stdin"]).word(format!("json:{node}"));
+        Ok(Self { secret, ..named })
     }
 }

@@ -8,6 +8,7 @@ use ui_assets::Icon;
 
 use super::catalogue::Image;
 use super::operations::unfinished;
+use crate::gui::file_dialog::{FileDialog, Wanted};
 use crate::gui::form::{caption_ui, expand_home, indented, weak};
 use crate::gui::parts::{self, Tone, Weight, bytes_text, finding};
 
@@ -37,6 +38,8 @@ pub enum Plan {
         compressed: bool,
         /// Where to.
         to: PathBuf,
+        /// What unlocks it, if it is encrypted.
+        passphrase: Option<Secret>,
     },
     /// Change its size.
     Resize {
@@ -46,6 +49,17 @@ pub enum Plan {
         size: u64,
         /// The person knows that it becomes smaller.
         shrink: bool,
+        /// What unlocks it, if it is encrypted.
+        passphrase: Option<Secret>,
+    },
+    /// Name a missing file's new place wherever its old one is named.
+    Locate {
+        /// What is missing.
+        missing: Image,
+        /// What is built on it.
+        overlays: Vec<Image>,
+        /// Where it is now.
+        to: PathBuf,
     },
     /// Look for errors and repair what `repair` says.
     Check {
@@ -70,6 +84,7 @@ impl Plan {
             Plan::Check { image, repair: None } => format!("Checking {}", image.name()),
             Plan::Check { image, repair: Some(_) } => format!("Repairing {}", image.name()),
             Plan::Compact(image) => format!("Compacting {}", image.name()),
+            Plan::Locate { missing, .. } => format!("Finding {} again", missing.name()),
             Plan::Delete(image) => format!("Deleting {}", image.name()),
         }
     }
@@ -80,6 +95,10 @@ impl Plan {
             Plan::Create { path, .. } => vec![path.clone()],
             Plan::Convert { image, to, .. } => vec![image.path.clone(), to.clone(), unfinished(to)],
             Plan::Compact(image) => vec![image.path.clone(), unfinished(&image.path)],
+            Plan::Locate { missing, overlays, to } => {
+                let paths = overlays.iter().map(|overlay| &overlay.path).chain([&missing.path, to]);
+                paths.cloned().collect()
+            }
             Plan::Resize { image, .. } | Plan::Check { image, .. } | Plan::Delete(image) => vec![image.path.clone()],
         }
     }
@@ -111,6 +130,8 @@ pub enum Question {
         compressed: bool,
         /// As entered.
         path: String,
+        /// As entered, if it is encrypted.
+        passphrase: Secret,
     },
     /// How large?
     Resize {
@@ -120,9 +141,36 @@ pub enum Question {
         gib: f64,
         /// The person has ticked that data may go.
         shrink: bool,
+        /// As entered, if it is encrypted.
+        passphrase: Secret,
+        /// Bytes that are free where it lies.
+        room: Option<u64>,
+    },
+    /// Where is it?
+    Locate {
+        /// What is missing.
+        missing: Image,
+        /// What is built on it.
+        overlays: Vec<Image>,
+        /// As entered.
+        path: String,
+        /// The desktop's dialog.
+        chooser: Option<FileDialog>,
     },
     /// Really?
     Delete(Image),
+    /// It cannot be deleted: who needs it, a line each.
+    Needed(Image, Vec<String>),
+}
+
+/// A passphrase, which no log shows.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret(…)")
+    }
 }
 
 /// What came of it.
@@ -145,13 +193,21 @@ impl Question {
     pub fn convert(image: Image) -> Self {
         let format = if image.format == Format::Qcow2 { Format::Raw } else { Format::Qcow2 };
         let path = copy_path(&image.path, format).display().to_string();
-        Question::Convert { image, format, compressed: false, path }
+        Question::Convert { image, format, compressed: false, path, passphrase: Secret::default() }
     }
 
     /// A new size, beginning with the present one.
     pub fn resize(image: Image) -> Self {
         let gib = image.size.unwrap_or(0) as f64 / GIB as f64;
-        Question::Resize { image, gib, shrink: false }
+        let room =
+            image.path.parent().and_then(|folder| rustix::fs::statvfs(folder).ok()).map(|host| host.f_bavail * host.f_frsize);
+        Question::Resize { image, gib, shrink: false, passphrase: Secret::default(), room }
+    }
+
+    /// Where a missing file is now, beginning with where it was.
+    pub fn locate(missing: Image, overlays: Vec<Image>) -> Self {
+        let path = missing.path.display().to_string();
+        Question::Locate { missing, overlays, path, chooser: None }
     }
 
     /// Draws it; the answer, once there is one.
@@ -161,11 +217,17 @@ impl Question {
             ui.set_width(560.0);
             match self {
                 Question::New { path, format, gib } => new_ui(ui, path, format, gib, &mut answer),
-                Question::Convert { image, format, compressed, path } => {
-                    convert_ui(ui, image, format, compressed, path, &mut answer);
+                Question::Convert { image, format, compressed, path, passphrase } => {
+                    convert_ui(ui, image, format, compressed, path, passphrase, &mut answer);
                 }
-                Question::Resize { image, gib, shrink } => resize_ui(ui, image, gib, shrink, &mut answer),
+                Question::Resize { image, gib, shrink, passphrase, room } => {
+                    resize_ui(ui, image, gib, shrink, passphrase, *room, &mut answer);
+                }
+                Question::Locate { missing, overlays, path, chooser } => {
+                    locate_ui(ui, missing, overlays, path, chooser, &mut answer);
+                }
                 Question::Delete(image) => delete_ui(ui, image, &mut answer),
+                Question::Needed(image, needs) => needed_ui(ui, image, needs, &mut answer),
             }
         });
         if modal.should_close() && answer.is_none() {
@@ -259,10 +321,15 @@ fn size_ui(ui: &mut Ui, gib: &mut f64) -> u64 {
     (*gib * GIB as f64) as u64 / 512 * 512
 }
 
-fn answer_ui(ui: &mut Ui, icon: Icon, word: &str, plan: Option<Plan>, answer: &mut Option<Answer>) {
+/// The row at the end, for buttons, from the right.
+fn last_row_ui(ui: &mut Ui, buttons: impl FnOnce(&mut Ui)) {
     ui.add_space(8.0);
     let row = egui::vec2(ui.available_width(), ui.spacing().interact_size.y);
-    ui.allocate_ui_with_layout(row, egui::Layout::right_to_left(egui::Align::Center), |ui| {
+    ui.allocate_ui_with_layout(row, egui::Layout::right_to_left(egui::Align::Center), buttons);
+}
+
+fn answer_ui(ui: &mut Ui, icon: Icon, word: &str, plan: Option<Plan>, answer: &mut Option<Answer>) {
+    last_row_ui(ui, |ui| {
         let yes = ui.add_enabled_ui(plan.is_some(), |ui| parts::button(ui, icon, word, Weight::Primary)).inner;
         if yes.clicked() {
             *answer = plan.map(|plan| Answer::Yes(Box::new(plan)));
@@ -291,6 +358,7 @@ fn convert_ui(
     format: &mut Format,
     compressed: &mut bool,
     path: &mut String,
+    passphrase: &mut Secret,
     answer: &mut Option<Answer>,
 ) {
     ui.heading(format!("Convert {}", image.name()));
@@ -299,6 +367,7 @@ fn convert_ui(
         *path = copy_path(&image.path, *format).display().to_string();
     }
     let file = path_ui(ui, path);
+    let unlocked = passphrase_ui(ui, image, passphrase);
     let can_compress = *format == Format::Qcow2;
     *compressed &= can_compress;
     indented(ui, |ui| {
@@ -306,20 +375,54 @@ fn convert_ui(
         if image.base.is_some() {
             weak(ui, "What it is built on is copied too: the new file needs no other.");
         }
+        if image.encrypted {
+            weak(ui, "The copy is not encrypted: whoever has the file can read it.");
+        }
         if image.snapshots > 0 {
             weak(ui, "The snapshots inside stay in the original; the copy holds the disk as it is now.");
         }
     });
     let (image, format, compressed) = (image.clone(), *format, *compressed);
-    let plan = file.map(|to| Plan::Convert { image, format, compressed, to });
+    let plan = file.zip(unlocked).map(|(to, passphrase)| Plan::Convert { image, format, compressed, to, passphrase });
     answer_ui(ui, Icon::HardDisk, "Convert", plan, answer);
 }
 
-fn resize_ui(ui: &mut Ui, image: &Image, gib: &mut f64, shrink: &mut bool, answer: &mut Option<Answer>) {
+fn resize_ui(
+    ui: &mut Ui,
+    image: &Image,
+    gib: &mut f64,
+    shrink: &mut bool,
+    passphrase: &mut Secret,
+    room: Option<u64>,
+    answer: &mut Option<Answer>,
+) {
     let now = image.size.unwrap_or(0);
+    let now_gib = now as f64 / GIB as f64;
     ui.heading(format!("Resize {}", image.name()));
     ui.label(format!("The disk has {} now.", bytes_text(now)));
     let size = size_ui(ui, gib);
+    indented(ui, |ui| {
+        // From a quarter to four times of what it has; the field takes whatever else is wanted.
+        let range = (now_gib / 4.0).max(0.001)..=(now_gib * 4.0).clamp(1.0, MOST_GIB);
+        ui.spacing_mut().slider_width = 330.0;
+        let slider = egui::Slider::new(gib, range).logarithmic(true).show_value(false).clamping(egui::SliderClamping::Never);
+        ui.add(slider).widget_info(|| egui::WidgetInfo::labeled(egui::Role::Slider, true, "Drag to grow"));
+        ui.horizontal(|ui| {
+            for (word, more) in [("+ 1 GiB", 1.0), ("+ 10 GiB", 10.0), ("+ 100 GiB", 100.0)] {
+                if ui.button(word).clicked() {
+                    *gib = (*gib + more).min(MOST_GIB);
+                }
+            }
+            if ui.button("As it is").clicked() {
+                *gib = now_gib;
+            }
+        });
+        if let Some(room) = room.filter(|room| size.saturating_sub(image.on_disk.unwrap_or(0)) > *room) {
+            let words = format!("When it is full it will not fit: {} are free where it lies.", bytes_text(room));
+            finding(ui, Tone::Warning, &words);
+        }
+    });
+    let unlocked = passphrase_ui(ui, image, passphrase);
     let smaller = size < now;
     indented(ui, |ui| {
         if smaller {
@@ -333,8 +436,77 @@ fn resize_ui(ui: &mut Ui, image: &Image, gib: &mut f64, shrink: &mut bool, answe
         }
     });
     let changed = size != now && size > 0;
-    let plan = (changed && (!smaller || *shrink)).then(|| Plan::Resize { image: image.clone(), size, shrink: smaller });
+    let is_meant = changed && (!smaller || *shrink);
+    let plan =
+        unlocked.filter(|_| is_meant).map(|passphrase| Plan::Resize { image: image.clone(), size, shrink: smaller, passphrase });
     answer_ui(ui, Icon::Scale, "Change the size", plan, answer);
+}
+
+/// The row for what unlocks an encrypted image: nothing to ask (`Some(None)`), what was entered, or nothing yet (`None`).
+fn passphrase_ui(ui: &mut Ui, image: &Image, passphrase: &mut Secret) -> Option<Option<Secret>> {
+    if !image.encrypted {
+        return Some(None);
+    }
+    ui.horizontal(|ui| {
+        let label = caption_ui(ui, "Passphrase");
+        ui.add(TextEdit::singleline(&mut passphrase.0).password(true).desired_width(f32::INFINITY)).labelled_by(label.id);
+    });
+    if passphrase.0.is_empty() {
+        indented(ui, |ui| weak(ui, "The image is encrypted. Its passphrase unlocks it for this once; it is not kept."));
+        return None;
+    }
+    Some(Some(passphrase.clone()))
+}
+
+fn locate_ui(
+    ui: &mut Ui,
+    missing: &Image,
+    overlays: &[Image],
+    path: &mut String,
+    chooser: &mut Option<FileDialog>,
+    answer: &mut Option<Answer>,
+) {
+    ui.heading(format!("Where is {}?", missing.name()));
+    ui.label("These name its old place, and will name the new one:");
+    let lines = missing.users.iter().map(|user| format!("the machine {user}")).chain(overlays.iter().map(Image::name));
+    for line in lines {
+        ui.label(format!("  •  {line}"));
+    }
+    if let Some(chosen) = FileDialog::follow(chooser) {
+        *path = chosen.display().to_string();
+    }
+    ui.horizontal(|ui| {
+        let label = caption_ui(ui, "File");
+        ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
+            let open = !FileDialog::is_open(chooser);
+            if ui.add_enabled_ui(open, |ui| parts::button(ui, Icon::Folder, "Choose…", Weight::Plain)).inner.clicked() {
+                *chooser = Some(FileDialog::open(ui.ctx(), Wanted::Image, Some(missing.path.as_path())));
+            }
+            ui.add(TextEdit::singleline(path).desired_width(f32::INFINITY)).labelled_by(label.id);
+        });
+    });
+    FileDialog::hint_ui(chooser, ui);
+    let file = expand_home(path.trim());
+    let is_there = file.is_absolute() && file.is_file();
+    if !is_there {
+        indented(ui, |ui| weak(ui, "There is no such file."));
+    }
+    let plan = is_there.then(|| Plan::Locate { missing: missing.clone(), overlays: overlays.to_vec(), to: file });
+    answer_ui(ui, Icon::Check, "Use this file", plan, answer);
+}
+
+fn needed_ui(ui: &mut Ui, image: &Image, needs: &[String], answer: &mut Option<Answer>) {
+    ui.heading(format!("{} is needed", image.name()));
+    ui.label("It cannot be deleted as long as something else would be lost with it:");
+    for line in needs {
+        ui.label(format!("  •  {line}"));
+    }
+    ui.label("Convert what is built on it into an image of its own, or take it out of the drive, and then delete it.");
+    last_row_ui(ui, |ui| {
+        if parts::button(ui, Icon::Check, "Keep it", Weight::Primary).clicked() {
+            *answer = Some(Answer::No);
+        }
+    });
 }
 
 fn delete_ui(ui: &mut Ui, image: &Image, answer: &mut Option<Answer>) {

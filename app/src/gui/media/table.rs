@@ -10,6 +10,9 @@ use crate::gui::parts::{bytes_text, file_name_text};
 const ROW_HEIGHT: f32 = 34.0;
 const INDENT: f32 = 18.0;
 
+/// The column whose ink says how the image is.
+const STATE_COLUMN: usize = 6;
+
 /// A column: its heading, how much of the width it takes, and how its text stands.
 struct Column {
     heading: &'static str,
@@ -17,12 +20,13 @@ struct Column {
     right: bool,
 }
 
-const COLUMNS: [Column; 6] = [
-    Column { heading: "Name", width: 0.34, right: false },
-    Column { heading: "Format", width: 0.08, right: false },
-    Column { heading: "Size", width: 0.11, right: true },
-    Column { heading: "On disk", width: 0.11, right: true },
-    Column { heading: "Used by", width: 0.18, right: false },
+const COLUMNS: [Column; 7] = [
+    Column { heading: "Name", width: 0.29, right: false },
+    Column { heading: "Format", width: 0.07, right: false },
+    Column { heading: "Size", width: 0.10, right: true },
+    Column { heading: "On disk", width: 0.10, right: true },
+    Column { heading: "Freeable", width: 0.10, right: true },
+    Column { heading: "Used by", width: 0.16, right: false },
     Column { heading: "State", width: 0.18, right: false },
 ];
 
@@ -86,7 +90,8 @@ fn row_ui(ui: &mut Ui, image: &Image, selected: bool) -> bool {
             State::Missing | State::Damaged(_) => *theme.error,
         };
         let format = if image.state == State::Missing { "–" } else { image.format.name() };
-        let words = [image.name(), format.to_owned(), known(image.size), known(image.on_disk), users, state.clone()];
+        let freeable = known(image.freeable.filter(|bytes| *bytes > 0));
+        let words = [image.name(), format.to_owned(), known(image.size), known(image.on_disk), freeable, users, state.clone()];
         for (at, ((column, mut place), word)) in COLUMNS.iter().zip(cells(rect)).zip(&words).enumerate() {
             if at == 0 {
                 place.min.x += INDENT * image.depth.min(8) as f32;
@@ -95,7 +100,7 @@ fn row_ui(ui: &mut Ui, image: &Image, selected: bool) -> bool {
                 picture.paint(ui.painter(), icon, *theme.weak_text);
                 place.min.x += 26.0;
             }
-            let ink = if at == 5 { ink } else { *theme.text };
+            let ink = if at == STATE_COLUMN { ink } else { *theme.text };
             text(ui, place, column, word, 14.0, ink);
         }
     }
@@ -103,7 +108,7 @@ fn row_ui(ui: &mut Ui, image: &Image, selected: bool) -> bool {
 }
 
 /// The places of the columns in a row.
-fn cells(row: Rect) -> [Rect; 6] {
+fn cells(row: Rect) -> [Rect; COLUMNS.len()] {
     const PADDING: f32 = 8.0;
     let mut left = row.left();
     COLUMNS.each_ref().map(|column| {
@@ -129,9 +134,11 @@ fn text(ui: &Ui, place: Rect, column: &Column, words: &str, size: f32, ink: egui
 
 fn state_text(image: &Image) -> String {
     match (&image.state, &image.base) {
+        (State::Fine, _) if image.encrypted => "encrypted, locked".to_owned(),
         (State::Fine, Some(base)) => format!("needs {}", file_name_text(base)),
         (State::Fine, None) if image.snapshots == 1 => "1 snapshot inside".to_owned(),
         (State::Fine, None) if image.snapshots > 1 => format!("{} snapshots inside", image.snapshots),
+        (State::Fine, None) if image.orphan => "unused".to_owned(),
         (State::Fine, None) => "fine".to_owned(),
         (State::InUse, _) => "in use".to_owned(),
         (State::NeedsCheck, _) => "needs a check".to_owned(),
@@ -142,8 +149,18 @@ fn state_text(image: &Image) -> String {
 }
 
 fn details(image: &Image) -> String {
+    let path = image.path.display();
     match &image.state {
-        State::Damaged(reason) => format!("{}\n{reason}", image.path.display()),
-        _ => image.path.display().to_string(),
+        State::Damaged(reason) => format!("{path}\n{reason}"),
+        State::Missing => {
+            format!("{path}\nThe file is not there. If it was moved, Locate puts its new place where the old one is named.")
+        }
+        _ if image.encrypted => format!("{path}\nWhat is on it can only be read with its passphrase."),
+        _ => match image.freeable {
+            Some(bytes @ 1..) => {
+                format!("{path}\nIt holds {} that the disk does not use. Compact gives them back.", bytes_text(bytes))
+            }
+            _ => path.to_string(),
+        },
     }
 }
