@@ -23,7 +23,7 @@ use crate::block_file::{Access, BlockFile, FileIdentity, read_zero_padded};
 use crate::check::Repair;
 use crate::formats::Opening;
 use crate::image::DiskImage;
-use crate::open::{Chain, CreateOptions, Preallocation, ProbedRaw};
+use crate::open::{Backing, Chain, CreateOptions, Preallocation, ProbedRaw};
 use crate::sim_file::{SimFile, next};
 use crate::{Compression, DiskError, Format, NewSnapshot, Qcow2Options, VmdkKind, vhd, vhdx, vmdk};
 
@@ -196,9 +196,11 @@ const VDI: Target = Target { format: Format::Vdi, seeds: vdi_seeds, seal: |_| {}
 const VHD: Target = Target { format: Format::Vhd, seeds: vhd_seeds, seal: seal_vhd };
 const VHDX: Target = Target { format: Format::Vhdx, seeds: vhdx_seeds, seal: seal_vhdx };
 const VMDK: Target = Target { format: Format::Vmdk, seeds: vmdk_seeds, seal: |_| {} };
+/// Discs, and what else a file can be taken for.
+const ISO: Target = Target { format: Format::Iso, seeds: iso_seeds, seal: |_| {} };
 
 fn open(format: Format, file: &Arc<dyn BlockFile>, access: Access) -> Result<Arc<dyn DiskImage>, DiskError> {
-    let chain = Chain::without_bases();
+    let chain = Chain::leaving_out();
     let file = Arc::clone(file);
     (format.driver().open)(Opening {
         file,
@@ -262,7 +264,32 @@ fn qcow2_seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
+/// A disk that is built on another, with a little of its own. Its base is gone when it is looked at.
+fn differencing_seed(format: Format, create: impl FnOnce(&dyn BlockFile, &Backing)) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let name = format!("base.{format}").replace("vpc", "vhd");
+    crate::create(&folder.path().join(&name), &CreateOptions::new(format, 3 << 20)).unwrap();
+    let file = Arc::new(SimFile::new(Vec::new()).named(folder.path().join("disk")));
+    create(&*file, &Backing { name, format });
+    let dynamic: Arc<dyn BlockFile> = Arc::clone(&file) as _;
+    let disk = open(format, &dynamic, Access::ReadWrite).unwrap();
+    disk.write_at(1000, &[7; 3000]).unwrap();
+    disk.write_zeroes(2 << 20, 1 << 20).unwrap();
+    disk.write_at((1 << 20) + 512, &[8; 512]).unwrap();
+    drop(disk);
+    file.content()
+}
+
 fn vdi_seeds() -> Vec<Vec<u8>> {
+    let mut seeds = plain_vdi_seeds();
+    seeds.push(differencing_seed(Format::Vdi, |file, backing| {
+        let options = CreateOptions { backing: Some(backing.clone()), ..CreateOptions::new(Format::Vdi, 3 << 20) };
+        create(options)(file);
+    }));
+    seeds
+}
+
+fn plain_vdi_seeds() -> Vec<Vec<u8>> {
     [Preallocation::Off, Preallocation::Full]
         .map(|preallocation| {
             let options = CreateOptions { preallocation, ..CreateOptions::new(Format::Vdi, 3 << 20) };
@@ -284,12 +311,17 @@ fn vhd_seeds() -> Vec<Vec<u8>> {
         seed(Format::Vhd, |file| vhd::create_small(file, 64 << 10), write),
         seed(Format::Vhd, create(CreateOptions::new(Format::Vhd, 8 << 20)), write),
         seed(Format::Vhd, create(fixed), write),
+        differencing_seed(Format::Vhd, vhd::create_small_over),
     ]
 }
 
 fn vhdx_seeds() -> Vec<Vec<u8>> {
     let write = |disk: &dyn DiskImage| disk.write_at(1 << 20, &[7; 100]).unwrap();
-    vec![seed(Format::Vhdx, |file| vhdx::create_small(file, 3 << 20), write), vhdx::image_with_log(5)]
+    vec![
+        seed(Format::Vhdx, |file| vhdx::create_small(file, 3 << 20), write),
+        vhdx::image_with_log(5),
+        differencing_seed(Format::Vhdx, vhdx::create_small_over),
+    ]
 }
 
 fn vmdk_seeds() -> Vec<Vec<u8>> {
@@ -309,7 +341,17 @@ fn vmdk_seeds() -> Vec<Vec<u8>> {
             disk.flush().unwrap();
         }),
         words.to_vec(),
+        differencing_seed(Format::Vmdk, vmdk::create_small_over),
     ]
+}
+
+/// Small discs, and one that is a hard disk too. The beginnings of all other formats are among what is put into them.
+fn iso_seeds() -> Vec<Vec<u8>> {
+    let disc = crate::iso_volume::tests::disc("Debian 12.5.0 amd64 1", 24, 24);
+    let mut hybrid = disc.clone();
+    hybrid[510..512].copy_from_slice(&[0x55, 0xaa]);
+    hybrid[446] = 0x80;
+    vec![disc, hybrid, vec![1; 40 << 10]]
 }
 
 /// Sums up what stands at `at` and puts the complement at `place` in it.
@@ -433,7 +475,13 @@ impl Fuzzer<'_> {
                 (at / 8 * 8, old(from, width).collect())
             }
             1 => {
-                const WORDS: [&str; 12] = [
+                const WORDS: [&str; 18] = [
+                    "CD001",
+                    "EL TORITO SPECIFICATION",
+                    "conectix",
+                    "vhdxfile",
+                    "KDMV",
+                    "# Disk DescriptorFile\n",
                     "\"",
                     "\n",
                     "RW 9999999999999 FLAT \"../x\" 0\n",
@@ -480,12 +528,17 @@ impl Fuzzer<'_> {
         let file = self.file(input);
         let mut head = vec![0; crate::formats::HEAD_LENGTH];
         read_zero_padded(&*file, 0, &mut head).unwrap();
-        crate::probe::recognise(&head);
+        note(
+            7,
+            crate::probe::recognise(&head)
+                .map_or(Ok(()), |found| Err(DiskError::NotPossible { title: found.name(), action: "" })),
+        );
+        let check = format.driver().check.unwrap_or(|_, _| Ok(crate::CheckReport::default()));
         match open(format, &file, Access::ReadOnly) {
             Ok(disk) => look_at(&*disk, &mut |result| note(1, result)),
             Err(error) => note(0, Err(error)),
         }
-        note(2, (format.driver().check.unwrap())(Arc::clone(&file), Repair::Nothing).map(|_| ()));
+        note(2, check(Arc::clone(&file), Repair::Nothing).map(|_| ()));
         match open(format, &file, Access::ReadWrite) {
             Ok(disk) => {
                 write_and_read_again(format, &file, disk, &mut note);
@@ -496,7 +549,11 @@ impl Fuzzer<'_> {
             Err(error) => note(3, Err(error)),
         }
         let patient = self.file(input);
-        note(6, (format.driver().check.unwrap())(patient, Repair::All).map(|_| ()));
+        note(6, check(patient, Repair::All).map(|_| ()));
+        if format == Format::Iso {
+            let description = crate::describe_iso(&*file).map(|volume| format!("{volume:?}"));
+            description.unwrap_or_default().replace(|c: char| c.is_ascii_digit(), "").hash(&mut ends);
+        }
         ends.finish()
     }
 }
@@ -573,6 +630,8 @@ fn change_everything(disk: &dyn DiskImage, note: &mut impl FnMut(Result<(), Disk
     note(disk.delete_snapshot("s"));
     note(disk.resize(1024, Preallocation::Off));
     note(disk.delete_snapshot("t"));
+    note(disk.set_backing(None));
+    note(disk.write_at(0, &[6; 512]));
     note(disk.flush());
 }
 
@@ -633,7 +692,7 @@ fn fuzz_long(target: &Target) {
 
 #[test]
 fn no_parser_falls_over_in_a_short_fuzz() {
-    for target in [QCOW2, VDI, VHD, VHDX, VMDK] {
+    for target in [QCOW2, VDI, VHD, VHDX, VMDK, ISO] {
         fuzz(&target, |_, inputs| inputs >= 400);
     }
 }
@@ -666,4 +725,10 @@ fn fuzz_vhdx() {
 #[ignore = "runs for minutes"]
 fn fuzz_vmdk() {
     fuzz_long(&VMDK);
+}
+
+#[test]
+#[ignore = "runs for minutes"]
+fn fuzz_iso() {
+    fuzz_long(&ISO);
 }

@@ -146,6 +146,13 @@ pub trait DiskImage: Send + Sync {
         Err(self.cannot("keep the state of a machine"))
     }
 
+    /// Does what the first write after opening does before it changes anything: the file says, durably, that its content is
+    /// another one from now on (see [`Identity`](crate::Identity)). Who renews the link of a disk that is built on this one
+    /// needs it before.
+    fn announce_change(&self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     /// Writes another base image (or none) into the file. Nothing else changes, so the caller has made sure that the
     /// content stays right, or wants it so. The image that is open now keeps reading its old base until it is
     /// opened again.

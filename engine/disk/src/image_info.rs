@@ -21,8 +21,20 @@ pub struct ImageInfo {
     pub vm_state_offset: u64,
     /// Whether its content is encrypted.
     pub encrypted: bool,
+    /// What a disk that is built on this one remembers of it; `None` for formats whose disks remember nothing.
+    pub identity: Option<Identity>,
     /// What only this format has: names as `qemu-img info` prints them in JSON, in its order.
     pub specific: Vec<(&'static str, InfoValue)>,
+}
+
+/// What tells a disk, and the state that its content is in, from others. Which of the two a format has is its own affair;
+/// the other is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Stays the same as long as the file lives.
+    pub disk: u128,
+    /// Changes whenever the content does (at the first write after opening).
+    pub content: u128,
 }
 
 /// The base image that a file names.

@@ -324,13 +324,13 @@ fn ucs2_text(field: &[u8]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{Access, Format, HostFile, OpenOptions, open};
     use std::path::PathBuf;
 
     /// A small disc: primary descriptor, boot record with BIOS and UEFI entries, Joliet, terminator.
-    fn disc(label: &str, declared_blocks: u32, file_blocks: usize) -> Vec<u8> {
+    pub(crate) fn disc(label: &str, declared_blocks: u32, file_blocks: usize) -> Vec<u8> {
         let mut disc = vec![0; 24 * BLOCK];
         let mut descriptor = |block: usize, kind: u8| {
             disc[block * BLOCK] = kind;

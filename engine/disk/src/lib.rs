@@ -15,14 +15,12 @@
 //! Never is a format guessed for a file that a guest could have written and can write again.
 //!
 //! Start at `image.rs` and `open.rs`; the interesting part is `qcow2/`, whose `mod.rs` tells the write ordering. VDI, VHD,
-//! VHDX and sparse VMDK share `block_table.rs`.
+//! VHDX and sparse VMDK share `block_table/`, and what makes differencing disks of them `parent.rs`.
 
 #![forbid(unsafe_code)]
 
 mod block_file;
 mod block_table;
-#[cfg(test)]
-mod block_table_tests;
 mod check;
 mod direct_io;
 mod error;
@@ -40,6 +38,7 @@ mod iso_volume;
 mod luks;
 mod open;
 mod overlay;
+mod parent;
 mod probe;
 mod qcow2;
 mod raw;
@@ -57,7 +56,7 @@ pub use error::DiskError;
 pub use formats::{Format, UnknownFormat};
 pub use host_file::HostFile;
 pub use image::{DiskImage, Extent, ExtentKind};
-pub use image_info::{Amendment, BackingInfo, BitmapInfo, Bitmaps, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
+pub use image_info::{Amendment, BackingInfo, BitmapInfo, Bitmaps, Identity, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
 pub use iso_volume::{BootEntry, BootPlatform, GuestArch, GuestFamily, GuestGuess, VolumeDescription, describe_iso};
 pub use luks::Passphrase;
 pub use open::{

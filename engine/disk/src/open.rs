@@ -318,10 +318,10 @@ impl Default for Chain {
 }
 
 impl Chain {
-    /// One in which every base image is refused.
+    /// One in which every base image is left out.
     #[cfg(test)]
-    pub(crate) fn without_bases() -> Self {
-        Self { backing_files: BackingFiles::Refused, ..Self::default() }
+    pub(crate) fn leaving_out() -> Self {
+        Self { backing_files: BackingFiles::LeftOut, ..Self::default() }
     }
 
     fn open(&self, options: &OpenOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
@@ -402,6 +402,23 @@ impl Chain {
     /// How many bytes of mapping tables may be kept in memory, if anybody said so.
     pub(crate) fn table_cache_bytes(&self) -> Option<u64> {
         self.table_cache_bytes
+    }
+
+    /// Looks at the base that a disk at `overlay` is to be built on, whoever has it open and whatever it is built on.
+    pub(crate) fn look_at(overlay: &Path, backing: &Backing) -> Result<Arc<dyn DiskImage>, DiskError> {
+        let path = overlay.parent().unwrap_or(Path::new("")).join(&backing.name);
+        let options = OpenOptions {
+            format: Some(backing.format),
+            backing_files: BackingFiles::LeftOut,
+            sharing: Sharing::Unlocked,
+            ..OpenOptions::read_only(path)
+        };
+        Self::default().open(&options)
+    }
+
+    /// Whether base images are only taken from the disk's own folder.
+    pub(crate) fn keeps_to_its_folder(&self) -> bool {
+        self.backing_files == BackingFiles::BesideDisk
     }
 
     /// Whether base images are left out.

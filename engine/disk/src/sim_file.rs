@@ -56,6 +56,11 @@ impl SimFile {
         Self { state: Mutex::new(state), path: PathBuf::from("/simulated/disk") }
     }
 
+    /// The same under another name, beside which a disk may look for others.
+    pub fn named(self, path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), ..self }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

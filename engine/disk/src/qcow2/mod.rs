@@ -484,8 +484,8 @@ fn describe(header: &Header, geometry: Geometry, encryption: Option<&Encryption>
         encrypted: encryption.is_some(),
         data_file: header.data_file.clone(),
         vm_state_offset: vm_state_start(geometry, header.size),
-        writes_whole_clusters_compressed: false,
         specific,
+        ..ImageInfo::default()
     }
 }
 

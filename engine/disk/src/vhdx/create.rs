@@ -2,15 +2,24 @@
 
 use crate::DiskError;
 use crate::block_file::BlockFile;
+use crate::block_table::MAX_BLOCKS;
 use crate::fields::put;
+use crate::formats::Format;
+#[cfg(test)]
+use crate::open::Backing;
 use crate::open::{CreateOptions, Preallocation};
+use crate::parent::identify;
 
+use super::base_locator::BaseLocator;
 use super::header::{
     FILE_MAGIC, HEADER_LENGTH, HEADER_MAGIC, HEADER_PLACES, METADATA_REGION, REGION_MAGIC, REGION_PLACES, REGION_TABLE_LENGTH,
     TABLE_REGION, sum,
 };
-use super::metadata::{DISK_ID, DISK_SIZE, FILE_PARAMETERS, LOGICAL_SECTOR, PHYSICAL_SECTOR, TABLE_LENGTH, TABLE_MAGIC};
-use super::{FULLY_PRESENT, MIB, chunk_ratio, table_index};
+use super::metadata::{
+    BASE_LOCATOR, DISK_ID, DISK_SIZE, FILE_PARAMETERS, HAS_BASE, LOGICAL_SECTOR, OF_DISK, PHYSICAL_SECTOR, REQUIRED,
+    TABLE_LENGTH, TABLE_MAGIC, entry,
+};
+use super::{FULLY_PRESENT, MIB, chunk_ratio, table_entries, table_index};
 
 /// Where things lie: a log of one mebibyte, the description, the table, then blocks.
 const LOG_OFFSET: u64 = MIB;
@@ -20,33 +29,49 @@ const TABLE_OFFSET: u64 = 3 * MIB;
 const SECTOR_SIZE: u64 = 512;
 const PHYSICAL_SECTOR_SIZE: u32 = 4096;
 const MAX_SIZE: u64 = 64 << 40;
-
-/// Flags of items: of the disk rather than the file, and not to be ignored.
-const OF_DISK: u32 = 2;
-const REQUIRED: u32 = 4;
+/// As Hyper-V makes them: what is copied on write is a sector anyway.
+const DIFFERENCING_BLOCK_SIZE: u64 = 2 * MIB;
 
 pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
     let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
     let host = |source| DiskError::host("create", file.path(), source);
-    if options.backing.is_some() {
-        return Err(refuse("A VHDX disk cannot be built on another file here. Use qcow2 for that"));
-    }
     if options.size > MAX_SIZE {
         return Err(refuse("A VHDX disk cannot be larger than 64 TiB"));
     }
     let is_fixed = options.preallocation != Preallocation::Off;
-    write_empty(file, options.size, usual_block_size(options.size), is_fixed).map_err(host)
+    let shape = match &options.backing {
+        None => Shape { size: options.size, block_size: usual_block_size(options.size), is_fixed, base: None },
+        Some(_) if is_fixed => return Err(refuse("A fixed VHDX disk cannot be built on another file. Use a dynamic one")),
+        Some(backing) => {
+            let (identity, _) = identify(file.path(), backing, Format::Vhdx)?;
+            let base = Some(BaseLocator::new(backing, identity));
+            Shape { size: options.size, block_size: DIFFERENCING_BLOCK_SIZE, is_fixed, base }
+        }
+    };
+    if shape.size.div_ceil(shape.block_size) > MAX_BLOCKS {
+        return Err(refuse("This VHDX disk would have too many blocks to be built on another file. Use qcow2 for that"));
+    }
+    write_empty(file, &shape).map_err(host)
 }
 
-fn write_empty(file: &dyn BlockFile, size: u64, block_size: u64, is_fixed: bool) -> std::io::Result<()> {
-    let ratio = chunk_ratio(SECTOR_SIZE, block_size);
-    let blocks = size.div_ceil(block_size);
-    let entries = if blocks == 0 { 0 } else { table_index(blocks - 1, ratio) + 1 };
+/// What an empty disk is to be.
+struct Shape {
+    size: u64,
+    block_size: u64,
+    is_fixed: bool,
+    base: Option<BaseLocator>,
+}
+
+fn write_empty(file: &dyn BlockFile, shape: &Shape) -> std::io::Result<()> {
+    let Shape { size, block_size, is_fixed, base } = shape;
+    let ratio = chunk_ratio(SECTOR_SIZE, *block_size);
+    let blocks = size.div_ceil(*block_size);
+    let entries = table_entries(blocks, ratio, base.is_some());
     let table_length = (entries * 8).next_multiple_of(MIB).max(MIB);
     let data_start = TABLE_OFFSET + table_length;
-    let data_length = if is_fixed { blocks * block_size } else { 0 };
+    let data_length = if *is_fixed { blocks * block_size } else { 0 };
     file.truncate(data_start + data_length)?;
-    if is_fixed {
+    if *is_fixed {
         let mut table = vec![0; (entries * 8) as usize];
         for block in 0..blocks {
             let entry = (data_start + block * block_size) | FULLY_PRESENT;
@@ -54,7 +79,7 @@ fn write_empty(file: &dyn BlockFile, size: u64, block_size: u64, is_fixed: bool)
         }
         file.write_at(TABLE_OFFSET, &table)?;
     }
-    file.write_at(METADATA_OFFSET, &description(size, block_size, is_fixed))?;
+    file.write_at(METADATA_OFFSET, &description(shape))?;
     let regions = region_table(table_length);
     for place in REGION_PLACES {
         file.write_at(place, &regions)?;
@@ -110,27 +135,24 @@ fn region_table(table_length: u64) -> Vec<u8> {
     table
 }
 
-fn description(size: u64, block_size: u64, is_fixed: bool) -> Vec<u8> {
-    let leave_allocated = u32::from(is_fixed);
-    let mut parameters = (block_size as u32).to_le_bytes().to_vec();
-    parameters.extend(leave_allocated.to_le_bytes());
-    let items = [
+fn description(shape: &Shape) -> Vec<u8> {
+    let flags = u32::from(shape.is_fixed) | if shape.base.is_some() { HAS_BASE } else { 0 };
+    let mut parameters = (shape.block_size as u32).to_le_bytes().to_vec();
+    parameters.extend(flags.to_le_bytes());
+    let mut items = vec![
         (FILE_PARAMETERS, parameters, REQUIRED),
-        (DISK_SIZE, size.to_le_bytes().to_vec(), REQUIRED | OF_DISK),
+        (DISK_SIZE, shape.size.to_le_bytes().to_vec(), REQUIRED | OF_DISK),
         (DISK_ID, uuid::Uuid::new_v4().as_bytes().to_vec(), REQUIRED | OF_DISK),
         (LOGICAL_SECTOR, (SECTOR_SIZE as u32).to_le_bytes().to_vec(), REQUIRED | OF_DISK),
         (PHYSICAL_SECTOR, PHYSICAL_SECTOR_SIZE.to_le_bytes().to_vec(), REQUIRED | OF_DISK),
     ];
+    items.extend(shape.base.as_ref().map(|base| (BASE_LOCATOR, base.bytes(), REQUIRED)));
     let mut bytes = vec![0; TABLE_LENGTH];
     put(&mut bytes, 0, TABLE_MAGIC);
     put(&mut bytes, 10, &(items.len() as u16).to_le_bytes());
     for (number, (id, value, flags)) in items.into_iter().enumerate() {
-        let at = 32 + number * 32;
-        put(&mut bytes, at, &id.to_bytes_le());
-        let offset = bytes.len() as u32;
-        put(&mut bytes, at + 16, &offset.to_le_bytes());
-        put(&mut bytes, at + 20, &(value.len() as u32).to_le_bytes());
-        put(&mut bytes, at + 24, &flags.to_le_bytes());
+        let offset = bytes.len() as u64;
+        put(&mut bytes, 32 + number * 32, &entry(id, offset, value.len() as u64, flags));
         bytes.extend(value);
     }
     bytes
@@ -139,5 +161,13 @@ fn description(size: u64, block_size: u64, is_fixed: bool) -> Vec<u8> {
 /// A disk with blocks as small as they can be, so that small files have many.
 #[cfg(test)]
 pub(crate) fn create_small(file: &dyn BlockFile, size: u64) {
-    write_empty(file, size, MIB, false).unwrap();
+    write_empty(file, &Shape { size, block_size: MIB, is_fixed: false, base: None }).unwrap();
+}
+
+/// The same, built on another.
+#[cfg(test)]
+pub(crate) fn create_small_over(file: &dyn BlockFile, backing: &Backing) {
+    let (identity, size) = identify(file.path(), backing, Format::Vhdx).unwrap();
+    let base = Some(BaseLocator::new(backing, identity));
+    write_empty(file, &Shape { size, block_size: MIB, is_fixed: false, base }).unwrap();
 }

@@ -15,6 +15,9 @@ pub(super) const HEADER_PLACES: [u64; 2] = [64 << 10, 128 << 10];
 pub(super) const REGION_PLACES: [u64; 2] = [192 << 10, 256 << 10];
 pub(super) const HEADER_LENGTH: usize = 4096;
 pub(super) const REGION_TABLE_LENGTH: usize = 64 << 10;
+const AT_FILE_ID: usize = 16;
+const AT_CONTENT_ID: usize = 32;
+const AT_LOG_ID: usize = 48;
 /// A log longer than this is nobody's; reading it would take too long.
 const MAX_LOG: u64 = 64 << 20;
 const MAX_REGIONS: u32 = 2047;
@@ -70,7 +73,7 @@ impl Header {
             if best.as_ref().is_none_or(|best| best.sequence < sequence) {
                 let length = u64::from(fields.le32(68));
                 let log = (length > 0).then_some(Region { offset: fields.le64(72), length });
-                best = Some(Self { sequence, place, log_id: fields.id(48), log, bytes });
+                best = Some(Self { sequence, place, log_id: fields.id(AT_LOG_ID), log, bytes });
             }
         }
         let Some(header) = best else { return Err(wrong(file.path(), "neither of its headers is sound")) };
@@ -92,19 +95,36 @@ impl Header {
         self.log_id != [0; 16]
     }
 
-    /// Says in the file that its content will change: new identifiers, and no log. The other header is written, so that
-    /// one sound header is there at every instant.
-    pub(super) fn begin_writing(&self, file: &FencedFile) -> Result<(), DiskError> {
-        let mut bytes = self.bytes.clone();
-        put(&mut bytes, 8, &(self.sequence.wrapping_add(1)).to_le_bytes());
-        put(&mut bytes, 16, uuid::Uuid::new_v4().as_bytes());
-        put(&mut bytes, 32, uuid::Uuid::new_v4().as_bytes());
-        put(&mut bytes, 48, &[0; 16]);
+    /// What stands for the content as it is now.
+    pub(super) fn content_id(&self) -> u128 {
+        uuid::Uuid::from_bytes_le(Fields(&self.bytes).id(AT_CONTENT_ID)).as_u128()
+    }
+
+    /// Says in the file that it will change: a new identifier, and no log.
+    pub(super) fn begin_writing(&mut self, file: &FencedFile) -> Result<(), DiskError> {
+        self.write_next(file, |bytes| {
+            put(bytes, AT_FILE_ID, uuid::Uuid::new_v4().as_bytes());
+            put(bytes, AT_LOG_ID, &[0; 16]);
+        })
+    }
+
+    /// Says in the file that its content is another one from now on.
+    pub(super) fn begin_change(&mut self, file: &FencedFile) -> Result<(), DiskError> {
+        self.write_next(file, |bytes| put(bytes, AT_CONTENT_ID, uuid::Uuid::new_v4().as_bytes()))
+    }
+
+    /// Writes a newer header in the place of the older one, so that one sound header is there at every instant.
+    fn write_next(&mut self, file: &FencedFile, change: impl FnOnce(&mut [u8])) -> Result<(), DiskError> {
+        let (mut bytes, sequence, place) = (self.bytes.clone(), self.sequence.wrapping_add(1), 1 - self.place);
+        put(&mut bytes, 8, &sequence.to_le_bytes());
+        change(&mut bytes);
         let sum = sum(&bytes);
         put(&mut bytes, 4, &sum.to_le_bytes());
-        let [first, second] = HEADER_PLACES;
-        file.write_at(if self.place == 0 { second } else { first }, &bytes)?;
-        file.flush()
+        let log_id = Fields(&bytes).id(AT_LOG_ID);
+        file.write_at(HEADER_PLACES[place], &bytes)?;
+        file.flush()?;
+        *self = Self { bytes, sequence, place, log_id, log: self.log };
+        Ok(())
     }
 }
 

@@ -37,7 +37,7 @@ enum Change {
 }
 
 /// The file as it is once its log has been carried out: in the file itself if it may be written, else in memory.
-pub(super) fn replayed(file: Arc<dyn BlockFile>, header: &Header, access: Access) -> Result<Arc<dyn BlockFile>, DiskError> {
+pub(super) fn replayed(file: Arc<dyn BlockFile>, header: &mut Header, access: Access) -> Result<Arc<dyn BlockFile>, DiskError> {
     let Some(log) = header.log.filter(|_| header.has_log()) else { return Ok(file) };
     let damaged = |detail: &str| DiskError::Damaged { detail: detail.into(), advice: ADVICE, path: file.path().into() };
     let fenced = FencedFile::new(Arc::clone(&file));

@@ -5,13 +5,16 @@ use std::path::Path;
 use crate::DiskError;
 use crate::block_file::{Access, BlockFile};
 use crate::fields::put;
+use crate::formats::Format;
 use crate::host_file::HostFile;
 use crate::open::CreateOptions;
+use crate::parent::identify;
 
 use super::SECTOR;
-use super::descriptor::{ExtentLine, text};
+use super::descriptor::{ExtentLine, Parent, text};
 use super::sparse::{
-    AT_END, HAS_MARKERS, HAS_NEWLINE_TEST, HAS_REDUNDANT_TABLE, HEADER_LENGTH, IS_COMPRESSED, MAGIC, NEWLINE_TEST, TABLE_ENTRIES,
+    AT_END, HAS_MARKERS, HAS_NEWLINE_TEST, HAS_REDUNDANT_TABLE, HAS_ZERO_GRAINS, HEADER_LENGTH, IS_COMPRESSED, MAGIC,
+    NEWLINE_TEST, TABLE_ENTRIES,
 };
 use super::stream::mark;
 
@@ -61,9 +64,16 @@ const SPLIT: u64 = 2_146_435_072;
 
 pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
     let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
-    if options.backing.is_some() {
-        return Err(refuse("A VMDK disk cannot be built on another file here. Use qcow2 for that"));
-    }
+    let parent = match &options.backing {
+        None => None,
+        Some(_) if options.vmdk != VmdkKind::MonolithicSparse => {
+            return Err(refuse("Of VMDK disks only monolithicSparse ones can be built on another file"));
+        }
+        Some(backing) => {
+            let (identity, _) = identify(file.path(), backing, Format::Vmdk)?;
+            Some(Parent { cid: identity.content as u32, name: backing.name.clone() })
+        }
+    };
     let name = file.path().file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| refuse("The name of a VMDK disk must be text, because it is written down in it"))?;
     let size = options.size;
@@ -74,8 +84,16 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
         VmdkKind::MonolithicSparse | VmdkKind::StreamOptimized if size > 1 << 40 => {
             Err(refuse("A VMDK disk in one growing file cannot be larger than 1 TiB here. Use monolithicFlat or qcow2"))
         }
-        VmdkKind::MonolithicSparse => write_sparse(file, size, GRAIN, Some(&text(kind.name(), &[sparse_line(name, size)], size))),
-        VmdkKind::StreamOptimized => write_stream(file, size, &text(kind.name(), &[sparse_line(name, size)], size)),
+        VmdkKind::MonolithicSparse => {
+            let words = text(kind.name(), &[sparse_line(name, size)], size, parent.as_ref());
+            if words.len() as u64 > DESCRIPTOR_LENGTH {
+                return Err(refuse("The name of the base file is too long for a VMDK disk. Rename it or put it elsewhere"));
+            }
+            // Where a base shows through, grains that are zeros must be able to say so.
+            let flags = if parent.is_some() { HAS_ZERO_GRAINS } else { 0 };
+            write_sparse(file, size, GRAIN, flags, Some(&words))
+        }
+        VmdkKind::StreamOptimized => write_stream(file, size, &text(kind.name(), &[sparse_line(name, size)], size, None)),
         VmdkKind::MonolithicFlat | VmdkKind::TwoGbMaxExtentFlat | VmdkKind::TwoGbMaxExtentSparse => {
             let stem = name.strip_suffix(".vmdk").unwrap_or(name);
             let is_sparse = kind == VmdkKind::TwoGbMaxExtentSparse;
@@ -92,7 +110,7 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
                 lines.push(ExtentLine { sectors: part_size / SECTOR, kind, file: part, offset: 0 });
                 at += part_size;
             }
-            write(file, 0, text(kind.name(), &lines, size).as_bytes())
+            write(file, 0, text(kind.name(), &lines, size, None).as_bytes())
         }
     }
 }
@@ -110,14 +128,19 @@ fn write_part(path: &Path, size: u64, is_sparse: bool) -> Result<(), DiskError> 
     let host = |source| DiskError::host("create", path, source);
     file.lock(Access::ReadWrite).map_err(|_| DiskError::InUse { hint: "", path: path.to_path_buf() })?;
     file.truncate(0).map_err(host)?;
-    if is_sparse { write_sparse(&file, size, GRAIN, None) } else { file.truncate(size).map_err(host) }
+    if is_sparse { write_sparse(&file, size, GRAIN, 0, None) } else { file.truncate(size).map_err(host) }
 }
 
 fn header(size: u64, grain: u64, flags: u32, with_descriptor: bool) -> [u8; HEADER_LENGTH] {
     let is_stream = flags & IS_COMPRESSED != 0;
     let mut header = [0; HEADER_LENGTH];
     put(&mut header, 0, MAGIC);
-    put(&mut header, 4, &if is_stream { 3_u32 } else { 1 }.to_le_bytes());
+    let version = match flags {
+        _ if is_stream => 3_u32,
+        flags if flags & HAS_ZERO_GRAINS != 0 => 2,
+        _ => 1,
+    };
+    put(&mut header, 4, &version.to_le_bytes());
     put(&mut header, 8, &(HAS_NEWLINE_TEST | flags).to_le_bytes());
     put(&mut header, 12, &(size / SECTOR).to_le_bytes());
     put(&mut header, 20, &(grain / SECTOR).to_le_bytes());
@@ -132,14 +155,14 @@ fn header(size: u64, grain: u64, flags: u32, with_descriptor: bool) -> [u8; HEAD
 }
 
 /// Header, descriptor, then twice: the directory and all its tables. Grains follow.
-fn write_sparse(file: &dyn BlockFile, size: u64, grain: u64, descriptor: Option<&str>) -> Result<(), DiskError> {
+fn write_sparse(file: &dyn BlockFile, size: u64, grain: u64, flags: u32, descriptor: Option<&str>) -> Result<(), DiskError> {
     let tables = size.div_ceil(grain).div_ceil(TABLE_ENTRIES);
     let directory_length = (tables * 4).next_multiple_of(SECTOR);
     let table_length = TABLE_ENTRIES * 4;
     let redundant = DESCRIPTOR_OFFSET + DESCRIPTOR_LENGTH;
     let main = redundant + directory_length + tables * table_length;
     let end = (main + directory_length + tables * table_length).next_multiple_of(grain);
-    let mut header = header(size, grain, HAS_REDUNDANT_TABLE, descriptor.is_some());
+    let mut header = header(size, grain, HAS_REDUNDANT_TABLE | flags, descriptor.is_some());
     put(&mut header, 48, &(redundant / SECTOR).to_le_bytes());
     put(&mut header, 56, &(main / SECTOR).to_le_bytes());
     put(&mut header, 64, &(end / SECTOR).to_le_bytes());
@@ -177,6 +200,20 @@ fn write_stream(file: &dyn BlockFile, size: u64, descriptor: &str) -> Result<(),
 /// A growing disk with grains as small as they can be, so that small files have many.
 #[cfg(test)]
 pub(crate) fn create_small(file: &dyn BlockFile, size: u64) {
+    let words = small_words(size, None);
+    write_sparse(file, size, 4096, 0, Some(&words)).unwrap();
+}
+
+/// The same, built on another.
+#[cfg(test)]
+pub(crate) fn create_small_over(file: &dyn BlockFile, backing: &crate::Backing) {
+    let (identity, size) = identify(file.path(), backing, Format::Vmdk).unwrap();
+    let words = small_words(size, Some(&Parent { cid: identity.content as u32, name: backing.name.clone() }));
+    write_sparse(file, size, 4096, HAS_ZERO_GRAINS, Some(&words)).unwrap();
+}
+
+#[cfg(test)]
+fn small_words(size: u64, parent: Option<&Parent>) -> String {
     let line = ExtentLine { sectors: size / SECTOR, kind: "SPARSE".into(), file: "disk".into(), offset: 0 };
-    write_sparse(file, size, 4096, Some(&text(VmdkKind::MonolithicSparse.name(), &[line], size))).unwrap();
+    text(VmdkKind::MonolithicSparse.name(), &[line], size, parent)
 }

@@ -1,17 +1,19 @@
 //! Sparse extents: grains, found by a directory of tables, usually kept twice.
 
 use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::DiskError;
 use crate::block_file::Access;
-use crate::block_table::{Block, Layout, MAX_BLOCKS, Opened};
-use crate::check::CheckReport;
+use crate::block_table::{Block, Grown, Growth, Layout, MAX_BLOCKS, Opened};
+use crate::check::{CheckReport, Repair};
 use crate::fenced_file::FencedFile;
-use crate::fields::Fields;
+use crate::fields::{Fields, put};
 use crate::formats::Format;
-use crate::image_info::ImageInfo;
+use crate::image_info::{Identity, ImageInfo};
+use crate::open::Backing;
 
-use super::descriptor::Descriptor;
+use super::descriptor::{Descriptor, Parent};
 use super::{SECTOR, unsupported, wrong};
 
 pub(super) const MAGIC: &[u8] = b"KDMV";
@@ -36,6 +38,8 @@ const ZERO_GRAIN: u32 = 1;
 /// The header, checked. Sizes and places in bytes.
 #[derive(Clone, Debug)]
 pub(super) struct SparseHeader {
+    /// As it stands in the file.
+    bytes: [u8; HEADER_LENGTH],
     pub(super) capacity: u64,
     pub(super) grain: u64,
     descriptor: Option<(u64, u64)>,
@@ -86,6 +90,7 @@ impl SparseHeader {
             return Err(wrong(file, "it has too many grains"));
         }
         let header = Self {
+            bytes,
             capacity,
             grain,
             descriptor: descriptor.0.checked_mul(SECTOR).zip(descriptor.1.checked_mul(SECTOR)).filter(|(at, _)| *at > 0),
@@ -104,6 +109,13 @@ impl SparseHeader {
         Ok(header)
     }
 
+    /// Which of two different entries for one grain was written later: a grain is nothing at first, then perhaps zeros, and
+    /// once it is stored it stays where it is.
+    fn newer(&self, one: u32, two: u32) -> Option<u32> {
+        let least = if self.has_zero_grains { ZERO_GRAIN } else { 0 };
+        (one.min(two) <= least).then_some(one.max(two))
+    }
+
     /// How many grain tables there are.
     pub(super) fn tables(&self) -> u64 {
         self.capacity.div_ceil(self.grain).div_ceil(TABLE_ENTRIES)
@@ -117,7 +129,7 @@ impl SparseHeader {
         if offset.checked_add(length).is_none_or(|end| end > i64::MAX as u64) {
             return Err(wrong(file, "its descriptor lies outside the file"));
         }
-        Descriptor::read(file, offset, length)
+        Descriptor::embedded(file, offset, length)
     }
 
     /// Where the grain tables lie, by one of the directories; 0 where one is missing.
@@ -149,10 +161,28 @@ impl SparseHeader {
     }
 }
 
-/// A writable sparse extent.
+/// A sparse extent.
 pub(super) struct Sparse {
+    state: Mutex<State>,
+    /// What the extent says of itself, by its descriptor.
+    describe: Describe,
+}
+
+/// What changes when the extent grows, or its descriptor changes.
+struct State {
+    header: SparseHeader,
+    /// Where the grain tables are, in each of the directories.
     directories: Vec<Vec<u64>>,
-    info: ImageInfo,
+    descriptor: Option<Descriptor>,
+}
+
+/// What a file says of itself, by its descriptor if it has one, and by its header.
+pub(super) type Describe = Box<dyn Fn(Option<&Descriptor>, &SparseHeader) -> ImageInfo + Send + Sync>;
+
+impl Sparse {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Layout for Sparse {
@@ -161,18 +191,94 @@ impl Layout for Sparse {
     }
 
     fn info(&self) -> ImageInfo {
-        self.info.clone()
+        let state = self.state();
+        (self.describe)(state.descriptor.as_ref(), &state.header)
     }
 
-    fn entries(&self, index: usize, place: u64) -> Vec<(u64, Vec<u8>)> {
+    fn entries(&self, index: usize, block: Block) -> Vec<(u64, Vec<u8>)> {
         let (table, entry) = (index / TABLE_ENTRIES as usize, index % TABLE_ENTRIES as usize);
-        let bytes = ((place / SECTOR) as u32).to_le_bytes();
-        let at = |directory: &Vec<u64>| directory.get(table).map(|table| (table + entry as u64 * 4, bytes.to_vec()));
-        self.directories.iter().filter_map(at).collect()
+        let sector = match block {
+            Block::Absent => 0,
+            Block::Zero => ZERO_GRAIN,
+            Block::Stored(place) | Block::Partial(place) => (place / SECTOR) as u32,
+        };
+        let at =
+            |directory: &Vec<u64>| directory.get(table).map(|table| (table + entry as u64 * 4, sector.to_le_bytes().to_vec()));
+        self.state().directories.iter().filter_map(at).collect()
     }
 
     fn max_place(&self) -> u64 {
         u64::from(u32::MAX) * SECTOR
+    }
+
+    fn keeps_zeros(&self) -> bool {
+        self.state().header.has_zero_grains
+    }
+
+    fn begin_change(&self, file: &FencedFile) -> Result<(), DiskError> {
+        self.state().descriptor.as_mut().map_or(Ok(()), |descriptor| descriptor.begin_change(file))
+    }
+
+    /// New directories, which lead to the old grain tables and to new ones, are written behind the end; then the header's
+    /// one sector leads there. The descriptor says the size too, but nobody goes by that.
+    fn grow(&self, file: &FencedFile, growth: Growth) -> Result<Grown, DiskError> {
+        let Growth { size, old_blocks, blocks, .. } = growth;
+        let mut state = self.state();
+        let Some(descriptor) = &state.descriptor else {
+            let reason = "A VMDK disk of several files cannot change its size. Convert it to a new one".into();
+            return Err(DiskError::BadOptions { reason, path: file.path().to_path_buf() });
+        };
+        descriptor.check_last_extent(file, size / SECTOR)?;
+        let start = file.len()?.next_multiple_of(SECTOR);
+        let mut directories = state.directories.clone();
+        let mut places = Vec::new();
+        let mut tail = Vec::new();
+        for directory in &mut directories {
+            let new_tables = blocks.div_ceil(TABLE_ENTRIES) - directory.len() as u64;
+            // In the last of the old tables entries behind the old end may be anything.
+            if let (Some(last), used @ 1..) = (directory.last(), old_blocks % TABLE_ENTRIES) {
+                file.write_at(last + used * 4, &vec![0; ((TABLE_ENTRIES - used) * 4) as usize])?;
+            }
+            let directory_length = (blocks.div_ceil(TABLE_ENTRIES) * 4).next_multiple_of(SECTOR);
+            places.push(start + tail.len() as u64);
+            let tables_at = start + tail.len() as u64 + directory_length;
+            directory.extend((0..new_tables).map(|number| tables_at + number * TABLE_ENTRIES * 4));
+            let from = tail.len();
+            tail.extend(directory.iter().flat_map(|table| ((table / SECTOR) as u32).to_le_bytes()));
+            tail.resize(from + (directory_length + new_tables * TABLE_ENTRIES * 4) as usize, 0);
+        }
+        let end = start + tail.len() as u64;
+        if end > self.max_place() {
+            return Err(DiskError::FormatFull { path: file.path().to_path_buf() });
+        }
+        file.write_at(start, &tail)?;
+        file.flush()?;
+        let mut header = state.header.clone();
+        header.capacity = size;
+        put(&mut header.bytes, 12, &(size / SECTOR).to_le_bytes());
+        if let Some(place) = places.first() {
+            header.directory = *place;
+            put(&mut header.bytes, 56, &(place / SECTOR).to_le_bytes());
+        }
+        if let Some(place) = places.get(1) {
+            header.redundant = Some(*place);
+            put(&mut header.bytes, 48, &(place / SECTOR).to_le_bytes());
+        }
+        file.write_at(0, &header.bytes)?;
+        file.flush()?;
+        (state.header, state.directories) = (header, directories);
+        if let Some(descriptor) = &mut state.descriptor {
+            descriptor.set_last_extent(file, size / SECTOR)?;
+        }
+        Ok(Grown { end, new_blocks: Vec::new() })
+    }
+
+    fn set_base(&self, file: &FencedFile, base: Option<(&Backing, Identity)>, _end: &mut u64) -> Result<(), DiskError> {
+        let parent = base.map(|(backing, identity)| Parent { cid: identity.content as u32, name: backing.name.clone() });
+        match &mut self.state().descriptor {
+            Some(descriptor) => descriptor.set_parent(file, parent),
+            None => Err(DiskError::NotPossible { title: super::DRIVER.title, action: "be built on another disk" }),
+        }
     }
 
     fn absent_is_present(&self) -> bool {
@@ -183,8 +289,9 @@ impl Layout for Sparse {
 pub(super) fn read(
     file: &FencedFile,
     header: SparseHeader,
+    descriptor: Option<Descriptor>,
     access: Access,
-    info: ImageInfo,
+    describe: Describe,
 ) -> Result<Opened<Sparse>, DiskError> {
     let main = header.directory(file, header.directory)?;
     let mut grains = header.grains(file, &main)?;
@@ -193,18 +300,17 @@ pub(super) fn read(
     if let Some(place) = header.redundant {
         let other = header.directory(file, place)?;
         for (index, (one, two)) in grains.iter_mut().zip(header.grains(file, &other)?).enumerate() {
-            match (*one, two) {
-                (one, two) if one == two => {}
-                // A crash came between the two writes. What an entry points at is there, so the one that has it is right.
-                (0, two) => {
-                    *one = two;
+            if *one == two {
+                continue;
+            }
+            match header.newer(*one, two) {
+                // A crash came between the two writes. What the newer entry points at is there.
+                Some(newer) => {
+                    *one = newer;
                     unwritten.insert(index);
                 }
-                (_, 0) => {
-                    unwritten.insert(index);
-                }
-                _ if access == Access::ReadOnly => {}
-                _ => {
+                None if access == Access::ReadOnly => {}
+                None => {
                     let advice = "Open it read-only and copy what is there";
                     let detail = "its two tables do not agree".into();
                     return Err(DiskError::Damaged { detail, advice, path: file.path().into() });
@@ -219,34 +325,64 @@ pub(super) fn read(
         sector => Block::Stored(u64::from(sector) * SECTOR),
     };
     let blocks: Vec<Block> = grains.iter().map(block).collect();
-    unwritten.retain(|index| matches!(blocks.get(*index), Some(Block::Stored(_))));
+    unwritten.retain(|index| !matches!(blocks.get(*index), Some(Block::Absent)));
     if access == Access::ReadWrite && directories.iter().flatten().any(|table| *table == 0) {
         return Err(unsupported(file, "grain tables that are made only when they are needed; it can be read"));
     }
     let data_start = header.overhead.max(HEADER_LENGTH as u64);
     let first_free = file.len()?.next_multiple_of(SECTOR);
-    let layout = Sparse { directories, info };
-    Ok(Opened { layout, size: header.capacity, block_size: header.grain, blocks, data_start, first_free, unwritten })
+    let mut reserved: Vec<(u64, u64)> =
+        directories.iter().flatten().filter(|table| **table > 0).map(|table| (*table, TABLE_ENTRIES * 4)).collect();
+    if let Some((start, length)) = descriptor.as_ref().map(Descriptor::region) {
+        // The descriptor is written to as well.
+        let directories = [Some(header.directory), header.redundant].into_iter().flatten();
+        let others = directories.map(|place| (place, header.tables() * 4)).chain([(0, HEADER_LENGTH as u64)]);
+        let is_hit = |(place, size): (u64, u64)| place < start.saturating_add(length) && start < place.saturating_add(size);
+        if access == Access::ReadWrite && others.chain(reserved.iter().copied()).any(is_hit) {
+            let advice = "Open it read-only and copy what is there";
+            let detail = "its descriptor lies in its tables".into();
+            return Err(DiskError::Damaged { detail, advice, path: file.path().into() });
+        }
+        reserved.push((start, length));
+    }
+    let (size, block_size) = (header.capacity, header.grain);
+    let layout = Sparse { state: Mutex::new(State { header, directories, descriptor }), describe };
+    Ok(Opened { first_free, reserved, unwritten, ..Opened::new(layout, size, block_size, blocks, data_start) })
 }
 
-pub(super) fn check(file: &FencedFile, header: &SparseHeader) -> Result<CheckReport, DiskError> {
+pub(super) fn check(file: &FencedFile, header: &SparseHeader, repair: Repair) -> Result<CheckReport, DiskError> {
     let main = header.directory(file, header.directory)?;
-    let grains = header.grains(file, &main)?;
+    let mut grains = header.grains(file, &main)?;
     let end = file.len()?;
     let mut report = CheckReport { total_clusters: grains.len() as u64, ..CheckReport::default() };
     if let Some(place) = header.redundant {
         let other = header.directory(file, place)?;
-        for (index, (one, two)) in grains.iter().zip(header.grains(file, &other)?).enumerate() {
-            match (*one, two) {
-                (one, two) if one == two => {}
-                // Left by a crash between the two writes; put right as soon as somebody writes.
-                (0, _) | (_, 0) => {
-                    report.leaks += 1;
-                    report.note(format!("only one of the two tables has grain {index}"));
+        for (index, (one, two)) in grains.iter_mut().zip(header.grains(file, &other)?).enumerate() {
+            if *one == two {
+                continue;
+            }
+            match header.newer(*one, two) {
+                // Left by a crash between the two writes; also put right as soon as somebody writes.
+                Some(newer) => {
+                    *one = newer;
+                    report.note_with(|| format!("only one of the two tables has grain {index}"));
+                    if repair == Repair::Nothing {
+                        report.leaks += 1;
+                        continue;
+                    }
+                    let (table, entry) = (index / TABLE_ENTRIES as usize, index as u64 % TABLE_ENTRIES);
+                    let tables = [&main, &other].map(|directory| directory.get(table).copied().unwrap_or(0));
+                    for table in tables.into_iter().filter(|table| *table > 0) {
+                        file.write_at(table + entry * 4, &newer.to_le_bytes())?;
+                    }
+                    report.leaks_fixed += 1;
                 }
-                _ => report.error(format!("the two tables do not agree about grain {index}")),
+                None => report.error(format!("the two tables do not agree about grain {index}")),
             }
         }
+    }
+    if report.leaks_fixed > 0 {
+        file.flush()?;
     }
     let is_stored = |entry: &&u32| **entry > ZERO_GRAIN || **entry == ZERO_GRAIN && !header.has_zero_grains;
     let mut places: Vec<u64> = grains.iter().filter(is_stored).map(|sector| u64::from(*sector) * SECTOR).collect();
