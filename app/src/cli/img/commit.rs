@@ -2,11 +2,15 @@
 //!
 //! Crash-safe: the base is complete and durable before anything leaves the overlay. Cut off in between, the overlay still
 //! reads as before, because it hides what has already arrived below.
+//!
+//! A VDI, VHDX or VMDK overlay knows its base by an identifier that changes with the base's content. So before anything
+//! moves, the base takes a new one and the overlay learns it. Cut off between these two, the overlay is refused until
+//! `rebase -u -b BASE` tells it, and lacks nothing.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use engine_disk::{DiskImage, ExtentKind, Preallocation};
+use engine_disk::{Backing, DiskImage, ExtentKind, Preallocation};
 
 use super::Failure;
 use super::convert::rate_limit;
@@ -32,17 +36,32 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     // Each file is opened by itself: the base must be writable, which it cannot be while it is somebody's base.
     let top = source.open(&how)?;
     let mut layers = vec![Arc::clone(&top)];
+    let mut lowest = source.clone();
     let mut base = base_of(&source, &*top)?;
     while let Some(wanted) = options.value("b").filter(|wanted| !base.is_called(wanted)) {
         let layer = base.source.open(&How::reading().alone())?;
         if layers.len() >= MAX_CHAIN {
             return Err(Failure::new(format!("'{name}' is built on too many files")));
         }
+        lowest = base.source.clone();
         base = base_of(&base.source, &*layer)
             .map_err(|_| Failure::new(format!("Did not find '{wanted}' in the backing chain of '{name}'")))?;
         layers.push(layer);
     }
-    let base = base.source.open(&How::writing().cached_by(options.value("t").unwrap_or("writeback"))?)?;
+    let Base { source: base_source, written_name } = base;
+    let base = base_source.open(&How::writing().cached_by(options.value("t").unwrap_or("writeback"))?)?;
+    if layers.last().is_some_and(|layer| layer.info().identity.is_some()) {
+        base.announce_change()?;
+        let backing = Backing { name: written_name, format: base.format() };
+        // The top is open for writing already; a file in between is for a moment.
+        if layers.len() > 1 {
+            layers.pop();
+            lowest.open(&how.clone())?.set_backing(Some(&backing))?;
+            layers.push(lowest.open(&How::reading().alone())?);
+        } else {
+            top.set_backing(Some(&backing))?;
+        }
+    }
     if base.len() < top.len() {
         base.resize(top.len(), Preallocation::Off)?;
     }

@@ -68,6 +68,28 @@ const PREALLOCATION: FormatOption = FormatOption {
     show: |file| file.preallocation_is_given.then(|| preallocation_word(file.options.preallocation).into()),
 };
 
+const BACKING_FILE: FormatOption = FormatOption {
+    name: "backing_file",
+    value: "<str>",
+    meaning: "File name of a base image",
+    set: |file, text| {
+        file.backing = Some(text.to_owned());
+        Some(())
+    },
+    show: |file| file.backing.clone(),
+};
+
+const BACKING_FORMAT: FormatOption = FormatOption {
+    name: "backing_fmt",
+    value: "<str>",
+    meaning: "Image format of the base image",
+    set: |file, text| {
+        file.backing_format = Some(text.to_owned());
+        Some(())
+    },
+    show: |file| file.backing_format.clone(),
+};
+
 const RAW: &[FormatOption] = &[SIZE, PREALLOCATION];
 
 /// In the order in which QEMU says them when a file is made.
@@ -143,26 +165,8 @@ const QCOW2: &[FormatOption] = &[
         },
         show: |file| file.compat_is_given.then(|| if file.options.qcow2.version == 2 { "0.10" } else { "1.1" }.into()),
     },
-    FormatOption {
-        name: "backing_file",
-        value: "<str>",
-        meaning: "File name of a base image",
-        set: |file, text| {
-            file.backing = Some(text.to_owned());
-            Some(())
-        },
-        show: |file| file.backing.clone(),
-    },
-    FormatOption {
-        name: "backing_fmt",
-        value: "<str>",
-        meaning: "Image format of the base image",
-        set: |file, text| {
-            file.backing_format = Some(text.to_owned());
-            Some(())
-        },
-        show: |file| file.backing_format.clone(),
-    },
+    BACKING_FILE,
+    BACKING_FORMAT,
     FormatOption {
         name: "data_file",
         value: "<str>",
@@ -205,8 +209,11 @@ const QCOW2: &[FormatOption] = &[
     },
 ];
 
+/// QEMU makes no differencing disks of these three formats; we do.
 const VDI: &[FormatOption] = &[
     SIZE,
+    BACKING_FILE,
+    BACKING_FORMAT,
     FormatOption {
         name: "static",
         value: "<bool (on/off)>",
@@ -245,6 +252,8 @@ const DYNAMIC_OR_FIXED: FormatOption = FormatOption {
 
 const VHD: &[FormatOption] = &[
     SIZE,
+    BACKING_FILE,
+    BACKING_FORMAT,
     DYNAMIC_OR_FIXED,
     FormatOption {
         name: "force_size",
@@ -269,10 +278,12 @@ const LUKS: &[FormatOption] = &[
     },
 ];
 
-const VHDX: &[FormatOption] = &[SIZE, DYNAMIC_OR_FIXED];
+const VHDX: &[FormatOption] = &[SIZE, BACKING_FILE, BACKING_FORMAT, DYNAMIC_OR_FIXED];
 
 const VMDK: &[FormatOption] = &[
     SIZE,
+    BACKING_FILE,
+    BACKING_FORMAT,
     FormatOption {
         name: "subformat",
         value: "<str>",

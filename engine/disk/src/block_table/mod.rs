@@ -418,7 +418,8 @@ impl<L: Layout> BlockTableDisk<L> {
             let advice = "Copy what can be read, or restore a backup";
             return Err(DiskError::Damaged { detail, advice, path: self.path().to_path_buf() });
         }
-        self.file.read_zero_padded(place.saturating_add(in_block), piece)
+        self.file.read_zero_padded(place.saturating_add(in_block), piece)?;
+        Ok(())
     }
 
     /// Writes where the block is stored already, and all that is written to is its own; says whether that was so.
