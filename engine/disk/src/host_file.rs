@@ -89,11 +89,10 @@ impl HostFile {
         let flags = libc::O_DIRECT | libc::O_NONBLOCK | libc::O_NOCTTY;
         let file =
             std::fs::OpenOptions::new().read(true).write(access == Access::ReadWrite).custom_flags(flags).open(&self.path)?;
-        let again = Self::from_file(file, self.path.clone());
-        if self.identity().is_none() || again.identity() != self.identity() {
+        if self.identity().is_none() || identity_of(&file) != self.identity() {
             return Err(io::Error::other("another file has its name now"));
         }
-        self.direct = Some(DirectIo::new(again.file)?);
+        self.direct = Some(DirectIo::new(file)?);
         Ok(())
     }
 
@@ -230,13 +229,26 @@ impl BlockFile for HostFile {
     }
 
     fn identity(&self) -> Option<FileIdentity> {
-        let metadata = self.file.metadata().ok()?;
-        Some(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
+        identity_of(&self.file)
     }
 
     fn path(&self) -> &Path {
         &self.path
     }
+}
+
+impl Drop for HostFile {
+    /// Gives the locks back. Closing the file is not enough: a child that another thread is just starting holds copies of
+    /// our open files, and with them their locks, until it has become the program it is to be.
+    fn drop(&mut self) {
+        let all = libc::flock { l_len: 0, ..byte_lock(libc::F_UNLCK, 0) };
+        fcntl(self.file.as_fd(), FcntlArg::F_OFD_SETLK(&all)).ok(); // A file system without locks gave none.
+    }
+}
+
+fn identity_of(file: &File) -> Option<FileIdentity> {
+    let metadata = file.metadata().ok()?;
+    Some(FileIdentity { device: metadata.dev(), inode: metadata.ino() })
 }
 
 fn byte_lock(kind: i32, byte: i64) -> libc::flock {
