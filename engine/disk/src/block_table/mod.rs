@@ -704,8 +704,9 @@ impl<L: Layout> DiskImage for BlockTableDisk<L> {
         self.commit(&mut table)?;
         let mut end = table.end;
         self.layout.set_base(&self.file, base, &mut end)?;
-        table.end = table.end.max(end);
-        table.first_free = table.first_free.max(end);
+        if end > table.end {
+            (table.end, table.first_free) = (end, end);
+        }
         Ok(())
     }
 }

@@ -259,6 +259,8 @@ fn a_disk_looked_at_alone_forgets_blocks_so_that_the_base_shows_again() {
         disk.write_at(0, &vec![7; SIZE as usize]).unwrap();
         drop(disk);
         let alone = family.open_with("child", BackingFiles::LeftOut).unwrap();
+        // As a commit does it.
+        alone.set_backing(Some(&family.backing("base"))).unwrap();
         alone.discard(0, SIZE).unwrap();
         alone.flush().unwrap();
         assert!(!alone.extent_at(0).unwrap().present, "{}", kind.name);
