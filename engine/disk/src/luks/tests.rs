@@ -190,3 +190,29 @@ fn qemu_reads_what_we_encrypt_and_we_read_what_it_does() {
         }
     }
 }
+
+#[test]
+fn an_encrypted_disk_that_grows_or_shrinks_stays_encrypted_and_readable() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.qcow2");
+    let format = Format::Qcow2;
+    create_disk(&path, &CreateOptions { passphrase: passphrase("secret"), ..CreateOptions::new(format, SIZE) }).unwrap();
+    let disk = open(&options(&path, format, "secret")).unwrap();
+    disk.write_at(1000, &[7; 5000]).unwrap();
+    // The first-level table moves where it grows so far.
+    for size in [8 << 30, 2 << 30] {
+        disk.resize(size, crate::Preallocation::Off).unwrap();
+    }
+    disk.write_at((2 << 30) - 512, &[8; 512]).unwrap();
+    disk.flush().unwrap();
+    drop(disk);
+    let locked = open(&OpenOptions { passphrase: None, ..options(&path, format, "") });
+    assert!(matches!(locked, Err(DiskError::NeedsPassphrase { .. })));
+    let disk = open(&options(&path, format, "secret")).unwrap();
+    assert!(disk.info().encrypted && disk.len() == 2 << 30);
+    let mut seen = [0; 5000];
+    disk.read_at(1000, &mut seen).unwrap();
+    assert_eq!(seen, [7; 5000]);
+    disk.read_at((2 << 30) - 512, &mut seen[..512]).unwrap();
+    assert_eq!(seen[..512], [8; 512]);
+}

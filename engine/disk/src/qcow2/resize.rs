@@ -10,7 +10,7 @@ use crate::open::Preallocation;
 
 use super::Qcow2;
 use super::create::CANNOT_KEEP_SPACE_OVER_BASE;
-use super::header::{AT_SIZE, MAX_L1_BYTES};
+use super::header::{AT_SIZE, MAX_L1_BYTES, METHOD_LUKS};
 use super::l2_cache::write_words;
 use super::mapping::{Cluster, Entries};
 use super::metadata::{Metadata, TableError};
@@ -180,6 +180,9 @@ impl Metadata {
         let old = self.clusters(self.l1_offset, self.l1.len() as u64 * 8);
         let mut fields = [0; 24];
         fields[..8].copy_from_slice(&size.to_be_bytes());
+        // It lies between the two and stays: without it nobody could read the disk again.
+        let method = if self.header.luks.is_some() { METHOD_LUKS } else { 0 };
+        fields[8..12].copy_from_slice(&method.to_be_bytes());
         fields[12..16].copy_from_slice(&(l1.len() as u32).to_be_bytes());
         fields[16..].copy_from_slice(&offset.to_be_bytes());
         self.write_header_field(AT_SIZE, &fields)?;
