@@ -149,6 +149,9 @@ impl MediaCommand {
         let overlays = catalogue.built_on(&image.path).count();
         match self {
             MediaCommand::Resize | MediaCommand::Compact if image.format == Format::Iso => refuse("It is a CD image"),
+            MediaCommand::Resize if image.format == Format::Luks => {
+                refuse("LUKS disks keep their size; only qcow2 ones can grow")
+            }
             MediaCommand::Resize if overlays > 0 => refuse("Other images are built on it and would no longer fit"),
             MediaCommand::Compact if image.format == Format::Vmdk => {
                 refuse("A VMDK disk may have several files; convert it instead")
