@@ -65,7 +65,7 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Exploring<'_, F> {
                 continue;
             }
             self.flow.leaders.push(leader);
-            let mut pc = leader;
+            let (mut pc, mut count) = (leader, 0);
             while !self.flow.ops.contains_key(&pc) && self.flow.ops.len() < MAX_INSTRUCTIONS {
                 let Some(op) = self.decode(pc) else { break };
                 self.flow.ops.insert(pc, op);
@@ -73,6 +73,11 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Exploring<'_, F> {
                 let (ways, ends) = self.flow.ways(pc, &op);
                 open.extend(ways);
                 if ends {
+                    break;
+                }
+                count += 1;
+                if count == MAX_BLOCK {
+                    open.push_back(pc);
                     break;
                 }
             }

@@ -30,6 +30,7 @@ impl<W_: Ways> Emitter<'_, W_> {
             To::Block(to) => {
                 let moves = self.moves_along(edge, to)?;
                 moves::write(&mut self.asm, &moves);
+                self.add_retired(self.plan.retired.on_the_way(self.block as BlockId, to));
                 if to as usize != self.block + 1 {
                     self.asm.jmp(self.labels[to as usize]);
                 }
@@ -51,10 +52,11 @@ impl<W_: Ways> Emitter<'_, W_> {
             To::Exit(exit) => self.cold(ColdKind::Exit(exit)),
             To::Block(to) => {
                 let moves = self.moves_along(aside, to)?;
-                if moves.iter().all(|one| one.from == From::Place(one.to)) {
+                let retired = self.plan.retired.on_the_way(self.block as BlockId, to);
+                if retired == 0 && moves.iter().all(|one| one.from == From::Place(one.to)) {
                     self.labels[to as usize]
                 } else {
-                    self.cold(ColdKind::Edge { to, moves })
+                    self.cold(ColdKind::Edge { to, moves, retired })
                 }
             }
         };

@@ -30,8 +30,9 @@ impl<W_: Ways> Emitter<'_, W_> {
         let leaving = Leaving { state, emptied: [(Val::NONE, 0); SCRATCH_CELLS], host_flags };
         match kind {
             ColdKind::Left(left) => self.write_left(&left),
-            ColdKind::Edge { to, moves } => {
+            ColdKind::Edge { to, moves, retired } => {
                 moves::write(&mut self.asm, &moves);
+                self.add_retired(retired);
                 self.asm.jmp(self.labels[to as usize]);
             }
             ColdKind::Bail(number) | ColdKind::Poll(number) => {

@@ -120,8 +120,8 @@ enum ColdKind {
     Poll(u16),
     /// An exit, by number.
     Exit(u32),
-    /// An edge that needs moves: goes on at a block.
-    Edge { to: BlockId, moves: Vec<moves::Move> },
+    /// An edge that needs moves, or to count: goes on at a block.
+    Edge { to: BlockId, moves: Vec<moves::Move>, retired: i32 },
     /// A stream has left its page.
     Left(memory::LeftPage),
 }

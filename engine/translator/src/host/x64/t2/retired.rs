@@ -1,7 +1,7 @@
 //! The count of retired guest instructions, with few additions to it: a block leaves it to those behind it to add what it has retired, as long as all who come to a place have the same
-//! amount to bring. Nothing is left at the heads of loops.
+//! amount to bring; ways out of a loop bring what they have more. Nothing is left at the heads of loops.
 
-use crate::ir::region::{BlockId, Region, To};
+use crate::ir::region::{BlockId, Region, RegionBlock};
 
 /// What has yet to be added, and where it is.
 #[derive(Debug, Default)]
@@ -12,6 +12,8 @@ pub(super) struct Retired {
     added: Vec<u32>,
     /// How many instructions it retires itself.
     own: Vec<u32>,
+    /// What is left at its end.
+    behind: Vec<u32>,
 }
 
 /// No amount is known yet.
@@ -24,9 +26,13 @@ impl Retired {
         // The ends of blocks come behind the starts: places from one of which an edge leads to the other have the same amount, and one name.
         let mut names: Vec<usize> = (0..2 * count).collect();
         let mut is_head = vec![false; count];
+        let leaves_loop = |from: &RegionBlock, to: BlockId| region.blocks[to as usize].depth < from.depth;
         for (from, block) in region.blocks.iter().enumerate() {
             for to in block.end.successors() {
                 is_head[to as usize] |= to as usize <= from;
+                if leaves_loop(block, to) {
+                    continue;
+                }
                 let (old, new) = (names[count + from], names[to as usize]);
                 names.iter_mut().filter(|name| **name == old).for_each(|name| *name = new);
             }
@@ -41,20 +47,27 @@ impl Retired {
             for block in 0..count {
                 let (before, end) = (amounts[names[block]], names[count + block]);
                 let amount = before.saturating_add(own[block]);
-                if amount < amounts[end] {
-                    amounts[end] = amount;
-                    changed = true;
+                let mut lower = |name: usize, amount: u32| {
+                    changed |= amount < amounts[name];
+                    amounts[name] = amounts[name].min(amount);
+                    amounts[name]
+                };
+                let left = lower(end, amount);
+                let of = &region.blocks[block];
+                for to in of.end.successors().filter(|to| leaves_loop(of, *to)) {
+                    lower(names[to as usize], left);
                 }
             }
         }
         let before: Vec<u32> = (0..count).map(|block| amounts[names[block]]).collect();
-        let added = (0..count).map(|block| {
-            let leads_on = region.blocks[block].end.edges().any(|edge| matches!(edge.to, To::Block(_)));
-            let left = if leads_on { amounts[names[count + block]] } else { before[block] + own[block] };
-            before[block] + own[block] - left
-        });
-        let added = added.collect();
-        Self { before, added, own }
+        let behind: Vec<u32> = (0..count).map(|block| amounts[names[count + block]]).collect();
+        let added = (0..count).map(|block| before[block] + own[block] - behind[block]).collect();
+        Self { before, added, own, behind }
+    }
+
+    /// What is to be added on the way from a block to another.
+    pub fn on_the_way(&self, from: BlockId, to: BlockId) -> i32 {
+        (self.behind[from as usize] - self.before[to as usize]) as i32
     }
 
     /// What is to be added at a block's start.
@@ -77,8 +90,8 @@ impl Retired {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::region::{Edge, RegionBlock, Terminator};
-    use crate::ir::{Inst, Op, Ty};
+    use crate::ir::region::{Edge, Exit, GuestState, Terminator, To, arrange};
+    use crate::ir::{FlagSet, Inst, Op, Ty, Val};
 
     /// Blocks with what they retire and where they lead.
     fn graph(blocks: &[(u16, &[BlockId])]) -> Region {
@@ -93,15 +106,19 @@ mod tests {
             let (params, body) = (Vec::new(), Vec::new());
             region.blocks.push(RegionBlock { params, body, end, pc: 0, retired: *retired, depth: 0, weight: 0 });
         }
+        let state = GuestState { pc: 0, retired: 0, flags: Val::NONE, slots: 0..0 };
+        region.exits.push(Exit { op: Op::Jump, target: Val::NONE, back: 0, need: FlagSet::all(), state });
+        arrange(&mut region);
         region
     }
 
     #[test]
     fn a_loop_adds_once_a_round_and_a_side_way_what_it_has_more() {
         let plan = Retired::plan(&graph(&[(0, &[1]), (4, &[2, 3]), (2, &[3]), (5, &[4, 5]), (0, &[1]), (1, &[])]));
-        assert_eq!(plan.added, [0, 0, 2, 0, 9, 0]);
+        // The way out of the loop stands before the way back.
+        assert_eq!(plan.added, [0, 0, 2, 0, 0, 9]);
         assert_eq!(plan.before, [0, 0, 4, 4, 9, 9]);
-        assert_eq!((plan.missing(3, 2), plan.missing_at_end(5), plan.missing(4, 0), plan.missing(2, 1)), (6, 10, 0, 3));
+        assert_eq!((plan.missing(3, 2), plan.missing_at_end(4), plan.missing(5, 0), plan.missing(2, 1)), (6, 10, 0, 3));
     }
 
     #[test]
@@ -121,7 +138,9 @@ mod tests {
                     break;
                 }
                 seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                at = ways[(seed >> 16) as usize % ways.len()];
+                let next = ways[(seed >> 16) as usize % ways.len()];
+                added = added.wrapping_add_signed(plan.on_the_way(at, next));
+                at = next;
             }
         }
     }
