@@ -1,7 +1,7 @@
 //! ACPI tables of the PC board: FACS, DSDT, FADT, MADT, HPET, RSDT, RSDP. The BIOS decides where they go, so they travel as
-//! blobs with a loader script (`etc/table-loader`) that patches pointers and checksums.
-//! Interrupt routing is written down as SeaBIOS and OVMF program it (PIRQA, B → IRQ 10; C, D → IRQ 11). Where they put the PIIX4's power management
-//! (600h the one, B000h the other) is filled in when they read the tables, which both do afterwards.
+//! blobs with a loader script (`etc/table-loader`) that patches pointers and checksums. Interrupt routing is written down as
+//! SeaBIOS and OVMF program it (PIRQA, B → IRQ 10; C, D → IRQ 11). Where they put the PIIX4's power management (600h the one,
+//! B000h the other) is filled in when they read the tables, which both do afterwards.
 //! See: ACPI Specification 6.5 (tables, AML), QEMU `docs/specs/acpi_table_loader` facts: 128-byte commands.
 
 use acpi_tables::Aml;

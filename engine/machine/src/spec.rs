@@ -37,7 +37,8 @@ pub struct Spec {
     pub char_ports: BTreeMap<String, CharPort>,
     /// What drives time.
     pub clock: ClockMode,
-    /// Whether hot guest code is translated to host code, or all of it interpreted. (A clock that counts instructions needs the interpreter.)
+    /// Whether hot guest code is translated to host code, or all of it interpreted. (A clock that counts instructions needs the
+    /// interpreter.)
     pub translator: bool,
     /// After how many rounds a loop of translated code is compiled once more by the optimising tier; `None`: never.
     pub tier2: Option<u32>,

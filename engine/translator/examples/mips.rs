@@ -1,4 +1,5 @@
-//! How many million guest instructions a second the interpreter and the translator run, in a few tight loops: `cargo run --release -p engine_translator --example mips`.
+//! How many million guest instructions a second the interpreter and the translator run, in a few tight loops: `cargo run
+//! --release -p engine_translator --example mips`.
 
 use engine_base::{Clock, ClockMode, VmTime};
 use engine_cpu::x86::{Segment, X86State};

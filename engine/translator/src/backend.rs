@@ -27,13 +27,14 @@ impl Interpreter {
         Self { fabric: Arc::new(Fabric::new(memory, Translations::off())), evaluation: None, chaos: None }
     }
 
-    /// A backend that lifts guest code to the translator's intermediate representation and evaluates that, slowly: what tests compare with the
-    /// interpreter.
+    /// A backend that lifts guest code to the translator's intermediate representation and evaluates that, slowly: what tests
+    /// compare with the interpreter.
     pub fn evaluating(memory: GuestMemory, evaluation: Evaluation) -> Self {
         Self { evaluation: Some(evaluation), ..Self::new(memory) }
     }
 
-    /// The same as [`Interpreter::new`], with hot code translated to code of the host. On hosts for which there is no translator it *is* the same.
+    /// The same as [`Interpreter::new`], with hot code translated to code of the host. On hosts for which there is no
+    /// translator it *is* the same.
     pub fn translating(memory: GuestMemory, options: TranslatorOptions) -> Self {
         Self { fabric: Arc::new(Fabric::new(memory, Translations::new(options))), evaluation: None, chaos: options.chaos }
     }

@@ -1,7 +1,8 @@
-//! Chaos mode: what is rare in life happens all the time, so that tests meet it. Nothing of it changes what guest code computes; whoever runs a test
-//! under it compares with a run without.
+//! Chaos mode: what is rare in life happens all the time, so that tests meet it. Nothing of it changes what guest code
+//! computes; whoever runs a test under it compares with a run without.
 //!
-//! * instructions that have a translation are left to the interpreter, so that each way into and out of it is used behind each instruction;
+//! * instructions that have a translation are left to the interpreter, so that each way into and out of it is used behind each
+//!   instruction;
 //! * whatever the interpreter is called for, translated code is left behind it, as if attention were wanted;
 //! * code is called stale that is not; memory for code is replaced that is not full;
 //! * the TLB holds one page, or loses all it holds.

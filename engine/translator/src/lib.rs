@@ -1,5 +1,6 @@
-//! Our own CPU backend. Tier 0 is an interpreter of pre-decoded traces behind a software TLB, the reference for all others: exact first, then
-//! fast. Tier 1 translates hot traces to code of an x86-64 host ([`Interpreter::translating`]) and leaves what is rare to tier 0.
+//! Our own CPU backend. Tier 0 is an interpreter of pre-decoded traces behind a software TLB, the reference for all others:
+//! exact first, then fast. Tier 1 translates hot traces to code of an x86-64 host ([`Interpreter::translating`]) and leaves
+//! what is rare to tier 0.
 //!
 //! It is *not* KVM (`engine_kvm`) and knows no devices: a CPU reaches its board through [`engine_cpu::CpuIo`].
 //!
@@ -12,11 +13,11 @@
 //! (attention bits, the local APIC behind its lock) and nothing else.
 //! `watch/` is what a person can see of all that: figures, samples, a profile.
 //!
-//! `guest/x86/t1/` translates, with the assembler and stubs of `host/x64/`, into the memory of `run/`. It goes from decoded instructions straight
-//! to the host's: guest and host are of one kind.
+//! `guest/x86/t1/` translates, with the assembler and stubs of `host/x64/`, into the memory of `run/`. It goes from decoded
+//! instructions straight to the host's: guest and host are of one kind.
 //!
-//! `ir/` is what the optimising tier will work on: guest code lifted by `guest/x86/lift`, changed by `ir/pass`, and for tests evaluated by `ir/eval.rs`
-//! ([`Interpreter::evaluating`]).
+//! `ir/` is what the optimising tier will work on: guest code lifted by `guest/x86/lift`, changed by `ir/pass`, and for tests
+//! evaluated by `ir/eval.rs` ([`Interpreter::evaluating`]).
 //!
 //! Start at [`Interpreter`]; then `guest/x86/op.rs`, which holds the conventions that every handler follows.
 

@@ -207,8 +207,8 @@ impl Fabric {
         });
     }
 
-    /// CPU `me` has written into decoded code. Blocks look at their page themselves; a loop that the optimising tier has compiled does so only where it is entered, so
-    /// every other CPU is to come by a poll.
+    /// CPU `me` has written into decoded code. Blocks look at their page themselves; a loop that the optimising tier has
+    /// compiled does so only where it is entered, so every other CPU is to come by a poll.
     pub fn code_was_written(&self, me: &CpuShared) {
         if self.translations.has_regions() && self.cpu_count() > 1 {
             self.for_each(|cpu| {
@@ -225,7 +225,8 @@ impl Fabric {
         self.flush_and_wait(me, |cpu| cpu.index != me.index);
     }
 
-    /// The same for those of the CPUs that are `meant`, and what they know of the guest's page tables goes too: the guest changed those.
+    /// The same for those of the CPUs that are `meant`, and what they know of the guest's page tables goes too: the guest
+    /// changed those.
     pub fn shoot_down_and_wait(&self, me: &CpuShared, meant: impl Fn(u32) -> bool) {
         self.flush_and_wait(me, |cpu| {
             let asked = cpu.index != me.index && meant(cpu.index);

@@ -1,5 +1,5 @@
-//! The interpreter's core, by little machine-code programs on a bare board: traces and self-modifying code, strings and their faults, locked
-//! operations, counted time, saved state.
+//! The interpreter's core, by little machine-code programs on a bare board: traces and self-modifying code, strings and their
+//! faults, locked operations, counted time, saved state.
 
 use engine_base::{Clock, ClockMode, VmTime};
 use engine_cpu::x86::{Segment, X86State};
@@ -141,7 +141,8 @@ fn code_that_was_run_and_then_overwritten_runs_anew() {
 
 #[test]
 fn dma_into_code_is_seen() {
-    // A subroutine at 9000h returns with al as DMA patched it: mov al, imm8 is B0 ib; DMA replaces the opcode's first byte by B4 (mov ah).
+    // A subroutine at 9000h returns with al as DMA patched it: mov al, imm8 is B0 ib; DMA replaces the opcode's first byte by
+    // B4 (mov ah).
     let code = [
         &[0xc6, 0x06, 0x00, 0x90, 0xb0][..], // mov byte [9000h], b0h
         &[0xc6, 0x06, 0x01, 0x90, 0x77],     // mov byte [9001h], 77h

@@ -1,8 +1,9 @@
 //! The guest's x87 state while translated code has it in the host's x87: nobody else may see it there, and nobody else may disturb it.
 //!
-//! A loop adds numbers on the x87. Now and then it reads from a device, whose code looks at the host's x87, uses it and stops the CPU, so that another one has its
-//! turn on the same thread; then it stores and loads the environment. The sums are exact all the same. All the while the guest has a rounding of its own
-//! in MXCSR and the direction flag set, of which the host's code sees nothing either.
+//! A loop adds numbers on the x87. Now and then it reads from a device, whose code looks at the host's x87, uses it and stops
+//! the CPU, so that another one has its turn on the same thread; then it stores and loads the environment. The sums are exact
+//! all the same. All the while the guest has a rounding of its own in MXCSR and the direction flag set, of which the host's
+//! code sees nothing either.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use engine_base::{Clock, ClockMode, VmTime};
@@ -59,7 +60,8 @@ fn host_x87() -> [u32; 3] {
     [environment[0] & 0xffff, environment[1] & 0xffff, environment[2] & 0xffff]
 }
 
-/// What the host's code must find: MXCSR as the ABI wants it (rounding to nearest, all masked, whatever the sticky flags), and strings going upwards.
+/// What the host's code must find: MXCSR as the ABI wants it (rounding to nearest, all masked, whatever the sticky flags), and
+/// strings going upwards.
 fn assert_host_is_clean() {
     assert_eq!(host_x87(), CLEAN);
     let (mut mxcsr, mut flags) = (0u32, 0u64);

@@ -1,5 +1,6 @@
-//! How soon translated code that runs in circles notices that somebody wants its CPU: an interrupt, a pause, the end. By the clock on the wall, which a busy
-//! host makes as long as it likes, and by the processor time that the CPU's thread needed for it, which is ours.
+//! How soon translated code that runs in circles notices that somebody wants its CPU: an interrupt, a pause, the end. By the
+//! clock on the wall, which a busy host makes as long as it likes, and by the processor time that the CPU's thread needed for
+//! it, which is ours.
 
 use engine_base::{Clock, ClockMode, VmTime};
 use engine_cpu::x86::{Segment, X86State};
@@ -61,7 +62,8 @@ fn this_thread() -> i32 {
     0
 }
 
-/// How long each kick took to end a run of this 32-bit code, which never ends by itself: on the wall, and of the CPU's thread; each sorted.
+/// How long each kick took to end a run of this 32-bit code, which never ends by itself: on the wall, and of the CPU's thread;
+/// each sorted.
 fn latencies(code: &[u8]) -> [Vec<Duration>; 2] {
     let memory = GuestMemory::new();
     let ram = memory.add_block("ram", RAM_BYTES).unwrap();

@@ -1,6 +1,6 @@
-//! Which disk and CD images there are: those that machines name, those that lie in machines' folders, those that the person has added, and
-//! whatever these are built on. Everything here only reads, takes no locks that could be in a machine's way, and treats every file as a
-//! stranger's: a file that cannot be understood is listed with the reason.
+//! Which disk and CD images there are: those that machines name, those that lie in machines' folders, those that the person has
+//! added, and whatever these are built on. Everything here only reads, takes no locks that could be in a machine's way, and
+//! treats every file as a stranger's: a file that cannot be understood is listed with the reason.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

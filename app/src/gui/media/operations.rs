@@ -1,6 +1,6 @@
-//! What can be done to images, each as a job: a process of this same program (`bellglass img …`), so that nothing it does can hold up
-//! or bring down the window, and stopping it is safe at any moment. A copy is written beside its final place and takes its name only when it is whole and
-//! has been compared with what it was made from.
+//! What can be done to images, each as a job: a process of this same program (`bellglass img …`), so that nothing it does can
+//! hold up or bring down the window, and stopping it is safe at any moment. A copy is written beside its final place and takes
+//! its name only when it is whole and has been compared with what it was made from.
 
 use std::ffi::OsString;
 use std::fs;

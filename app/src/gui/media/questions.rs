@@ -1,4 +1,5 @@
-//! What is asked before something is done to an image: names, formats, sizes, and whether the person is sure. What cannot be is told beside the field.
+//! What is asked before something is done to an image: names, formats, sizes, and whether the person is sure. What cannot be is
+//! told beside the field.
 
 use std::path::{Path, PathBuf};
 

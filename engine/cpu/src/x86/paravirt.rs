@@ -1,7 +1,8 @@
-//! What hypervisors offer guests beyond a PC, as numbers that all backends share: the registers and CPUID bits of KVM's and of Microsoft's
-//! interface, and what a CPU holds for them.
+//! What hypervisors offer guests beyond a PC, as numbers that all backends share: the registers and CPUID bits of KVM's and of
+//! Microsoft's interface, and what a CPU holds for them.
 //!
-//! See: Linux, Documentation/virt/kvm/x86/{cpuid,msr,hypercalls}.rst; Microsoft, Hypervisor Top-Level Functional Specification 6.0b (TLFS).
+//! See: Linux, Documentation/virt/kvm/x86/{cpuid,msr,hypercalls}.rst; Microsoft, Hypervisor Top-Level Functional Specification
+//! 6.0b (TLFS).
 
 use serde::{Deserialize, Serialize};
 

@@ -1,7 +1,7 @@
-//! PS/2 keyboard (101/102 keys and the usual extra ones) in scancode sets 1, 2 and 3, behind the keyboard controller.
-//! Answers to commands come before keys. Keys that do not fit into its buffer are dropped whole, never half of a sequence.
-//! Left out: typematic repeat, and with it what set 3 can say about it: a key that is reported as pressed again, as a host repeats it, sends its
-//! make code again.
+//! PS/2 keyboard (101/102 keys and the usual extra ones) in scancode sets 1, 2 and 3, behind the keyboard controller. Answers
+//! to commands come before keys. Keys that do not fit into its buffer are dropped whole, never half of a sequence. Left out:
+//! typematic repeat, and with it what set 3 can say about it: a key that is reported as pressed again, as a host repeats it,
+//! sends its make code again.
 //! See: IBM PS/2 Hardware Interface Technical Reference, "Keyboards (101- and 102-Key)".
 
 use super::scancode_set3::{self, Breaks};
@@ -121,7 +121,8 @@ impl Ps2Keyboard {
                 self.scanning = true;
                 self.reply(&[ACKNOWLEDGE]);
             }
-            // All keys of set 3: typematic, make and break, make only, typematic with break; then the same but the last for single ones.
+            // All keys of set 3: typematic, make and break, make only, typematic with break; then the same but the last for
+            // single ones.
             0xf7..=0xfa => {
                 self.breaks = Breaks::all(matches!(byte, 0xf8 | 0xfa));
                 self.reply(&[ACKNOWLEDGE]);

@@ -138,7 +138,8 @@ impl IdeChannel {
         }
     }
 
-    /// Reads from the data register as often as that does nothing but hand out `bytes` bytes of a block; says how many it put `into`. 0: another register.
+    /// Reads from the data register as often as that does nothing but hand out `bytes` bytes of a block; says how many it put
+    /// `into`. 0: another register.
     pub fn read_ready(&mut self, register: u16, bytes: usize, into: &mut [u8]) -> usize {
         match self.drive() {
             Some(drive) if register == DATA => drive.read_ready(bytes, into),

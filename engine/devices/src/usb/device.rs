@@ -1,6 +1,7 @@
 //! A USB device as a host controller's transactions see it: its address, its configuration, and the control pipe with the
-//! standard requests. What it is besides is a [`Function`]: descriptors, class requests, interrupt endpoints.
-//! All devices are full speed. Left out: data toggles (nothing is lost on this cable), halted endpoints, several configurations, remote wake-up.
+//! standard requests. What it is besides is a [`Function`]: descriptors, class requests, interrupt endpoints. All devices are
+//! full speed. Left out: data toggles (nothing is lost on this cable), halted endpoints, several configurations, remote
+//! wake-up.
 //! See: Universal Serial Bus Specification 2.0, chapters 8.5.3 and 9.
 
 use engine_base::VmTime;

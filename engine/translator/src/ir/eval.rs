@@ -1,5 +1,5 @@
-//! The evaluator: executes a block as `ir/mod.rs` says, one instruction after the other. Slow and plain: it is what emitters and passes are tested
-//! against, and what tells whether a front end says what the interpreter does.
+//! The evaluator: executes a block as `ir/mod.rs` says, one instruction after the other. Slow and plain: it is what emitters
+//! and passes are tested against, and what tells whether a front end says what the interpreter does.
 //!
 //! It is strict where a host may be lax: flags outside a token's `need` are wrong on purpose, so that a pass that
 //! drops one too many is found; only snapshots get to see all six.
@@ -25,7 +25,8 @@ pub(crate) trait Guest {
     fn load(&mut self, address: u64, bytes: u8, for_write: bool) -> Option<u128>;
     /// Stores 1 to 16 bytes.
     fn store(&mut self, address: u64, bytes: u8, value: u128) -> Option<()>;
-    /// Whether all of some bytes, which may be more than one access can have, can be loaded or, `for_write`, stored. Never across pages.
+    /// Whether all of some bytes, which may be more than one access can have, can be loaded or, `for_write`, stored. Never
+    /// across pages.
     fn probe(&mut self, address: u64, bytes: u32, for_write: bool) -> bool;
     /// Replaces 1 to 8 bytes as one locked operation, and gives what was there. `compute` may be called several times.
     fn exchange(&mut self, address: u64, bytes: u8, compute: &dyn Fn(u64) -> u64) -> Option<u64>;
@@ -39,8 +40,8 @@ pub(crate) trait Guest {
     fn int_to_float(&mut self, a: u128, value: u64, from: u8, to: u8) -> u128;
     /// The lowest float of `from` bytes as an integer of `to` bytes.
     fn float_to_int(&mut self, value: u128, from: u8, to: u8, truncates: bool) -> u64;
-    /// Executes a vector instruction with its memory operand at the address `operand`, or with that as its general register: the register afterwards, and the
-    /// flags. A probe has vouched for memory.
+    /// Executes a vector instruction with its memory operand at the address `operand`, or with that as its general register:
+    /// the register afterwards, and the flags. A probe has vouched for memory.
     fn native(&mut self, native: &Native, operand: u64, has_memory: bool) -> (u64, FlagSet);
     /// Has the interpreter execute guest instruction `number` of the block; says whether the block goes on.
     fn interpret(&mut self, number: u16) -> bool;

@@ -1,9 +1,11 @@
-//! What `VectorFloat` does: IEEE 754 arithmetic on vectors and on their lowest lanes, under the guest's rounding, flush and sticky flags, all exceptions
-//! masked. The evaluator asks the guest for the results ([`super::eval::Guest::float`]); a host has one instruction for each.
+//! What `VectorFloat` does: IEEE 754 arithmetic on vectors and on their lowest lanes, under the guest's rounding, flush and
+//! sticky flags, all exceptions masked. The evaluator asks the guest for the results ([`super::eval::Guest::float`]); a host
+//! has one instruction for each.
 
 macro_rules! floats {
     ($($(#[$doc:meta])* $name:ident: $immediate:literal;)*) => {
-        /// An operation on floating-point vectors a and b. "F32x4", "F64x2": in each lane; "F32", "F64": in the lowest, the others are a's.
+        /// An operation on floating-point vectors a and b. "F32x4", "F64x2": in each lane; "F32", "F64": in the lowest, the
+        /// others are a's.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u8)]
         #[allow(clippy::enum_variant_names, reason = "the type is part of each name")]

@@ -5,73 +5,88 @@
 //! the optimising tier's.) `ops.rs` holds the one table of operations, from
 //! which printer, verifier and builder derive. Nothing here knows x86, nor any host, but for [`native`].
 //!
-//! What follows is about blocks. [`region`] says how blocks become a region, the unit of the optimising tier, and what differs there: slots and flags
-//! are values, control flow is inside, state is put together only where the region is left. Operations said to be "in regions" are in no block.
+//! What follows is about blocks. [`region`] says how blocks become a region, the unit of the optimising tier, and what differs
+//! there: slots and flags are values, control flow is inside, state is put together only where the region is left. Operations
+//! said to be "in regions" are in no block.
 //!
 //! # Shape
-//! A block is a list of [`Inst`]s, executed in order; there is no control flow inside. An instruction defines at most one value, whose name
-//! [`Val`] is the instruction's place in the list, so every value is defined once and before its uses. Passes put [`Op::Nop`] where they
-//! remove something; places never move. The last instruction that is not a `Nop` is the one exit ([`Effects::ENDS_BLOCK`]), and there is no other.
+//! A block is a list of [`Inst`]s, executed in order; there is no control flow inside. An instruction defines at most one
+//! value, whose name [`Val`] is the instruction's place in the list, so every value is defined once and before its uses. Passes
+//! put [`Op::Nop`] where they remove something; places never move. The last instruction that is not a `Nop` is the one exit
+//! ([`Effects::ENDS_BLOCK`]), and there is no other.
 //!
-//! `inst.ty` is the width in which an operation works; what it gives is [`Inst::result`] (`Cond.i8`'s result is a `Bool`, a store has none).
-//! Integers are bit patterns; upper bits of a host register that holds a narrow value mean nothing. Shift counts and bit numbers have
-//! type [`Ty::I8`]. `Bool` is 0 or 1.
+//! `inst.ty` is the width in which an operation works; what it gives is [`Inst::result`] (`Cond.i8`'s result is a `Bool`, a
+//! store has none). Integers are bit patterns; upper bits of a host register that holds a narrow value mean nothing. Shift
+//! counts and bit numbers have type [`Ty::I8`]. `Bool` is 0 or 1.
 //!
 //! # Guest state
-//! *Slots* are the guest's registers, each with a name, type and number that the front end declares ([`SlotInfo`]). `GetSlot` reads one as it is
-//! *at that point*, `SetSlot` commits one *at once*; a value got earlier keeps what it was (XCHG gets both, then sets both). Narrow rules:
-//! `.i64` is all of it; setting `.i32` clears the upper half; setting `.i16` or `.i8` keeps the rest; `aux = HIGH_BYTE` with `.i8` means bits 8 to 15.
-//! Vector slots are read and set whole.
+//! *Slots* are the guest's registers, each with a name, type and number that the front end declares ([`SlotInfo`]). `GetSlot`
+//! reads one as it is *at that point*, `SetSlot` commits one *at once*; a value got earlier keeps what it was (XCHG gets both,
+//! then sets both). Narrow rules: `.i64` is all of it; setting `.i32` clears the upper half; setting `.i16` or `.i8` keeps the
+//! rest; `aux = HIGH_BYTE` with `.i8` means bits 8 to 15. Vector slots are read and set whole.
 //!
-//! The *program counter* is not a slot. Every constant derived from it is a [`Op::Pc`] or a displacement of an exit, relative to the block's first
-//! instruction, so that one translation can serve at several addresses.
+//! The *program counter* is not a slot. Every constant derived from it is a [`Op::Pc`] or a displacement of an exit, relative
+//! to the block's first instruction, so that one translation can serve at several addresses.
 //!
 //! # Flags
-//! One model for all guests: S Z C O P A ([`FlagSet`]), handled as values of type [`Ty::Flags`], *tokens*, that nobody computes before somebody asks.
+//! One model for all guests: S Z C O P A ([`FlagSet`]), handled as values of type [`Ty::Flags`], *tokens*, that nobody computes
+//! before somebody asks.
 //! * `GetFlags`: those in the guest's state. Valid at the block's start and after `CallInterp`, until the first `SetFlags`.
-//! * `FlagsOf %r, %old`: those that the instruction which defined `%r` leaves (the token remembers kind, width, operands and result by pointing at it).
-//!   It stands directly behind that instruction, so that the host's own flags may still hold them. Which of the six an operation writes is in
-//!   the table ([`Op::flags_written`]); the others come from `%old`. A shift or rotate whose count (masked: 5 bits, or 6 for `.i64`) is zero leaves *all* as in
-//!   `%old`. Where `%old` is missing nobody needs what it would bring.
-//! * `FlagsMerge %old, %new, mask`: those in `mask` from `%new`, the others from `%old`. `FlagsUnpack`/`FlagsPack`: from and to an I16 in the places of EFLAGS.
-//! * `SetFlags %f`: from here on the guest's flags are `%f`. Not computed either: exits, snapshots and `CallInterp` say where they matter.
+//! * `FlagsOf %r, %old`: those that the instruction which defined `%r` leaves (the token remembers kind, width, operands and
+//!   result by pointing at it). It stands directly behind that instruction, so that the host's own flags may still hold them.
+//!   Which of the six an operation writes is in the table ([`Op::flags_written`]); the others come from `%old`. A shift or
+//!   rotate whose count (masked: 5 bits, or 6 for `.i64`) is zero leaves *all* as in `%old`. Where `%old` is missing nobody
+//!   needs what it would bring.
+//! * `FlagsMerge %old, %new, mask`: those in `mask` from `%new`, the others from `%old`. `FlagsUnpack`/`FlagsPack`: from and to
+//!   an I16 in the places of EFLAGS.
+//! * `SetFlags %f`: from here on the guest's flags are `%f`. Not computed either: exits, snapshots and `CallInterp` say where
+//!   they matter.
 //! * `Cond.i8 %f, aux = Condition`: one question.
 //!
-//! `need` of a token is what somebody in the block or behind its exit looks at ([`FlagSet::all`] until `pass/flags_need.rs` has run). A token that
-//! only snapshots mention has an empty `need`: nothing is to be computed on the way, only to be *recoverable* when something rare happens.
+//! `need` of a token is what somebody in the block or behind its exit looks at ([`FlagSet::all`] until `pass/flags_need.rs` has
+//! run). A token that only snapshots mention has an empty `need`: nothing is to be computed on the way, only to be
+//! *recoverable* when something rare happens.
 //!
 //! # Memory
-//! `Load.ty %address + imm` and `Store.ty %address + imm, %value` take linear addresses (segment bases are added by the front end) of type I64; what is moved is
-//! [`MemoryAccess`] in `aux`: size, sign extension, order (`Tso` for x86: an x86 host ignores it), `for_write`: a load that will be followed by a store to
-//! the same place, so it must have the rights of a write; and `aligned`: bail where it is not. Rights (user, supervisor) are those of the mode for which the block is made.
-//! A TLB miss refills and goes on. A page fault, a device, an access across pages that is not plain memory, a store to code: *bail*.
-//! A host must not finish a device read by itself and bail later in the same guest instruction, or the device is read twice.
-//! `AtomicRmw.ty %address + imm, %operand` gives the old value, `AtomicCas.ty %address + imm, %expected, %new` too; both have the rights of a write.
+//! `Load.ty %address + imm` and `Store.ty %address + imm, %value` take linear addresses (segment bases are added by the front
+//! end) of type I64; what is moved is [`MemoryAccess`] in `aux`: size, sign extension, order (`Tso` for x86: an x86 host
+//! ignores it), `for_write`: a load that will be followed by a store to the same place, so it must have the rights of a write;
+//! and `aligned`: bail where it is not. Rights (user, supervisor) are those of the mode for which the block is made. A TLB miss
+//! refills and goes on. A page fault, a device, an access across pages that is not plain memory, a store to code: *bail*. A
+//! host must not finish a device read by itself and bail later in the same guest instruction, or the device is read twice.
+//! `AtomicRmw.ty %address + imm, %operand` gives the old value, `AtomicCas.ty %address + imm, %expected, %new` too; both have
+//! the rights of a write.
 //!
 //! # Vectors and floats
-//! `Vector` computes on the lanes of `V128` values what a line of [`vector`] says and has no effects; `VectorFloat` what a line of [`float`] says, under the guest's
-//! floating-point context (rounding, flush to zero, sticky flags), all exceptions masked: a front end lifts such code only while they are. A host
-//! keeps that context in its own register while translated code runs. Most lines are one host instruction; scalar ones keep a's upper lanes.
+//! `Vector` computes on the lanes of `V128` values what a line of [`vector`] says and has no effects; `VectorFloat` what a line
+//! of [`float`] says, under the guest's floating-point context (rounding, flush to zero, sticky flags), all exceptions masked:
+//! a front end lifts such code only while they are. A host keeps that context in its own register while translated code runs.
+//! Most lines are one host instruction; scalar ones keep a's upper lanes.
 //!
 //! Or, where the host has the guest's own vector instructions and registers: [`native`].
 //!
 //! # Precise state: snapshots and the bail rule
-//! *On any rare event restore the state before the guest instruction and let the interpreter execute exactly that one.* Therefore, within a guest instruction:
-//! loads and checks first, then at most one store, then `SetSlot` and `SetFlags` (the verifier insists). Until its first commit the guest's slots still are what they were
-//! before it, and a [`Snapshot`] needs only to say which guest instruction it is and which token the flags are. Every instruction with
-//! [`Effects::MAY_BAIL`] carries one; all of one guest instruction share it.
+//! *On any rare event restore the state before the guest instruction and let the interpreter execute exactly that one.*
+//! Therefore, within a guest instruction: loads and checks first, then at most one store, then `SetSlot` and `SetFlags` (the
+//! verifier insists). Until its first commit the guest's slots still are what they were before it, and a [`Snapshot`] needs
+//! only to say which guest instruction it is and which token the flags are. Every instruction with [`Effects::MAY_BAIL`]
+//! carries one; all of one guest instruction share it.
 //!
-//! Bailing: put flags and pc into the state, count the guest instructions before it as retired, have the interpreter execute one, go on with whatever it says.
-//! * `Bail`: always; ends the block. `BailIf %b`: if true. `CheckPc %target`: unless a transfer to `%target` is allowed (canonical, within the code segment).
-//! * `CallInterp imm`: executes guest instruction number `imm` of the block by its interpreter handler, *inside* the block: put flags and pc (behind the
-//!   instruction) into the state, as snapshot; call; if it says "go on", all slots may have changed and flags are in the state, and the block goes on; otherwise
-//!   leave the block as after a bail; likewise if the block's own code has been written to. So every instruction can be in a block from the first day.
+//! Bailing: put flags and pc into the state, count the guest instructions before it as retired, have the interpreter execute
+//! one, go on with whatever it says.
+//! * `Bail`: always; ends the block. `BailIf %b`: if true. `CheckPc %target`: unless a transfer to `%target` is allowed
+//!   (canonical, within the code segment).
+//! * `CallInterp imm`: executes guest instruction number `imm` of the block by its interpreter handler, *inside* the block: put
+//!   flags and pc (behind the instruction) into the state, as snapshot; call; if it says "go on", all slots may have changed
+//!   and flags are in the state, and the block goes on; otherwise leave the block as after a bail; likewise if the block's own
+//!   code has been written to. So every instruction can be in a block from the first day.
 //!
 //! # Exits
-//! `Jump imm` · `Branch %bool, imm` (else to the block's end) · `JumpIndirect %target` · `Call imm`, `CallIndirect %target` (the return address, the block's end, has already been
-//! stored) · `Ret %target` (the stack pointer has already been moved) · `Dispatch`: the pc is in the state already, put there by `CallInterp`; look up and poll.
-//! `imm` is relative to the block's start; [`Block::target`] makes the pc of it and [`Block::is_in_page`] says whether it stays in the page.
-//! At an exit the guest's flags are the last `SetFlags`' token (or still in the state), and all guest instructions of the block are retired.
+//! `Jump imm` · `Branch %bool, imm` (else to the block's end) · `JumpIndirect %target` · `Call imm`, `CallIndirect %target`
+//! (the return address, the block's end, has already been stored) · `Ret %target` (the stack pointer has already been moved) ·
+//! `Dispatch`: the pc is in the state already, put there by `CallInterp`; look up and poll. `imm` is relative to the block's
+//! start; [`Block::target`] makes the pc of it and [`Block::is_in_page`] says whether it stays in the page. At an exit the
+//! guest's flags are the last `SetFlags`' token (or still in the state), and all guest instructions of the block are retired.
 
 pub(crate) mod build;
 pub(crate) mod eval;
@@ -254,8 +269,8 @@ impl Block {
         last.map_or(Val::NONE, |inst| inst.args[0])
     }
 
-    /// Whether the flags in the state when the block is entered are replaced before anything can look at them. Whoever jumps here need not
-    /// put any there. Best asked after all passes.
+    /// Whether the flags in the state when the block is entered are replaced before anything can look at them. Whoever jumps
+    /// here need not put any there. Best asked after all passes.
     pub fn replaces_flags(&self) -> bool {
         let mut replaced = false;
         for inst in &self.insts {

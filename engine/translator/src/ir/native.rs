@@ -1,9 +1,10 @@
-//! Vector instructions that a guest and its host have in common, passed through as they are. The one machine that is both is x86, so here is the one place of the
-//! IR that knows a machine: what an instruction says, packed into an [`Inst`], and which of its operands are not vector registers.
+//! Vector instructions that a guest and its host have in common, passed through as they are. The one machine that is both is
+//! x86, so here is the one place of the IR that knows a machine: what an instruction says, packed into an [`Inst`], and which
+//! of its operands are not vector registers.
 //!
-//! Guest vector registers have no values: they live in the host's own, all the time (a front end lifts such code only while nothing about the unit is in
-//! the way), so there is nothing to allocate and nothing to restore. A `Native` is executed where it stands. What it shares with the rest of the region
-//! are addresses, general registers and flags:
+//! Guest vector registers have no values: they live in the host's own, all the time (a front end lifts such code only while
+//! nothing about the unit is in the way), so there is nothing to allocate and nothing to restore. A `Native` is executed where
+//! it stands. What it shares with the rest of the region are addresses, general registers and flags:
 //!
 //! * `Native` changes vector registers. Arguments: nothing; an integer; or address and addend of what it loads.
 //! * `NativeStore` stores: address and addend.
@@ -108,8 +109,8 @@ pub(crate) struct Integer {
 }
 
 impl Shape {
-    /// That of an instruction on vector registers. `None`: it is none, or has operands that are not for us (MMX registers, a vector of addresses, implied
-    /// registers).
+    /// That of an instruction on vector registers. `None`: it is none, or has operands that are not for us (MMX registers, a
+    /// vector of addresses, implied registers).
     pub fn of(code: Code, has_memory: bool) -> Option<Self> {
         use Code as C;
         use Kind as K;

@@ -232,8 +232,8 @@ const CARRY_AND_OVERFLOW: FlagSet = FlagSet::C.union(FlagSet::O);
 
 macro_rules! operations {
     ($($(#[$doc:meta])* $name:ident: $types:ident [$($arg:ident),*] -> $result:ident, $($effect:ident)|+, $flags:ident;)*) => {
-        /// What an instruction does. Where a flag is "undefined" the processor's manual leaves it open and so do we, except that the interpreter, the
-        /// evaluator and whoever is compared with them give it the value said here.
+        /// What an instruction does. Where a flag is "undefined" the processor's manual leaves it open and so do we, except
+        /// that the interpreter, the evaluator and whoever is compared with them give it the value said here.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
         pub(crate) enum Op { $($(#[$doc])* $name),* }
@@ -288,7 +288,8 @@ operations! {
     /// Flags as `And`.
     Xor: Integer [Same, Same] -> Same, PURE, ALL;
     Not: Integer [Same] -> Same, PURE, NO_FLAGS;
-    /// The low half of the product. C and O: the product as unsigned does not fit in it. Z S P of the low half, A clear (all four undefined).
+    /// The low half of the product. C and O: the product as unsigned does not fit in it. Z S P of the low half, A clear (all
+    /// four undefined).
     MulUnsigned: Integer [Same, Same] -> Same, PURE, ALL;
     /// The low half of the product. C and O: the product as signed does not fit in it. Others as `MulUnsigned`.
     MulSigned: Integer [Same, Same] -> Same, PURE, ALL;
@@ -297,7 +298,8 @@ operations! {
     /// The high half of the signed product.
     MulHighSigned: Integer [Same, Same] -> Same, PURE, NO_FLAGS;
 
-    // ---- Division: the dividend is high:low, the divisor the third argument. Only behind a `BailIf` that has excluded quotients that do not fit ----
+    // ---- Division: the dividend is high:low, the divisor the third argument. Only behind a `BailIf` that has excluded
+    // quotients that do not fit ----
     /// The unsigned quotient: high < divisor.
     DivUnsigned: Integer [Same, Same, Same] -> Same, PURE, NO_FLAGS;
     /// The remainder. (Stands behind `DivUnsigned` of the same arguments.)
@@ -322,8 +324,8 @@ operations! {
     RolCarry: Integer [Same, Count, Flags] -> Same, PURE, CARRY_AND_OVERFLOW;
     /// Rotates right through C of the token. O: the result's highest two bits differ.
     RorCarry: Integer [Same, Count, Flags] -> Same, PURE, CARRY_AND_OVERFLOW;
-    /// a shifted left by the third argument, b's high bits coming in. C: the last bit shifted out. O: the sign changed. A clear. `.i16` with counts above 16: a comes in
-    /// behind b (undefined).
+    /// a shifted left by the third argument, b's high bits coming in. C: the last bit shifted out. O: the sign changed. A
+    /// clear. `.i16` with counts above 16: a comes in behind b (undefined).
     ShlDouble: Wide [Same, Same, Count] -> Same, PURE, ALL;
     /// The same to the right, b's low bits coming in.
     ShrDouble: Wide [Same, Same, Count] -> Same, PURE, ALL;
@@ -356,7 +358,8 @@ operations! {
     InsertLow: Wide [Same, Narrower] -> Same, PURE, NO_FLAGS;
     /// In regions: a with the byte b in bits 8 to 15.
     InsertHigh: Wide [Same, Narrower] -> Same, PURE, NO_FLAGS;
-    /// base + (index << `aux`) + `imm`, cut to the type: what addressing modes compute. `aux` ≤ 3. Never has flags. At least one of the two is there.
+    /// base + (index << `aux`) + `imm`, cut to the type: what addressing modes compute. `aux` ≤ 3. Never has flags. At least
+    /// one of the two is there.
     Address: Wide [SameOrNone, SameOrNone] -> Same, PURE, NO_FLAGS;
     /// a if the first argument is true, else b.
     Select: Integer [Bool, Same, Same] -> Same, PURE, NO_FLAGS;
@@ -371,15 +374,17 @@ operations! {
     /// The highest bits of all lanes, each `aux` bytes wide, as an integer.
     VectorSigns: Wide [Vector] -> Same, PURE, NO_FLAGS;
 
-    // ---- Floating point: under the guest's floating-point context, in which all exceptions are masked; sticky flags gather there ----
+    // ---- Floating point: under the guest's floating-point context, in which all exceptions are masked; sticky flags gather
+    // there ----
     /// [`super::float::FloatOp`] number `imm & 255` of a and b, with the immediate `imm >> 8`.
     VectorFloat: Vector [Same, Same] -> Same, READ_STATE | FP_ENVIRONMENT, NO_FLAGS;
-    /// Compares the lowest floats, `aux & 15` bytes each: Z P C are 111 for unordered, 000 for a > b, 001 for a < b, 100 for equal; the others clear. `aux & 16`: quiet NaNs are
-    /// invalid too.
+    /// Compares the lowest floats, `aux & 15` bytes each: Z P C are 111 for unordered, 000 for a > b, 001 for a < b, 100 for
+    /// equal; the others clear. `aux & 16`: quiet NaNs are invalid too.
     FloatCompare: Flags [Vector, Vector] -> Flags, READ_STATE | FP_ENVIRONMENT, NO_FLAGS;
     /// a with the signed integer b as its lowest float of `aux` bytes.
     IntToFloat: Vector [Same, Integer] -> Same, READ_STATE | FP_ENVIRONMENT, NO_FLAGS;
-    /// The lowest float of `aux & 15` bytes as a signed integer (I32, I64), rounded, or truncated with `aux & 16`; the lowest integer if it does not fit.
+    /// The lowest float of `aux & 15` bytes as a signed integer (I32, I64), rounded, or truncated with `aux & 16`; the lowest
+    /// integer if it does not fit.
     FloatToInt: Wide [Vector] -> Same, READ_STATE | FP_ENVIRONMENT, NO_FLAGS;
 
     // ---- Flags ----
@@ -410,8 +415,8 @@ operations! {
     /// All loads and stores before come before all behind.
     Fence: NoType [] -> Nothing, READ_MEMORY | WRITE_MEMORY, NO_FLAGS;
 
-    /// In regions: the addend that makes a host address of the argument, good for the [`super::region::Span`] in `imm` with the rights in `aux`
-    /// ([`super::region::PROBE_READ`], [`super::region::PROBE_WRITE`]).
+    /// In regions: the addend that makes a host address of the argument, good for the [`super::region::Span`] in `imm` with the
+    /// rights in `aux` ([`super::region::PROBE_READ`], [`super::region::PROBE_WRITE`]).
     Probe: Word [Address] -> Same, READ_STATE | MAY_BAIL, NO_FLAGS;
     /// In regions: as `Load`, at a host address: the second argument is the addend, for which a probe has vouched.
     LoadVia: Any [Address, Address] -> Same, READ_MEMORY, NO_FLAGS;

@@ -1,6 +1,7 @@
 //! What `Vector` does: operations on the lanes of 128-bit values. A host has one instruction for most of them.
 //!
-//! A line of the table is name, shape and meaning; the meaning is what the evaluator runs, in plain Rust. Lanes are numbered from the low end.
+//! A line of the table is name, shape and meaning; the meaning is what the evaluator runs, in plain Rust. Lanes are numbered
+//! from the low end.
 
 /// What an operation takes besides the first value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -85,7 +85,8 @@ impl Cpu {
         }
     }
 
-    /// Somebody else asks for a flush: they have made code of a page (write entries must go), changed the layout of memory, or the A20 gate.
+    /// Somebody else asks for a flush: they have made code of a page (write entries must go), changed the layout of memory, or
+    /// the A20 gate.
     pub(crate) fn flush_as_asked(&mut self) {
         self.shared.tally.count(Happening::FlushedForOthers);
         let generation = self.fabric.memory.generation();

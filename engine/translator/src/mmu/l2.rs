@@ -113,8 +113,9 @@ pub(crate) struct SecondLevel {
     has_huge: bool,
 }
 
-/// What code that is made at run time must know of the tables. A set is found by bits 12 and up of an address, each bit exclusive-or the one ten above it; a large
-/// page by bits [`LARGE_SHIFT`] and up. An entry holds if its context is the current one or the global one.
+/// What code that is made at run time must know of the tables. A set is found by bits 12 and up of an address, each bit
+/// exclusive-or the one ten above it; a large page by bits [`LARGE_SHIFT`] and up. An entry holds if its context is the current
+/// one or the global one.
 pub(crate) mod layout {
     use super::*;
     pub const SETS: usize = super::SETS;

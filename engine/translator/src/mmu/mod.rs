@@ -1,6 +1,6 @@
-//! From linear addresses to host memory: the software TLB's first level (`tlb.rs`) and second (`l2.rs`), the page walk (`walk.rs`),
-//! what takes entries away again (`invalidate.rs`), and everything that is not a plain access to RAM (`slow.rs`). Translated code refills the
-//! first level from the second by itself: `refill.rs` says from what.
+//! From linear addresses to host memory: the software TLB's first level (`tlb.rs`) and second (`l2.rs`), the page walk
+//! (`walk.rs`), what takes entries away again (`invalidate.rs`), and everything that is not a plain access to RAM (`slow.rs`).
+//! Translated code refills the first level from the second by itself: `refill.rs` says from what.
 
 mod invalidate;
 mod l2;

@@ -1,5 +1,6 @@
-//! What a stub in translated code must know to refill the first level of the TLB from the second without Rust: where tables and fields lie, and
-//! which rights of a page are enough. The stub is in `host/x64/refill.rs`; whatever it does not find, or may not decide, `slow.rs` does.
+//! What a stub in translated code must know to refill the first level of the TLB from the second without Rust: where tables and
+//! fields lie, and which rights of a page are enough. The stub is in `host/x64/refill.rs`; whatever it does not find, or may
+//! not decide, `slow.rs` does.
 
 use super::l2::{self, right};
 use super::walk::allows;

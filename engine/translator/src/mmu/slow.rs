@@ -1,5 +1,5 @@
-//! Accesses that are not plain: exact segment checks, TLB misses, page crossings, devices, the local APIC's page, ROM, watched pages, pages
-//! that hold decoded code, alignment checks and data breakpoints.
+//! Accesses that are not plain: exact segment checks, TLB misses, page crossings, devices, the local APIC's page, ROM, watched
+//! pages, pages that hold decoded code, alignment checks and data breakpoints.
 
 use super::{Access, PAGE_MASK, class};
 use crate::guest::x86::access::{Word, last_page};
@@ -35,7 +35,8 @@ const NOTHING: PhysicalPage = PhysicalPage {
 
 const SLOTS: usize = 4096;
 
-/// A cache of what the physical address space holds, so that a TLB miss does not search the layout: a page is in the slot of its number's lower bits.
+/// A cache of what the physical address space holds, so that a TLB miss does not search the layout: a page is in the slot of
+/// its number's lower bits.
 pub(crate) struct PhysicalPages {
     slots: Box<[PhysicalPage; SLOTS]>,
 }
@@ -238,7 +239,8 @@ impl Cpu {
         if access != Access::Write {
             self.tlb.fill_read(class, linear, page.read, found.extent);
         }
-        // Memory that reads elsewhere than it writes (ROM being shadowed) keeps to the slow path, so that read-modify-write sees what it should.
+        // Memory that reads elsewhere than it writes (ROM being shadowed) keeps to the slow path, so that read-modify-write
+        // sees what it should.
         if found.write && access == Access::Write && page.write.cast_const() == page.read {
             // SAFETY: `write` is not null here, so its state points into a held block.
             let state = unsafe { &*page.write_state };

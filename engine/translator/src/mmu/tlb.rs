@@ -24,7 +24,8 @@ use std::mem::offset_of;
 
 /// Entries of a table.
 pub(crate) const ENTRIES: usize = 1024;
-/// A tag that nothing is found by: bit 11 is in no page's address, and not among the low bits that a probe for aligned operands compares as well.
+/// A tag that nothing is found by: bit 11 is in no page's address, and not among the low bits that a probe for aligned operands
+/// compares as well.
 const NO_PAGE: u64 = 1 << 11;
 /// Beyond this many fills a flush clears everything.
 const LOG_LIMIT: usize = 1024;
@@ -371,7 +372,8 @@ mod tests {
 
     #[test]
     fn no_probe_finds_an_empty_slot() {
-        // What translated code compares: a page's address, and for operands of up to 64 bytes that must be aligned the bits that must be zero.
+        // What translated code compares: a page's address, and for operands of up to 64 bytes that must be aligned the bits
+        // that must be zero.
         for page in [0, 1 << 12, 0xffff_8000_0000_0000] {
             assert!((0..64).all(|low| page | low != EMPTY.tag));
         }

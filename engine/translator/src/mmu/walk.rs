@@ -276,7 +276,8 @@ impl Cpu {
         u64::from(unsafe { T::load(page.read.wrapping_add((at & !PAGE_MASK) as usize)) })
     }
 
-    /// PAE paging: reads the four page-directory pointers of `cr3`. #GP(0) when a present one has reserved bits set; then nothing is latched.
+    /// PAE paging: reads the four page-directory pointers of `cr3`. #GP(0) when a present one has reserved bits set; then
+    /// nothing is latched.
     pub(crate) fn load_pdptes(&mut self, cr3: u64) -> Result<(), Stop> {
         let table = cr3 & 0xffff_ffe0;
         let mut loaded = [0; 4];

@@ -1,5 +1,5 @@
-//! Memory for translated code: shared memory mapped twice, once to write and once to execute, so that no address is ever both (W^X). It has no name of
-//! its own, because only of memory without one does `perf` ask its map who lies there.
+//! Memory for translated code: shared memory mapped twice, once to write and once to execute, so that no address is ever both
+//! (W^X). It has no name of its own, because only of memory without one does `perf` ask its map who lies there.
 //!
 //! Writers hold the lock of whoever owns the memory; executing threads see what was written, because x86 hosts keep their instruction
 //! caches coherent with stores through any mapping of the same physical memory.
@@ -73,7 +73,8 @@ impl CodeMemory {
         unsafe { self.write.at.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len()) }
     }
 
-    /// Replaces up to 8 bytes inside one aligned 8-byte word in one store, while other threads may execute there: they see all of it or nothing.
+    /// Replaces up to 8 bytes inside one aligned 8-byte word in one store, while other threads may execute there: they see all
+    /// of it or nothing.
     ///
     /// # Panics
     /// When the bytes are not inside one word of this memory.

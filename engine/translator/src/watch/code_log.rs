@@ -1,5 +1,5 @@
-//! Which host code was made from which guest code: remembered for a profile, and told to `perf` through the file that it looks for. Both
-//! cost memory or disk with every block, so neither is kept unless somebody asked.
+//! Which host code was made from which guest code: remembered for a profile, and told to `perf` through the file that it looks
+//! for. Both cost memory or disk with every block, so neither is kept unless somebody asked.
 
 use super::sampler::Place;
 use std::fs::File;

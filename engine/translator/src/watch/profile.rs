@@ -1,5 +1,5 @@
-//! The hottest guest code as text: samples by place, then the pieces of code with the most of them, guest and host instructions side by side.
-//! Without symbols: guest addresses are what a disassembly or a System.map of the guest is searched for.
+//! The hottest guest code as text: samples by place, then the pieces of code with the most of them, guest and host instructions
+//! side by side. Without symbols: guest addresses are what a disassembly or a System.map of the guest is searched for.
 
 use super::code_log::Placed;
 use super::sampler::{PLACES, Place, Spot};

@@ -128,8 +128,8 @@ fn memory(fabric: &Fabric) -> Section {
         .with("writes into decoded code", of(Happening::WroteCode))
 }
 
-/// Calls of the interpreter by instruction, the most frequent first: what has no translation by its form, which may be all that is missing of a
-/// mnemonic; rare cases by mnemonic.
+/// Calls of the interpreter by instruction, the most frequent first: what has no translation by its form, which may be all that
+/// is missing of a mnemonic; rare cases by mnemonic.
 fn calls(fabric: &Fabric, cause: Cause, title: &str) -> Section {
     let mut by_name = HashMap::<String, u64>::new();
     fabric.for_each(|cpu| {

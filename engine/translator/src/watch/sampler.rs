@@ -1,8 +1,8 @@
 //! Where a vCPU's thread spends its time: a timer that runs on the thread's own processor time interrupts it, and the handler notes
 //! where it was (`timer.rs`). A thread that sleeps is never interrupted. Hosts without such timers know nothing of it.
 //!
-//! The handler runs between any two host instructions, so all that it touches are atomics, and fields of the CPU that it reads as plain words. It
-//! neither allocates nor locks.
+//! The handler runs between any two host instructions, so all that it touches are atomics, and fields of the CPU that it reads
+//! as plain words. It neither allocates nor locks.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod timer;

@@ -1,5 +1,6 @@
-//! The interpreter against the evaluator of lifted code: whole blocks, compared in every bit of what they leave, undefined flags included, and in how many
-//! instructions retired. The evaluator bails at random, so that each snapshot is used; accesses fault at any instruction of a block.
+//! The interpreter against the evaluator of lifted code: whole blocks, compared in every bit of what they leave, undefined
+//! flags included, and in how many instructions retired. The evaluator bails at random, so that each snapshot is used; accesses
+//! fault at any instruction of a block.
 //!
 //! * `cargo test -p engine_translator --test differential blocks`: about 40 000 blocks and one case of each form.
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture a_million_blocks`: the whole proof.
@@ -122,8 +123,8 @@ enum Length {
     Long,
 }
 
-/// A block: the instructions of several generated cases behind each other, with moves between that put addresses into the registers that the next one
-/// wants them in.
+/// A block: the instructions of several generated cases behind each other, with moves between that put addresses into the
+/// registers that the next one wants them in.
 fn block(pools: [&[Form]; 2], length: Length, random: &mut Random) -> Option<Case> {
     let pick = |random: &mut Random| {
         let pool = pools[usize::from(random.chance(15))];
@@ -343,7 +344,8 @@ fn blocks_of_one_instruction_of_every_form_do_what_the_interpreter_does() -> any
     Ok(())
 }
 
-/// ADD r32, imm32 again and again, and between them MOVs to memory that change the immediates of those that follow (or came before), in the same block.
+/// ADD r32, imm32 again and again, and between them MOVs to memory that change the immediates of those that follow (or came
+/// before), in the same block.
 fn self_modifying(random: &mut Random) -> Case {
     let mut case = None;
     while case.is_none() {

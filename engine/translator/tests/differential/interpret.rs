@@ -1,5 +1,5 @@
-//! Runs cases on the interpreter (or the evaluator), through the seam that machines use: user code in a small paged guest whose interrupt
-//! table leads every vector to its own stub, and a stub tells the board that a case is over by writing to a port.
+//! Runs cases on the interpreter (or the evaluator), through the seam that machines use: user code in a small paged guest whose
+//! interrupt table leads every vector to its own stub, and a stub tells the board that a case is over by writing to a port.
 //!
 //! As in the native process, code pages are filled with INT3 and nothing is mapped around code and window.
 
@@ -213,8 +213,8 @@ impl Interpreted {
 }
 
 impl Interpreted {
-    /// Code on the way to the case that touches the window's pages and changes nothing, so that the case's own accesses are hits in the
-    /// TLB: translated code does hits by itself. Where it begins.
+    /// Code on the way to the case that touches the window's pages and changes nothing, so that the case's own accesses are
+    /// hits in the TLB: translated code does hits by itself. Where it begins.
     fn lay_approach(&self, case: &Case) -> anyhow::Result<u64> {
         let mut code = Vec::new();
         for page in [0, 0x1000u32] {

@@ -1,8 +1,9 @@
 //! The interpreter against the host's own CPU: generated cases of single instructions, run by both, compared in registers,
 //! defined flags, memory, x87 and SSE state and faults. This is the proof of `engine_translator`'s user-mode instructions.
 //!
-//! `blocks.rs` compares the interpreter with the evaluator of lifted code in the same way. `native.rs` is the host, `interpret.rs` the interpreter, `generate.rs` makes cases, `compare.rs` says what a difference is,
-//! `shrink.rs` makes one small. Every failure is kept as a text file (`case.rs`).
+//! `blocks.rs` compares the interpreter with the evaluator of lifted code in the same way. `native.rs` is the host,
+//! `interpret.rs` the interpreter, `generate.rs` makes cases, `compare.rs` says what a difference is, `shrink.rs` makes one
+//! small. Every failure is kept as a text file (`case.rs`).
 //!
 //! * `cargo test -p engine_translator --test differential`: about 200 000 cases.
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture one_million`: the whole proof.
@@ -302,8 +303,8 @@ fn one_million_cases_agree() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All pairs: the host with the interpreter, the translator and the translator in chaos, instruction by instruction; the interpreter with the
-/// evaluator of lifted code and with both translators, block by block.
+/// All pairs: the host with the interpreter, the translator and the translator in chaos, instruction by instruction; the
+/// interpreter with the evaluator of lifted code and with both translators, block by block.
 #[test]
 #[ignore = "takes half an hour; the command is in the file's head"]
 fn ten_million_cases_agree() -> anyhow::Result<()> {

@@ -1,10 +1,10 @@
 //! Runs cases on the host CPU.
 //!
-//! A forked child maps the code pages and the data window at their fixed addresses, with nothing mapped around them, and
-//! runs batches of cases (asked for and answered over two pipes) with one signal each: the handler files away the registers that the signal frame shows, puts the
-//! next case's registers into the frame, and its return from the signal starts that case. Code pages are filled with INT3,
-//! so whatever a case does ends in a signal; the frame also tells vector, error code and CR2.
-//! A 32-bit case starts with CS = 23h, Linux's flat 32-bit segment, which return from a signal loads as well.
+//! A forked child maps the code pages and the data window at their fixed addresses, with nothing mapped around them, and runs
+//! batches of cases (asked for and answered over two pipes) with one signal each: the handler files away the registers that the
+//! signal frame shows, puts the next case's registers into the frame, and its return from the signal starts that case. Code
+//! pages are filled with INT3, so whatever a case does ends in a signal; the frame also tells vector, error code and CR2. A
+//! 32-bit case starts with CS = 23h, Linux's flat 32-bit segment, which return from a signal loads as well.
 
 use crate::case::{CODE_BASE, CODE_BYTES, Case, Fault, MODE_32, Outcome, Registers, WINDOW_BASE, WINDOW_BYTES};
 use std::{

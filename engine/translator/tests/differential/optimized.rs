@@ -1,5 +1,6 @@
-//! The optimising tier's code against that of tier 1, which the interpreter has been compared with: blocks of all kinds and of vectors, and programs of several blocks with
-//! loops; some of it in chaos and disturbed all the time. What is compared is all but flags that some instruction of the case leaves undefined.
+//! The optimising tier's code against that of tier 1, which the interpreter has been compared with: blocks of all kinds and of
+//! vectors, and programs of several blocks with loops; some of it in chaos and disturbed all the time. What is compared is all
+//! but flags that some instruction of the case leaves undefined.
 //!
 //! * `cargo test -p engine_translator --test differential optimized`: about 45 000 cases.
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture many_optimized`: the whole proof.

@@ -1,5 +1,6 @@
-//! The interpreter against the evaluator of regions, before and after each pass: random programs of several blocks with branches and loops, whose accesses hit and miss
-//! memory, compared in every bit of what they leave and in how many instructions retired. The evaluator bails and polls at random.
+//! The interpreter against the evaluator of regions, before and after each pass: random programs of several blocks with
+//! branches and loops, whose accesses hit and miss memory, compared in every bit of what they leave and in how many
+//! instructions retired. The evaluator bails and polls at random.
 //!
 //! * `cargo test -p engine_translator --test differential regions`: some thousands of programs.
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture many_programs`: the whole proof.
@@ -361,7 +362,8 @@ impl Writer<'_> {
     }
 }
 
-/// A program of several blocks, which ends because every way back burns fuel (or a return address). A mode's blank case has a form of no consequence.
+/// A program of several blocks, which ends because every way back burns fuel (or a return address). A mode's blank case has a
+/// form of no consequence.
 pub fn program(mode: u32, random: &mut Random) -> Option<Case> {
     let form = Form { code: Code::Nopd, mode, shape: Shape::Register };
     let mut case = generate::generate(form, random)?;

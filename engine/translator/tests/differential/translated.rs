@@ -1,7 +1,9 @@
-//! The interpreter against translated code: the generated blocks of `blocks.rs`, compared in all they leave but flags that are undefined then, and
-//! in how many instructions retired. Blocks that look at undefined flags are left out: translated code has the host's.
+//! The interpreter against translated code: the generated blocks of `blocks.rs`, compared in all they leave but flags that are
+//! undefined then, and in how many instructions retired. Blocks that look at undefined flags are left out: translated code has
+//! the host's.
 //!
-//! * `cargo test -p engine_translator --test differential translated`: about 120 000 blocks, a third of them of SSE instructions, a third of x87 and MMX.
+//! * `cargo test -p engine_translator --test differential translated`: about 120 000 blocks, a third of them of SSE
+//!   instructions, a third of x87 and MMX.
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture a_million_translated`: the whole proof.
 
 use crate::blocks::{blocks, differences, text, vector_blocks, x87_blocks};
@@ -42,7 +44,8 @@ fn is_shift(instruction: &Instruction) -> bool {
     matches!(instruction.mnemonic(), Rol | Ror | Rcl | Rcr | Shl | Sal | Shr | Sar | Shld | Shrd) && !by_one
 }
 
-/// RFLAGS bits that any instruction of a case leaves undefined, whatever way it takes. `None`: another may look at such a flag, or a result is undefined.
+/// RFLAGS bits that any instruction of a case leaves undefined, whatever way it takes. `None`: another may look at such a flag,
+/// or a result is undefined.
 pub fn undefined_anywhere(case: &Case) -> Option<u64> {
     let decoder = || Decoder::with_ip(case.mode, &case.code, case.registers.rip, DecoderOptions::NONE);
     let anywhere = decoder().iter().fold(0, |flags, instruction| flags | undefined(&instruction));

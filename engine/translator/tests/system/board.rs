@@ -51,7 +51,8 @@ impl Machine {
         self
     }
 
-    /// One CPU may count instructions (`counted`), so that its runs are repeatable; several follow the host's clock, and so does the translator.
+    /// One CPU may count instructions (`counted`), so that its runs are repeatable; several follow the host's clock, and so
+    /// does the translator.
     pub fn new(image: &[u8], cpus: u32, model: &str, counted: bool, backend: impl FnOnce(GuestMemory) -> Interpreter) -> Self {
         let memory = GuestMemory::new();
         let ram = memory.add_block("ram", RAM_BYTES).expect("a little memory");

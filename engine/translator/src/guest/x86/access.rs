@@ -207,7 +207,8 @@ impl Cpu {
         }
     }
 
-    /// Reads, computes (setting flags) and writes back as one locked operation; gives what was there before. `compute` may run several times.
+    /// Reads, computes (setting flags) and writes back as one locked operation; gives what was there before. `compute` may run
+    /// several times.
     pub(super) fn modify_locked<T: Int>(
         &mut self,
         segment: u8,

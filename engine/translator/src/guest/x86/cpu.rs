@@ -456,8 +456,8 @@ impl Cpu {
         self.cr0 & cr0::PG != 0
     }
 
-    /// Recomputes everything that is derived from CR0, CR4, EFER, RFLAGS.VM/AC, CPL and the segment registers. Call it after changing any of
-    /// them (after a group of changes, once), before the next memory access.
+    /// Recomputes everything that is derived from CR0, CR4, EFER, RFLAGS.VM/AC, CPL and the segment registers. Call it after
+    /// changing any of them (after a group of changes, once), before the next memory access.
     pub fn mode_changed(&mut self) {
         let cs = &self.segments[seg::CS as usize];
         let was = self.code_size;
@@ -608,7 +608,8 @@ impl Cpu {
 
     // ---- The board ---------------------------------------------------------------------------------------------
 
-    /// The board. Before using anything that depends on time or may fire timers, call [`Cpu::sync_clock`]. Its code may use the host's x87.
+    /// The board. Before using anything that depends on time or may fire timers, call [`Cpu::sync_clock`]. Its code may use the
+    /// host's x87.
     ///
     /// # Panics
     /// Outside `run`.

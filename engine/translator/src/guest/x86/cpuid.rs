@@ -1,10 +1,11 @@
-//! CPUID: which CPU the guest sees. Models (`qemu64`, the default: x86-64-v3, AES and SHA; `max`: all that is exact here; Intel's families by
-//! name), `+flag` and `-flag`, and the answer to every leaf. Nothing is listed that the interpreter does not do exactly, on this host.
+//! CPUID: which CPU the guest sees. Models (`qemu64`, the default: x86-64-v3, AES and SHA; `max`: all that is exact here;
+//! Intel's families by name), `+flag` and `-flag`, and the answer to every leaf. Nothing is listed that the interpreter does
+//! not do exactly, on this host.
 //!
-//! The vendor is GenuineIntel and the signature that of a Westmere (family 6, model 2Ch). Guests go by the feature bits; what they know by
-//! the numbers of later families are their errata. Linux takes the crystal clock of leaf 15h from Intel only, reads no vendor MSR of
-//! its errata tables there, and with IA32_ARCH_CAPABILITIES drops page-table isolation and retpolines. It also decides
-//! between the vendors where they differ: SYSCALL only in 64-bit mode, SYSENTER in every protected mode.
+//! The vendor is GenuineIntel and the signature that of a Westmere (family 6, model 2Ch). Guests go by the feature bits; what
+//! they know by the numbers of later families are their errata. Linux takes the crystal clock of leaf 15h from Intel only,
+//! reads no vendor MSR of its errata tables there, and with IA32_ARCH_CAPABILITIES drops page-table isolation and retpolines.
+//! It also decides between the vendors where they differ: SYSCALL only in 64-bit mode, SYSENTER in every protected mode.
 //! See: Intel SDM volume 2, "CPUID"; AMD APM volume 3, appendix E.
 
 mod features;

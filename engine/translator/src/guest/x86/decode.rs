@@ -1,7 +1,8 @@
 //! From guest bytes to [`Op`]s: one instruction at a time, by iced-x86.
 //!
-//! Which instructions exist is decided by the tables of handlers and by the CPU's model ([`InstructionSets`]), not here; the decoder only
-//! refuses what no encoding allows: LOCK where it may not be, invalid forms, the encodings that came after VEX, more than 15 bytes.
+//! Which instructions exist is decided by the tables of handlers and by the CPU's model ([`InstructionSets`]), not here; the
+//! decoder only refuses what no encoding allows: LOCK where it may not be, invalid forms, the encodings that came after VEX,
+//! more than 15 bytes.
 
 use super::cpu::CodeSize;
 use super::cpuid::InstructionSets;

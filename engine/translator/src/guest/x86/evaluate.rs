@@ -1,5 +1,6 @@
-//! Runs guest code by lifting each trace and evaluating the IR, instead of calling handlers: what the differential tests compare with the interpreter and the
-//! host. It bails wherever it is told to, at random, so that every snapshot is used, and spoils whatever the IR says that nobody looks at.
+//! Runs guest code by lifting each trace and evaluating the IR, instead of calling handlers: what the differential tests
+//! compare with the interpreter and the host. It bails wherever it is told to, at random, so that every snapshot is used, and
+//! spoils whatever the IR says that nobody looks at.
 
 use super::cpu::{Cpu, is_canonical, seg};
 use super::evaluate_float;

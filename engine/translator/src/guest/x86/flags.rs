@@ -1,9 +1,9 @@
 //! RFLAGS with lazy arithmetic flags. An arithmetic instruction stores its result and its carries; each flag is
 //! computed from these two words when somebody looks.
 //!
-//! `result` is the result, sign-extended: ZF and SF, and its low byte PF. `aux` is a word of carries: bit 63 the carry out (CF), bit
-//! 62 the carry into the sign bit (so OF = bit 63 ^ bit 62), bit 3 the carry out of the low nibble (AF); bits 8–15 are XORed to the byte
-//! of which PF is taken and bit 0 to SF, so that flags set by POPF and the like can be any combination.
+//! `result` is the result, sign-extended: ZF and SF, and its low byte PF. `aux` is a word of carries: bit 63 the carry out
+//! (CF), bit 62 the carry into the sign bit (so OF = bit 63 ^ bit 62), bit 3 the carry out of the low nibble (AF); bits 8–15
+//! are XORed to the byte of which PF is taken and bit 0 to SF, so that flags set by POPF and the like can be any combination.
 
 use super::cpu::Cpu;
 

@@ -1,4 +1,5 @@
-//! ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, INC, DEC, NEG, NOT, XADD, CMPXCHG, CMPXCHG8B/16B, in all operand forms, plain and locked.
+//! ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, INC, DEC, NEG, NOT, XADD, CMPXCHG, CMPXCHG8B/16B, in all operand forms, plain
+//! and locked.
 
 use super::cpu::{Cpu, reg};
 use super::fault::{Exec, Stop};

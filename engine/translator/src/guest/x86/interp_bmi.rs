@@ -1,4 +1,5 @@
-//! BMI1, BMI2, LZCNT, ADX, MOVBE: integer instructions that came with and after AVX. Those encoded by VEX exist in protected mode only.
+//! BMI1, BMI2, LZCNT, ADX, MOVBE: integer instructions that came with and after AVX. Those encoded by VEX exist in protected
+//! mode only.
 //! See: Intel SDM volume 2, each instruction.
 
 use super::cpu::{Cpu, reg};

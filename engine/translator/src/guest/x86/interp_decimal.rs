@@ -1,4 +1,5 @@
-//! Decimal adjustment: DAA, DAS, AAA, AAS, AAM, AAD; and SALC, the undocumented neighbour. None of them exist in 64-bit code, where the decoder refuses them.
+//! Decimal adjustment: DAA, DAS, AAA, AAS, AAM, AAD; and SALC, the undocumented neighbour. None of them exist in 64-bit code,
+//! where the decoder refuses them.
 
 use super::cpu::{Cpu, reg};
 use super::fault::{Exec, Stop};

@@ -1,5 +1,6 @@
-//! The table of integer instructions. The handlers are in `interp_*.rs`: arithmetic, moves, shifts, bits, BMI, multiplication, decimal, strings,
-//! control flow. They are monomorphised by operation, size and operand form, so that nothing is decided twice.
+//! The table of integer instructions. The handlers are in `interp_*.rs`: arithmetic, moves, shifts, bits, BMI, multiplication,
+//! decimal, strings, control flow. They are monomorphised by operation, size and operand form, so that nothing is decided
+//! twice.
 
 use super::access::Word;
 use super::cpu::Cpu;

@@ -1,5 +1,5 @@
-//! Data movement: MOV, MOVZX, MOVSX, LEA, XCHG, BSWAP, CMOV, SETcc, PUSH, POP, PUSHA, ENTER, LEAVE, XLAT, sign extensions, LAHF/SAHF, MOVNTI, and what does
-//! nothing: NOP, prefetches, fences.
+//! Data movement: MOV, MOVZX, MOVSX, LEA, XCHG, BSWAP, CMOV, SETcc, PUSH, POP, PUSHA, ENTER, LEAVE, XLAT, sign extensions,
+//! LAHF/SAHF, MOVNTI, and what does nothing: NOP, prefetches, fences.
 
 use super::cpu::{Cpu, reg, seg};
 use super::fault::Exec;

@@ -1,5 +1,5 @@
-//! Shifts and rotates. Counts are taken modulo 32 (64 for 64-bit operands); a count of zero changes no flag. OF is defined for counts of one only; for
-//! others it gets what current processors give, which is the same formula.
+//! Shifts and rotates. Counts are taken modulo 32 (64 for 64-bit operands); a count of zero changes no flag. OF is defined for
+//! counts of one only; for others it gets what current processors give, which is the same formula.
 
 use super::cpu::{Cpu, reg};
 use super::fault::Exec;

@@ -77,7 +77,8 @@ trait Operation: 'static {
     }
     /// One element at the given offsets; moves no pointers.
     fn element<T: Int>(cpu: &mut Cpu, op: &Op, source: u64, destination: u64) -> Exec;
-    /// Up to `count` elements at once, beginning with those at the given offsets; gives how many were done: 0 when it has to go element by element.
+    /// Up to `count` elements at once, beginning with those at the given offsets; gives how many were done: 0 when it has to go
+    /// element by element.
     fn run<T: Int>(_cpu: &mut Cpu, _op: &Op, _source: u64, _destination: u64, _count: u64, _way: Way) -> u64 {
         0
     }
@@ -386,7 +387,8 @@ impl Cpu {
     }
 }
 
-/// The lowest offset of a run whose first element is at `offset`, and its bytes. Nothing where it wraps around the address size or is not worth it.
+/// The lowest offset of a run whose first element is at `offset`, and its bytes. Nothing where it wraps around the address size
+/// or is not worth it.
 fn extent<T: Int>(op: &Op, offset: u64, count: u64, way: Way) -> Option<(u64, u64)> {
     if count < 2 {
         return None;
@@ -411,8 +413,8 @@ fn writable<T: Int>(cpu: &Cpu, op: &Op, offset: u64, count: u64, way: Way) -> Op
     cpu.run_write_pointer(seg::ES, low, bytes)
 }
 
-/// How many of `count` elements REPE or REPNE goes through: all, or as many as it takes to find what ends it. `word` and `element` give the difference
-/// to what is looked for, of eight bytes or of one element at a distance in bytes.
+/// How many of `count` elements REPE or REPNE goes through: all, or as many as it takes to find what ends it. `word` and
+/// `element` give the difference to what is looked for, of eight bytes or of one element at a distance in bytes.
 #[inline(always)]
 fn elements_until<T: Int>(op: &Op, count: u64, word: impl Fn(usize) -> u64, element: impl Fn(usize) -> u64) -> u64 {
     let equal_ends = op.flags.contains(OpFlags::REPNE);

@@ -216,8 +216,9 @@ impl LocalApic {
         self.change(|file| file.auto_ended = vectors);
     }
 
-    /// Whether the guest may end `vector`, which has just been accepted, without a write to the register: nothing else is in service or waits,
-    /// and no IOAPIC wants to hear of it. If so, [`Event::LAZY_END`] announces the first vector that is requested meanwhile.
+    /// Whether the guest may end `vector`, which has just been accepted, without a write to the register: nothing else is in
+    /// service or waits, and no IOAPIC wants to hear of it. If so, [`Event::LAZY_END`] announces the first vector that is
+    /// requested meanwhile.
     pub fn arm_lazy_end(&self, vector: u8) -> bool {
         self.change(|file| {
             let mut alone = [0; 8];

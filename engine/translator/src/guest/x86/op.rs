@@ -2,27 +2,31 @@
 //!
 //! # Conventions
 //! A [`Handler`] executes one instruction: `fn(&mut Cpu, &Op) -> Exec`.
-//! * **On entry** `cpu.rip` already points *behind* the instruction. A near transfer sets `cpu.rip` by [`Cpu::jump`] as its last
-//!   action. On `Err(Stop::Exception)` the run loop puts `cpu.rip` back to the instruction's start and delivers it, so a handler
-//!   never undoes `rip` — but it must not have changed anything else: *loads first, then at most one store, then
-//!   register and flag commits*. Where two stores are needed (PUSHA, ENTER, far CALL), probe the later ones first by [`Cpu::probe_write`].
-//! * **Results**: `Ok(())` — go on with the next instruction of the trace. `Err(Stop::EndTrace)` — the instruction is *complete*
-//!   (`cpu.rip` is where to go on), but mode, segments, paging, CPL, the interrupt flag or something else that a trace relies on has
-//!   changed: look everything up again and poll. `Err(Stop::Exception(..))` — a fault, made by [`Stop::gp`], [`Stop::ud`], …; nothing was changed.
-//!   `Err(Stop::Again)` — repeat this instruction after a poll (an unfinished REP): registers are committed, `rip` goes back to its start.
-//! * **Operands**: `op.reg` is the register named by ModRM.reg, `op.rm` the one named by ModRM.rm or the opcode's low bits, when
-//!   `!op.has_memory()`; an implied first operand (AL, AX, ST0 …) is `rm` 0 too, an implied second one `reg`. For MMX/XMM/ST/segment/
-//!   control/debug registers it is that register's number. 8-bit registers are numbered 0–15, plus [`HIGH_BYTE`] for AH, CH, DH, BH.
-//!   Immediates are sign- or zero-extended to 64 bits as the instruction wants them. Near branch targets are absolute in `op.imm` (masked to
-//!   the operand size). Far pointers: offset in `op.imm`, selector in `op.disp`. ENTER: size in `imm`, level in `imm2`. VEX: `op.vvvv` is
-//!   the register in the prefix, `op.imm2` the one in the immediate; the vector index of a gather is `op.index`.
-//! * **Which handler**: each area has one `handler(code, instruction) -> Option<Handler>`; see `handlers.rs`. Choose by `Code` at decode time and
-//!   monomorphise by operand form and size, instead of testing at run time.
-//! * **Memory**: `access.rs`: [`Cpu::read`]/[`Cpu::write`] take a segment and an offset and do all checks; [`Cpu::operand_address`] is
-//!   the effective address of an op; [`Cpu::read_system`]/[`Cpu::write_system`] are supervisor accesses at linear addresses (descriptor tables, TSS).
+//! * **On entry** `cpu.rip` already points *behind* the instruction. A near transfer sets `cpu.rip` by [`Cpu::jump`] as its
+//!   last action. On `Err(Stop::Exception)` the run loop puts `cpu.rip` back to the instruction's start and delivers it, so a
+//!   handler never undoes `rip` — but it must not have changed anything else: *loads first, then at most one store, then
+//!   register and flag commits*. Where two stores are needed (PUSHA, ENTER, far CALL), probe the later ones first by
+//!   [`Cpu::probe_write`].
+//! * **Results**: `Ok(())` — go on with the next instruction of the trace. `Err(Stop::EndTrace)` — the instruction is
+//!   *complete* (`cpu.rip` is where to go on), but mode, segments, paging, CPL, the interrupt flag or something else that a
+//!   trace relies on has changed: look everything up again and poll. `Err(Stop::Exception(..))` — a fault, made by
+//!   [`Stop::gp`], [`Stop::ud`], …; nothing was changed. `Err(Stop::Again)` — repeat this instruction after a poll (an
+//!   unfinished REP): registers are committed, `rip` goes back to its start.
+//! * **Operands**: `op.reg` is the register named by ModRM.reg, `op.rm` the one named by ModRM.rm or the opcode's low bits,
+//!   when `!op.has_memory()`; an implied first operand (AL, AX, ST0 …) is `rm` 0 too, an implied second one `reg`. For
+//!   MMX/XMM/ST/segment/ control/debug registers it is that register's number. 8-bit registers are numbered 0–15, plus
+//!   [`HIGH_BYTE`] for AH, CH, DH, BH. Immediates are sign- or zero-extended to 64 bits as the instruction wants them. Near
+//!   branch targets are absolute in `op.imm` (masked to the operand size). Far pointers: offset in `op.imm`, selector in
+//!   `op.disp`. ENTER: size in `imm`, level in `imm2`. VEX: `op.vvvv` is the register in the prefix, `op.imm2` the one in the
+//!   immediate; the vector index of a gather is `op.index`.
+//! * **Which handler**: each area has one `handler(code, instruction) -> Option<Handler>`; see `handlers.rs`. Choose by `Code`
+//!   at decode time and monomorphise by operand form and size, instead of testing at run time.
+//! * **Memory**: `access.rs`: [`Cpu::read`]/[`Cpu::write`] take a segment and an offset and do all checks;
+//!   [`Cpu::operand_address`] is the effective address of an op; [`Cpu::read_system`]/[`Cpu::write_system`] are supervisor
+//!   accesses at linear addresses (descriptor tables, TSS).
 //! * **Flags**: `flags.rs`. CF PF AF ZF SF OF live in lazy form; never read `cpu.flags` fields directly.
-//! * **After changing** CR0/CR3/CR4/EFER, a segment register, or CPL, call [`Cpu::mode_changed`] (and [`Cpu::flush_tlb`] when the page tables may mean
-//!   something else, or `Cpu::enter_address_space` for CR3), then return `Err(Stop::EndTrace)`.
+//! * **After changing** CR0/CR3/CR4/EFER, a segment register, or CPL, call [`Cpu::mode_changed`] (and [`Cpu::flush_tlb`] when
+//!   the page tables may mean something else, or `Cpu::enter_address_space` for CR3), then return `Err(Stop::EndTrace)`.
 
 use super::cpu::Cpu;
 use super::fault::Exec;

@@ -193,8 +193,8 @@ pub(super) fn raise(cpu: &mut Cpu, mut raised: u32) -> Exec {
     Err(if cpu.cr4 & cr4::OSXMMEXCPT != 0 { Stop::plain(vector::XM) } else { Stop::ud() })
 }
 
-/// Raises what an instruction raises that combines `elements` of its operands, destination and source in pairs of 128 bits; `masked` are the
-/// flags that the host gave with everything masked.
+/// Raises what an instruction raises that combines `elements` of its operands, destination and source in pairs of 128 bits;
+/// `masked` are the flags that the host gave with everything masked.
 pub(super) fn check(cpu: &mut Cpu, elements: Elements, operands: &[[u128; 2]], immediate: u8, masked: u32) -> Exec {
     // For the x87 of the host.
     cpu.x87_from_host();

@@ -33,7 +33,8 @@ pub(super) fn handler(code: Code, _instruction: &Instruction) -> Option<Handler>
         .or_else(|| ports::handler(code))
 }
 
-/// Whether the current privilege level may use `bytes` ports from `port` on: IOPL, or the TSS's permission bitmap. Notes I/O breakpoints.
+/// Whether the current privilege level may use `bytes` ports from `port` on: IOPL, or the TSS's permission bitmap. Notes I/O
+/// breakpoints.
 pub(super) fn check_port(cpu: &mut Cpu, port: u16, bytes: u8) -> Exec {
     cpu.check_io(port, bytes)?;
     cpu.note_io_breakpoints(port, bytes);

@@ -1,11 +1,12 @@
 //! Decoded traces: making them, finding them, and noticing that they are stale.
 //!
-//! A trace is up to 32 instructions that follow each other in memory. It is known by the host address of its first byte, its offset, linear
-//! address and mode, and valid as long as the page's `code_generation` is what it was when the bytes were read. Traces never cross a page, but
-//! for a first instruction that does: then it is alone and both pages are checked.
+//! A trace is up to 32 instructions that follow each other in memory. It is known by the host address of its first byte, its
+//! offset, linear address and mode, and valid as long as the page's `code_generation` is what it was when the bytes were read.
+//! Traces never cross a page, but for a first instruction that does: then it is alone and both pages are checked.
 //!
-//! Links from a trace to its successors, and fetched pages, hold for one *epoch*: until a mapping changes. There are two at a time: one for what
-//! lies in global pages and one for the rest. Each address space has its own of the latter, which holds again when it is entered again.
+//! Links from a trace to its successors, and fetched pages, hold for one *epoch*: until a mapping changes. There are two at a
+//! time: one for what lies in global pages and one for the rest. Each address space has its own of the latter, which holds
+//! again when it is entered again.
 
 use super::cpu::{CodeSize, Cpu, seg};
 use super::decode::{Decoded, MAX_BYTES, decode};
@@ -139,8 +140,8 @@ pub(crate) struct Traces {
     fetched: [Fetched; 2],
     fetches: Vec<Fetch>,
     jumps: Vec<Link>,
-    /// The heat of places in memory, whatever their addresses: programs that are started again lie at others, and so do libraries, but what is hot in
-    /// all of them together is worth a translation.
+    /// The heat of places in memory, whatever their addresses: programs that are started again lie at others, and so do
+    /// libraries, but what is hot in all of them together is worth a translation.
     warmth: Vec<Warmth>,
     /// The op of code that lies in no memory (device space): executed once and not kept.
     loose: Option<u32>,
@@ -491,7 +492,8 @@ impl Cpu {
         let state = unsafe { &*fetch.state };
         let (mut before, mut after) = ([0u8; MAX_OPS * 8], [0u8; MAX_OPS * 8]);
         for _attempt in 0..8 {
-            // The order matters: generation, bytes, mark, bytes again. A write after the mark raises the generation; one before it shows in the bytes.
+            // The order matters: generation, bytes, mark, bytes again. A write after the mark raises the generation; one before
+            // it shows in the bytes.
             let generation = state.code_generation();
             copy_code(fetch.page, inside, &mut before[..window]);
             let (count, bytes) = self.decode_ops(&before[..window], first_op, rip);
@@ -637,7 +639,8 @@ impl Cpu {
         self.decode_loose(linear, rip, limit)
     }
 
-    /// Code outside memory, or code that changes while it is looked at: decodes one instruction from what can be read and keeps it for one use.
+    /// Code outside memory, or code that changes while it is looked at: decodes one instruction from what can be read and keeps
+    /// it for one use.
     fn decode_loose(&mut self, linear: u64, rip: u64, limit: u64) -> Result<TraceRef, Stop> {
         let by_limit = limit.saturating_sub(rip).saturating_add(1).min(MAX_BYTES as u64) as usize;
         let mut bytes = [0; MAX_BYTES];

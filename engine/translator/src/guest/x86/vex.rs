@@ -1,9 +1,9 @@
-//! AVX, AVX2, FMA, F16C: the shapes of VEX-encoded vector instructions. What an instruction computes is, lane by lane of 128 bits, what its SSE
-//! ancestor does: a type of [`super::host_fp`] or [`super::shuffle`], put on two lanes by an adapter of `vex_lanes.rs`. Which instruction is
-//! which, is `vex_table.rs`; memory under a mask is `vex_memory.rs`.
+//! AVX, AVX2, FMA, F16C: the shapes of VEX-encoded vector instructions. What an instruction computes is, lane by lane of 128
+//! bits, what its SSE ancestor does: a type of [`super::host_fp`] or [`super::shuffle`], put on two lanes by an adapter of
+//! `vex_lanes.rs`. Which instruction is which, is `vex_table.rs`; memory under a mask is `vex_memory.rs`.
 //!
-//! A VEX instruction writes a whole register: with 128 bits, the upper half becomes zero. Memory operands may lie anywhere but for the aligned
-//! moves. The instructions exist in protected mode only, once the system has enabled YMM state in XCR0.
+//! A VEX instruction writes a whole register: with 128 bits, the upper half becomes zero. Memory operands may lie anywhere but
+//! for the aligned moves. The instructions exist in protected mode only, once the system has enabled YMM state in XCR0.
 //! See: Intel SDM volume 1, chapter 14; volume 2, 2.3 and 2.4.
 
 use super::cpu::{Cpu, cr0, reg};

@@ -229,8 +229,8 @@ float_adapters! {
     };
 }
 
-/// The 32 predicates of VCMPPS and the like, made of the eight of CMPPS: by exchanging the operands, by putting two together, and by taking
-/// the flags from another one that is silent, or signals, about quiet NaNs.
+/// The 32 predicates of VCMPPS and the like, made of the eight of CMPPS: by exchanging the operands, by putting two together,
+/// and by taking the flags from another one that is silent, or signals, about quiet NaNs.
 macro_rules! comparisons {
     ($($Name:ident $Legacy:ident $bits:literal;)*) => {$(
         #[doc = stringify!($Name)]

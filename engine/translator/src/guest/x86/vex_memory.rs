@@ -1,5 +1,5 @@
-//! Memory under a mask: VMASKMOVPS and its kin, VMASKMOVDQU, and the gathers. An element whose mask is clear is not accessed, whatever lies at
-//! its address.
+//! Memory under a mask: VMASKMOVPS and its kin, VMASKMOVDQU, and the gathers. An element whose mask is clear is not accessed,
+//! whatever lies at its address.
 //! See: Intel SDM volume 2, "VMASKMOV", "VPGATHERDD".
 
 use super::cpu::Cpu;
@@ -96,8 +96,8 @@ pub(super) fn masked_bytes(cpu: &mut Cpu, op: &Op) -> Exec {
     store_masked(cpu, op, xmm(cpu, op.reg), xmm(cpu, op.rm), 16)
 }
 
-/// VGATHERDPS and its kin: indices of `INDEX` bits, elements of `BITS`, `COUNT` of them. What has been loaded when an element faults stays
-/// loaded, and its mask is clear: the instruction goes on from there when it is done again.
+/// VGATHERDPS and its kin: indices of `INDEX` bits, elements of `BITS`, `COUNT` of them. What has been loaded when an element
+/// faults stays loaded, and its mask is clear: the instruction goes on from there when it is done again.
 pub(super) fn gather<const INDEX: u32, const BITS: u32, const COUNT: u32>(cpu: &mut Cpu, op: &Op) -> Exec {
     if op.reg == op.vvvv || op.reg == op.index || op.vvvv == op.index {
         return Err(Stop::ud());

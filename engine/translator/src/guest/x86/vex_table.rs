@@ -1,7 +1,7 @@
 //! Which VEX-encoded vector instruction is which shape of `vex.rs` with which operation.
 //!
-//! A line of the table is: the mnemonic, the operation. The heading says the shape, and how many bytes the last source has when it is memory:
-//! with 128 bits, with 256 bits.
+//! A line of the table is: the mnemonic, the operation. The heading says the shape, and how many bytes the last source has when
+//! it is memory: with 128 bits, with 256 bits.
 
 use super::host_fp::*;
 use super::op::Handler;

@@ -1,10 +1,12 @@
-//! The stub that refills the first level of the TLB from the second. It is called where a probe has missed, and touches no vector register, no
-//! x87 and no general register: a page that the second level knows costs tens of cycles instead of a call into Rust.
+//! The stub that refills the first level of the TLB from the second. It is called where a probe has missed, and touches no
+//! vector register, no x87 and no general register: a page that the second level knows costs tens of cycles instead of a call
+//! into Rust.
 //!
 //! # How it is called
-//! There is one entry for each kind of access: twice the class, plus one for writes. Two words are on the stack: the *slot* that the probe looked at, as the distance from its table's
-//! start, pushed first, and the *page* that it compared with the tag. Behind the call both are there still, ZF says whether the page is entered now, and if it is, what was
-//! the slot is the addend:
+//! There is one entry for each kind of access: twice the class, plus one for writes. Two words are on the stack: the *slot*
+//! that the probe looked at, as the distance from its table's start, pushed first, and the *page* that it compared with the
+//! tag. Behind the call both are there still, ZF says whether the page is entered now, and if it is, what was the slot is the
+//! addend:
 //! ```text
 //!     push slot
 //!     push page
@@ -13,8 +15,8 @@
 //!     pop  slot
 //!     je   found            slot: the addend
 //! ```
-//! All registers keep their values; the flags other than ZF do not. An access that crosses into another page, or is not aligned as its probe wanted it, is not found:
-//! then slot and page do not belong together.
+//! All registers keep their values; the flags other than ZF do not. An access that crosses into another page, or is not aligned
+//! as its probe wanted it, is not found: then slot and page do not belong together.
 
 use super::asm::{Alu, Asm, Cond, Label, Mem, R, W};
 use crate::mmu::refill::{self, first, physical, second};
@@ -82,7 +84,8 @@ fn field(distance: i32, inside: usize) -> Mem {
 }
 
 impl Writer<'_> {
-    /// AX is the kind all along, CX the slot and DX the page. SI becomes the second level's entry, DI the physical address, then the host's.
+    /// AX is the kind all along, CX the slot and DX the page. SI becomes the second level's entry, DI the physical address,
+    /// then the host's.
     fn body(&mut self) {
         let layout = self.layout;
         let (fail, done) = (self.asm.label(), self.asm.label());

@@ -1,4 +1,5 @@
-//! The guest's own instruction on other operands: its opcode, prefixes and immediate, with the host's registers and addresses in ModRM and VEX.
+//! The guest's own instruction on other operands: its opcode, prefixes and immediate, with the host's registers and addresses
+//! in ModRM and VEX.
 
 use super::asm::{Asm, Rm, Vex, X};
 use crate::ir::native::{Native, Place};

@@ -1,11 +1,11 @@
 //! The way between Rust and translated code.
 //!
-//! Inside translated code RBP is the CPU, RAX, RCX and RDX are scratch, and the other eleven registers hold guest registers 0–10
-//! ([`PINNED`]); guest registers 11–15 stay in memory. RSP is the host's own stack, 16-byte aligned between blocks. Rust is called
-//! through a stub that writes the pinned registers to the CPU before and reads them after, so Rust sees and may change all of
-//! them. Vector registers and MXCSR are the guest's while they are resident (see [`super::vectors`]), and no scratch otherwise; they are in the CPU, and the
-//! host's MXCSR is back, wherever Rust is called or returned to. The x87 unit may hold the guest's state
-//! even then (see `t1/x87.rs`). The direction flag is never touched by translated code.
+//! Inside translated code RBP is the CPU, RAX, RCX and RDX are scratch, and the other eleven registers hold guest registers
+//! 0–10 ([`PINNED`]); guest registers 11–15 stay in memory. RSP is the host's own stack, 16-byte aligned between blocks. Rust
+//! is called through a stub that writes the pinned registers to the CPU before and reads them after, so Rust sees and may
+//! change all of them. Vector registers and MXCSR are the guest's while they are resident (see [`super::vectors`]), and no
+//! scratch otherwise; they are in the CPU, and the host's MXCSR is back, wherever Rust is called or returned to. The x87 unit
+//! may hold the guest's state even then (see `t1/x87.rs`). The direction flag is never touched by translated code.
 
 use super::asm::{Asm, Cond, Mem, R, W};
 use super::refill::{self, RefillLayout};
@@ -24,8 +24,8 @@ pub(crate) struct Stubs {
     pub enter: u64,
     /// Jumped to with the reason in EAX: back to the caller of `enter`.
     pub leave: u64,
-    /// Called with a pointer in RAX: calls the Rust function with the CPU and that pointer. Zero: goes on; what fits in 32 bits is the reason
-    /// with which translated code is left; all else is the address of the code to go on with instead.
+    /// Called with a pointer in RAX: calls the Rust function with the CPU and that pointer. Zero: goes on; what fits in 32 bits
+    /// is the reason with which translated code is left; all else is the address of the code to go on with instead.
     pub call: u64,
     /// Called where no vector registers are resident: XMM registers become so. Keeps flags and general registers.
     pub fill_xmm: u64,

@@ -1,10 +1,10 @@
-//! Where the guest's vector registers are. While translated code runs they may be *resident*: guest XMM0–15 (or YMM0–15) are the host's own, and so is the
-//! guest's MXCSR, with the flags that arithmetic raises in it. Otherwise they are in the CPU, and the host's registers are Rust's. One byte of the CPU
-//! says which ([`Residency`]).
+//! Where the guest's vector registers are. While translated code runs they may be *resident*: guest XMM0–15 (or YMM0–15) are
+//! the host's own, and so is the guest's MXCSR, with the flags that arithmetic raises in it. Otherwise they are in the CPU, and
+//! the host's registers are Rust's. One byte of the CPU says which ([`Residency`]).
 //!
-//! A block that uses them makes them resident when it starts, unless they are; so a loop pays for a comparison and code
-//! without vectors for nothing. Whoever goes from translated code to Rust spills them first if they are resident: Rust never runs under the guest's MXCSR,
-//! and sees and may change all registers in the CPU.
+//! A block that uses them makes them resident when it starts, unless they are; so a loop pays for a comparison and code without
+//! vectors for nothing. Whoever goes from translated code to Rust spills them first if they are resident: Rust never runs under
+//! the guest's MXCSR, and sees and may change all registers in the CPU.
 
 use super::asm::{Alu, Asm, Cond, Label, Mem, R, W, X};
 

@@ -1,5 +1,5 @@
-//! Which flags of each token anybody looks at: one walk backwards. What only snapshots mention ends with an empty `need`, and old flags that bring nothing
-//! are dropped, so that a chain of INCs does not keep alive what nobody asks for.
+//! Which flags of each token anybody looks at: one walk backwards. What only snapshots mention ends with an empty `need`, and
+//! old flags that bring nothing are dropped, so that a chain of INCs does not keep alive what nobody asks for.
 //!
 //! At the exit all six are needed: what follows is not known here.
 

@@ -1,4 +1,5 @@
-//! Constant arithmetic that front ends leave behind: extensions and truncations of constants, addresses of constants, nested displacements.
+//! Constant arithmetic that front ends leave behind: extensions and truncations of constants, addresses of constants, nested
+//! displacements.
 
 use super::super::ops::{Op, Ty};
 use super::super::{Block, Val};

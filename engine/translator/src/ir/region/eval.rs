@@ -1,5 +1,5 @@
-//! Executes a region as `region/mod.rs` says, on the machine of `ir/eval.rs` and with its strictness. An access by an addend is wrong here (and a panic) unless the
-//! addend's probe has vouched for just these bytes.
+//! Executes a region as `region/mod.rs` says, on the machine of `ir/eval.rs` and with its strictness. An access by an addend is
+//! wrong here (and a panic) unless the addend's probe has vouched for just these bytes.
 
 use super::super::eval::{Guest, Machine, Value};
 use super::super::native::{Memory, Native, Shape};
@@ -16,7 +16,8 @@ pub(crate) enum RegionLeft {
     Bailed { pc: u64, retired: u64 },
 }
 
-/// Executes a region until it is left. A poll leaves it where the guest would bail at random, or once `limit` guest instructions have been executed.
+/// Executes a region until it is left. A poll leaves it where the guest would bail at random, or once `limit` guest
+/// instructions have been executed.
 pub(crate) fn evaluate_region(region: &Region, guest: &mut impl Guest, limit: u64) -> RegionLeft {
     let machine = Machine::new(&region.insts, region.pc, region.pc_mask, guest);
     let probed = vec![None; region.insts.len()];

@@ -1,33 +1,42 @@
 //! Regions: what the optimising tier compiles at once, a loop or a function body of several blocks.
 //!
-//! A [`Region`] is a graph of [`RegionBlock`]s over one list of instructions, `insts`; a [`Val`] is a place in it. A block's `body` says which of
-//! them it executes, in order; places that no body names are dead. Block 0 is the entry, nobody jumps to it, and every block stands behind one of its predecessors
-//! (but for loops: reverse postorder). A block ends with a [`Terminator`], whose [`Edge`]s lead to blocks or to [`Exit`]s.
+//! A [`Region`] is a graph of [`RegionBlock`]s over one list of instructions, `insts`; a [`Val`] is a place in it. A block's
+//! `body` says which of them it executes, in order; places that no body names are dead. Block 0 is the entry, nobody jumps to
+//! it, and every block stands behind one of its predecessors (but for loops: reverse postorder). A block ends with a
+//! [`Terminator`], whose [`Edge`]s lead to blocks or to [`Exit`]s.
 //!
 //! # Form
-//! A region is *formed* with `GetSlot`, `SetSlot`, `GetFlags` and `SetFlags` as in a block of `ir/mod.rs`. [`ssa`] takes them away: then
-//! slots and flags are values that blocks hand to each other by *parameters* ([`Op::Param`], `imm`: the slot it brings, [`FLAGS`] or [`NO_SLOT`]), and the entry's parameters are
-//! the guest's slots as the region is entered (those that anybody asks for; flags: as they are in the guest's state). All values are defined before their uses in
-//! every path ("dominate" them). A parameter's arguments stand in the edges, at the same place.
+//! A region is *formed* with `GetSlot`, `SetSlot`, `GetFlags` and `SetFlags` as in a block of `ir/mod.rs`. [`ssa`] takes them
+//! away: then slots and flags are values that blocks hand to each other by *parameters* ([`Op::Param`], `imm`: the slot it
+//! brings, [`FLAGS`] or [`NO_SLOT`]), and the entry's parameters are the guest's slots as the region is entered (those that
+//! anybody asks for; flags: as they are in the guest's state). All values are defined before their uses in every path
+//! ("dominate" them). A parameter's arguments stand in the edges, at the same place.
 //!
 //! # Guest state
-//! Inside a region nothing commits anything. A [`GuestState`] says what the guest's registers are at one point: where they are not what they were at the region's
-//! entry, by slot and value; flags by their token (one whose `need` is empty is to be *recovered* from its instruction's operands, which
-//! [`Region::recipe`] names and which therefore live as long); the pc; and how many guest instructions of the block are retired by then. Exits have one and so
-//! has whatever may bail (`Inst::snapshot` is its number in [`Region::snapshots`]): *a bail restores it and has the interpreter execute the instruction there*, as in a block.
-//! So the sinking of state comes by itself: values are moved where the guest has them only where the region is left.
+//! Inside a region nothing commits anything. A [`GuestState`] says what the guest's registers are at one point: where they are
+//! not what they were at the region's entry, by slot and value; flags by their token (one whose `need` is empty is to be
+//! *recovered* from its instruction's operands, which [`Region::recipe`] names and which therefore live as long); the pc; and
+//! how many guest instructions of the block are retired by then. Exits have one and so has whatever may bail (`Inst::snapshot`
+//! is its number in [`Region::snapshots`]): *a bail restores it and has the interpreter execute the instruction there*, as in a
+//! block. So the sinking of state comes by itself: values are moved where the guest has them only where the region is left.
 //!
 //! # Flags
-//! `need` is what the region's own code looks at on its way (`Cond`, `AddCarry`, `FlagsPack`, an edge's argument). Exits and snapshots do not count: whoever leaves recovers. [`Exit::need`] says which flags
-//! anybody looks at behind the exit. A `FlagsOf` stands directly behind its instruction in the body as long as its `need` is not empty; others may stand anywhere behind it.
+//! `need` is what the region's own code looks at on its way (`Cond`, `AddCarry`, `FlagsPack`, an edge's argument). Exits and
+//! snapshots do not count: whoever leaves recovers. [`Exit::need`] says which flags anybody looks at behind the exit. A
+//! `FlagsOf` stands directly behind its instruction in the body as long as its `need` is not empty; others may stand anywhere
+//! behind it.
 //!
 //! # Polls
-//! `Poll` stands on every way back in a loop. Where the vCPU is wanted the region is left with the state of its snapshot, and *no* instruction is interpreted.
+//! `Poll` stands on every way back in a loop. Where the vCPU is wanted the region is left with the state of its snapshot, and
+//! *no* instruction is interpreted.
 //!
 //! # Memory
-//! [`Op::Probe`] looks an address up and gives what makes a host address of it, its *addend*, for the bytes from `low` to `high` around it ([`Span`]) with rights to read or write;
-//! `LoadVia` and `StoreVia` access memory by it and cannot fail. A probe that cannot be satisfied bails. An addend holds until something with [`Effects::MMU`](super::Effects::MMU) or a taken poll.
-//! `Load` and `Store` do both at once (vector instructions that are passed through, see [`native`](super::native), have their probe from the start); none are left behind the pass that splits them, except with [`MemoryAccess::aligned`](super::MemoryAccess::aligned).
+//! [`Op::Probe`] looks an address up and gives what makes a host address of it, its *addend*, for the bytes from `low` to
+//! `high` around it ([`Span`]) with rights to read or write; `LoadVia` and `StoreVia` access memory by it and cannot fail. A
+//! probe that cannot be satisfied bails. An addend holds until something with [`Effects::MMU`](super::Effects::MMU) or a taken
+//! poll. `Load` and `Store` do both at once (vector instructions that are passed through, see [`native`](super::native), have
+//! their probe from the start); none are left behind the pass that splits them, except with
+//! [`MemoryAccess::aligned`](super::MemoryAccess::aligned).
 
 pub(crate) mod eval;
 pub(crate) mod pass;
@@ -195,7 +204,8 @@ pub(crate) const PROBE_READ: u8 = 1;
 /// A probe's `aux`: rights to write.
 pub(crate) const PROBE_WRITE: u8 = 2;
 
-/// A probe's `aux`: its instruction does not write, a later one will. Where rights to write are not at hand it bails, and leaves no trace of a write.
+/// A probe's `aux`: its instruction does not write, a later one will. Where rights to write are not at hand it bails, and
+/// leaves no trace of a write.
 pub(crate) const PROBE_RAISED: u8 = 4;
 
 /// What the optimising tier compiles at once.
@@ -289,8 +299,8 @@ impl Region {
         before
     }
 
-    /// The values from which a token's flags can be computed when it was not done on the way: for `FlagsOf` its instruction's operands and result
-    /// and the old token's, for a token that is computed anyway the token itself.
+    /// The values from which a token's flags can be computed when it was not done on the way: for `FlagsOf` its instruction's
+    /// operands and result and the old token's, for a token that is computed anyway the token itself.
     pub fn recipe(&self, token: Val, use_value: &mut impl FnMut(Val)) {
         if !token.is_some() {
             return;
@@ -319,7 +329,8 @@ impl Region {
     }
 }
 
-/// Each block's immediate dominator, the last of those that are on every way to it; the entry is its own. `BlockId::MAX`: cannot be reached.
+/// Each block's immediate dominator, the last of those that are on every way to it; the entry is its own. `BlockId::MAX`:
+/// cannot be reached.
 ///
 /// See: Cooper, Harvey, Kennedy, "A Simple, Fast Dominance Algorithm". It wants blocks in reverse postorder, or takes longer.
 pub(crate) fn dominators(region: &Region) -> Vec<BlockId> {
@@ -372,8 +383,8 @@ pub(crate) fn dominates(dominators: &[BlockId], above: BlockId, mut below: Block
     true
 }
 
-/// The blocks that can be reached, each before those that it leads to, but for the ways back in loops. A branch's not taken side comes right behind it
-/// where it can.
+/// The blocks that can be reached, each before those that it leads to, but for the ways back in loops. A branch's not taken
+/// side comes right behind it where it can.
 pub(crate) fn reverse_postorder(region: &Region) -> Vec<BlockId> {
     let mut seen = vec![false; region.blocks.len()];
     let mut order = Vec::with_capacity(region.blocks.len());
@@ -400,8 +411,8 @@ pub(crate) fn reverse_postorder(region: &Region) -> Vec<BlockId> {
     order
 }
 
-/// Drops blocks that cannot be reached and exits to which nothing leads, and puts the blocks in reverse postorder, with depths and weights by the loops
-/// they lie in.
+/// Drops blocks that cannot be reached and exits to which nothing leads, and puts the blocks in reverse postorder, with depths
+/// and weights by the loops they lie in.
 pub(crate) fn arrange(region: &mut Region) {
     let order = reverse_postorder(region);
     let mut number = vec![BlockId::MAX; region.blocks.len()];
@@ -480,7 +491,8 @@ impl Loops {
     }
 }
 
-/// Sixteen entries; a branch goes half here, half there, but exits of loops are taken once in sixteen; what is in a loop runs sixteen times as often.
+/// Sixteen entries; a branch goes half here, half there, but exits of loops are taken once in sixteen; what is in a loop runs
+/// sixteen times as often.
 fn guess_weights(region: &mut Region) {
     const ENTRY: u32 = 16;
     let mut weights = vec![0u64; region.blocks.len()];

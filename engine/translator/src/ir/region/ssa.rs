@@ -1,7 +1,9 @@
-//! From slots to values: takes `GetSlot`, `SetSlot`, `GetFlags` and `SetFlags` out of a formed region and gives every snapshot and exit its state.
+//! From slots to values: takes `GetSlot`, `SetSlot`, `GetFlags` and `SetFlags` out of a formed region and gives every snapshot
+//! and exit its state.
 //!
-//! Every block with several predecessors first gets a parameter for each slot that anything in the region sets; those that would be handed one value only
-//! are then removed again, until none is left. (Aycock, Horspool, "Simple Generation of Static Single-Assignment Form".)
+//! Every block with several predecessors first gets a parameter for each slot that anything in the region sets; those that
+//! would be handed one value only are then removed again, until none is left. (Aycock, Horspool, "Simple Generation of Static
+//! Single-Assignment Form".)
 
 use super::super::ops::{Effects, Op, Ty};
 use super::super::{HIGH_BYTE, Inst, NO_SNAPSHOT, Val};
@@ -184,8 +186,8 @@ impl<'a> Conversion<'a> {
     }
 }
 
-/// Puts for each value that has a stand-in (that may have one too) the last of them wherever it is used, and cleans states of what did not change since the
-/// region's entry. The places of values that are no more are nobody's business.
+/// Puts for each value that has a stand-in (that may have one too) the last of them wherever it is used, and cleans states of
+/// what did not change since the region's entry. The places of values that are no more are nobody's business.
 pub(crate) fn substitute(region: &mut Region, mut alias: Vec<Val>) {
     alias.resize(region.insts.len(), Val::NONE);
     let mut last = |value: &mut Val| {
@@ -251,7 +253,8 @@ fn drop_unchanged(region: &mut Region) {
     region.slot_values = new;
 }
 
-/// Removes parameters that are handed one value only (besides themselves), and those that are handed the same as another of their block.
+/// Removes parameters that are handed one value only (besides themselves), and those that are handed the same as another of
+/// their block.
 pub(crate) fn remove_needless_params(region: &mut Region) {
     // Each round may show more of them. What is left after some does no harm.
     for _ in 0..ROUNDS {

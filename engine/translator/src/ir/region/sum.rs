@@ -1,5 +1,5 @@
-//! What an address is made of: a sum of values, each so many times, and a constant. Two addresses with the same values are so far apart as their constants, whatever
-//! way they were computed.
+//! What an address is made of: a sum of values, each so many times, and a constant. Two addresses with the same values are so
+//! far apart as their constants, whatever way they were computed.
 
 use super::super::{Op, Ty, Val};
 use super::Region;

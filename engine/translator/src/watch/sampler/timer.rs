@@ -1,5 +1,5 @@
-//! The timer and the signal that interrupt a vCPU's thread. See: timer_create(2), `SIGEV_THREAD_ID`; the signal is SIGPROF, which nothing
-//! else in the program uses.
+//! The timer and the signal that interrupt a vCPU's thread. See: timer_create(2), `SIGEV_THREAD_ID`; the signal is SIGPROF,
+//! which nothing else in the program uses.
 
 use super::{Sampler, Watched};
 use std::sync::Once;
@@ -12,7 +12,8 @@ const PERIOD: Duration = Duration::from_millis(4);
 const PROFILE_PERIOD: Duration = Duration::from_millis(1);
 
 impl Sampler {
-    /// Samples this thread, which runs the CPU, for as long as what is returned lives. Nothing is sampled where the host has no such timers.
+    /// Samples this thread, which runs the CPU, for as long as what is returned lives. Nothing is sampled where the host has no
+    /// such timers.
     ///
     /// # Safety
     /// The sampler and what `watched` points to outlive what is returned, and that is dropped on this thread.

@@ -1,7 +1,7 @@
 //! The CPU models by name. A model is a set of features; vendor, family and brand are the same for all of them (see [`super`]).
 //!
-//! `default` and `qemu64` have all that costs no speed, `max` and `host` all there is. The others are families of Intel's: what a family
-//! brought, all later ones have too; and all have what every model has, like the features of virtual machines.
+//! `default` and `qemu64` have all that costs no speed, `max` and `host` all there is. The others are families of Intel's: what
+//! a family brought, all later ones have too; and all have what every model has, like the features of virtual machines.
 
 use super::features::{Feature, FeatureSet, Offer, TABLE, feature as f};
 

@@ -1,5 +1,5 @@
-//! What the host may have beyond SSE4.2: AES, carry-less multiplication, SHA, conversions of half floats, fused multiplication and addition.
-//! [`Extension::is_here`] says whether it has; the guest's CPUID offers nothing else, so nothing else gets here.
+//! What the host may have beyond SSE4.2: AES, carry-less multiplication, SHA, conversions of half floats, fused multiplication
+//! and addition. [`Extension::is_here`] says whether it has; the guest's CPUID offers nothing else, so nothing else gets here.
 //! See: Intel SDM volume 1, chapter 14; volume 2, each instruction.
 
 use super::super::shuffle::Shuffle;

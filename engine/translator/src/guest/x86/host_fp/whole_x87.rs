@@ -1,8 +1,9 @@
 //! The guest's whole x87 state in the host's x87, and back: what lets translated code execute x87 and MMX instructions as themselves.
 //!
-//! While it is there, the host's registers are not empty and its control word is not the host's, as the ABI wants them between functions. Rust's own code does not
-//! mind: on x86-64 it uses neither x87 nor MMX. Code that is not ours might, so it is never called meanwhile (`t1/x87.rs` sees to that), and
-//! signal handlers and other threads have an x87 of their own, by the operating system's doing.
+//! While it is there, the host's registers are not empty and its control word is not the host's, as the ABI wants them between
+//! functions. Rust's own code does not mind: on x86-64 it uses neither x87 nor MMX. Code that is not ours might, so it is never
+//! called meanwhile (`t1/x87.rs` sees to that), and signal handlers and other threads have an x87 of their own, by the
+//! operating system's doing.
 //! See: Intel SDM volume 1, 8.1.10 (the image); volume 2, FNSAVE and FRSTOR.
 
 use engine_cpu::x86::FpuState;
@@ -24,8 +25,8 @@ struct Image {
     stack: [[u8; 10]; 8],
 }
 
-/// Puts the guest's x87 state into the host's. Nothing can trap there: exceptions are masked, whatever the control word says; callers do not
-/// call with one that says otherwise. Pointers and opcode stay behind.
+/// Puts the guest's x87 state into the host's. Nothing can trap there: exceptions are masked, whatever the control word says;
+/// callers do not call with one that says otherwise. Pointers and opcode stay behind.
 #[cfg(target_arch = "x86_64")]
 pub fn enter(fpu: &FpuState) {
     let top = usize::from(fpu.status >> 11 & 7);

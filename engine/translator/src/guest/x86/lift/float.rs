@@ -1,4 +1,5 @@
-//! SSE arithmetic, as long as MXCSR masks all exceptions ([`super::LiftMode::masked_floats`]): then nothing but the sticky flags can happen.
+//! SSE arithmetic, as long as MXCSR masks all exceptions ([`super::LiftMode::masked_floats`]): then nothing but the sticky
+//! flags can happen.
 
 use super::super::op::Op;
 use super::operand::Access;

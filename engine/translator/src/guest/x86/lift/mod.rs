@@ -1,10 +1,11 @@
 //! The x86 front end: from decoded [`Op`]s to a block of IR ([`crate::ir`]).
 //!
-//! Every instruction can be in a block: what is not lifted becomes a `CallInterp`. An area's function says [`ByInterpreter`] before its first commit
-//! where a form, a segment or a prefix is not worth lifting, and what it has emitted for the instruction is taken back.
+//! Every instruction can be in a block: what is not lifted becomes a `CallInterp`. An area's function says [`ByInterpreter`]
+//! before its first commit where a form, a segment or a prefix is not worth lifting, and what it has emitted for the
+//! instruction is taken back.
 //!
-//! What a block takes for granted is [`LiftMode`]: it belongs to the key under which a translation is found.
-//! `operand.rs` makes addresses and operands; `integer.rs`, `shift.rs`, `bits.rs`, `moves.rs`, `flow.rs`, `vector.rs` and `float.rs` lift.
+//! What a block takes for granted is [`LiftMode`]: it belongs to the key under which a translation is found. `operand.rs` makes
+//! addresses and operands; `integer.rs`, `shift.rs`, `bits.rs`, `moves.rs`, `flow.rs`, `vector.rs` and `float.rs` lift.
 
 mod bits;
 mod float;

@@ -1,5 +1,5 @@
-//! Vector instructions that the host has too: they are passed through ([`crate::ir::native`]), and only their addresses, general registers and flags are
-//! lifted.
+//! Vector instructions that the host has too: they are passed through ([`crate::ir::native`]), and only their addresses,
+//! general registers and flags are lifted.
 
 use super::super::op::Op;
 use super::super::t1::host_has;

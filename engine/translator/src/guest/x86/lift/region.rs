@@ -1,7 +1,7 @@
 //! Forming a region: finds the blocks that can be reached from an entry by direct branches, lifts each, and puts them together.
 //!
-//! A region stays within the pages that its caller has bytes of, and within [`MAX_INSTRUCTIONS`]. Where it ends (a page without bytes, an instruction that is the
-//! interpreter's, one too many) an exit leads to the pc there.
+//! A region stays within the pages that its caller has bytes of, and within [`MAX_INSTRUCTIONS`]. Where it ends (a page without
+//! bytes, an instruction that is the interpreter's, one too many) an exit leads to the pc there.
 
 use super::super::cpuid::InstructionSets;
 use super::super::decode::{Decoded, MAX_BYTES, decode};
@@ -19,8 +19,8 @@ pub(crate) const MAX_INSTRUCTIONS: usize = 500;
 const MAX_BLOCK: usize = 200;
 const PAGE: usize = 4096;
 
-/// The region of all that can be reached from `entry`, an offset in a flat CS. `page` gives the bytes of the page at an offset, if the region may reach into it. Nothing comes
-/// of code that begins with something for the interpreter.
+/// The region of all that can be reached from `entry`, an offset in a flat CS. `page` gives the bytes of the page at an offset,
+/// if the region may reach into it. Nothing comes of code that begins with something for the interpreter.
 pub(crate) fn form_region<'a>(
     entry: u64,
     mode: LiftMode,
@@ -134,10 +134,11 @@ impl Flow {
 
     // ---- Loops -------------------------------------------------------------------------------------------------
 
-    /// The loops that the entry lies in, those around others first, as far as they have no more than `most` instructions; the last, whatever its size, is the one whose head it is.
+    /// The loops that the entry lies in, those around others first, as far as they have no more than `most` instructions; the
+    /// last, whatever its size, is the one whose head it is.
     ///
-    /// Compilers put a loop's head in front of what is in it, so of several instructions that branches lead back to the first is taken for the outermost head. Where that is
-    /// not so the loops are others, but loops all the same.
+    /// Compilers put a loop's head in front of what is in it, so of several instructions that branches lead back to the first
+    /// is taken for the outermost head. Where that is not so the loops are others, but loops all the same.
     pub fn loops_around(&self, most: usize) -> Vec<LoopAround> {
         let blocks: HashMap<u64, (usize, Vec<u64>)> =
             self.leaders.iter().map(|leader| (*leader, self.block_at(*leader))).collect();

@@ -1,5 +1,5 @@
-//! Golden texts: assembly and the IR that lifting and all passes make of it. `BELLGLASS_BLESS=1 cargo test -p engine_translator golden` writes them anew;
-//! read the difference before you commit it.
+//! Golden texts: assembly and the IR that lifting and all passes make of it. `BELLGLASS_BLESS=1 cargo test -p engine_translator
+//! golden` writes them anew; read the difference before you commit it.
 
 use super::super::cpu::{CodeSize, seg};
 use super::super::cpuid::InstructionSets;
@@ -205,7 +205,8 @@ fn golden_regions_are_what_forming_and_all_passes_give() {
     }
 }
 
-/// Code from a file, as `BELLGLASS_CODE=FILE:ENTRY` says (offset of the entry, hexadecimal; the file's first page is looked at), or all samples.
+/// Code from a file, as `BELLGLASS_CODE=FILE:ENTRY` says (offset of the entry, hexadecimal; the file's first page is looked
+/// at), or all samples.
 fn code_to_measure() -> Vec<(u64, [u8; 4096])> {
     let page_of = |bytes: &[u8]| {
         let mut page = [0xcc; 4096];

@@ -1,4 +1,5 @@
-//! VMCALL and VMMCALL: a guest asks its hypervisor. KVM's calls until a guest has given Microsoft's interface its name, then Microsoft's.
+//! VMCALL and VMMCALL: a guest asks its hypervisor. KVM's calls until a guest has given Microsoft's interface its name, then
+//! Microsoft's.
 //! See: Linux, Documentation/virt/kvm/x86/hypercalls.rst; TLFS, chapter 3.
 
 use super::super::cpu::{Cpu, reg};

@@ -11,7 +11,8 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{Read, Seek};
 
-/// `kvm_steal_time`: nanoseconds stolen, a version that is odd while they are written, flags, and what other CPUs are told about this one.
+/// `kvm_steal_time`: nanoseconds stolen, a version that is odd while they are written, flags, and what other CPUs are told
+/// about this one.
 mod steal {
     pub const VERSION: u64 = 8;
     pub const PREEMPTED: u64 = 16;

@@ -1,8 +1,9 @@
-//! Ends of interrupts that need no register: the CPU sets a bit in guest memory when it delivers an interrupt, and a handler that finds it takes
-//! it away instead of writing to the local APIC. KVM calls this PV EOI, Microsoft has it on the VP assist page.
+//! Ends of interrupts that need no register: the CPU sets a bit in guest memory when it delivers an interrupt, and a handler
+//! that finds it takes it away instead of writing to the local APIC. KVM calls this PV EOI, Microsoft has it on the VP assist
+//! page.
 //!
-//! What the handler did is looked up before anybody looks at the APIC's registers: when another interrupt is requested, and before accesses of
-//! the guest's own. Only this CPU's thread reads and writes the bit, since guests change it without a lock.
+//! What the handler did is looked up before anybody looks at the APIC's registers: when another interrupt is requested, and
+//! before accesses of the guest's own. Only this CPU's thread reads and writes the bit, since guests change it without a lock.
 
 use super::super::cpu::Cpu;
 use super::{ENABLED, PAGE, put};

@@ -1,13 +1,13 @@
-//! What hypervisors offer guests beyond a PC: KVM's interface and, for those who ask, Microsoft's. Clocks are made from the one clock that the
-//! time stamp counter follows, so that what is written into guest memory stays true without being touched again.
+//! What hypervisors offer guests beyond a PC: KVM's interface and, for those who ask, Microsoft's. Clocks are made from the one
+//! clock that the time stamp counter follows, so that what is written into guest memory stays true without being touched again.
 //!
 //! * `kvm.rs`: KVM's clock, stolen time, and what a waiting CPU says of itself;
 //! * `hyperv.rs`: Microsoft's registers, pages and reference time; `synthetic.rs`: its interrupt controller and timers;
 //! * `hypercalls.rs`: VMCALL and VMMCALL for both; `lazy_end.rs`: ends of interrupts that need no register, for both.
 //!
-//! Left out: asynchronous page faults (no page of RAM is ever away), and the parts of Microsoft's interface that belong to VMBus.
-//! Numbers and state are in [`engine_cpu::x86::paravirt`], which names the specifications. Addresses come from guests and may point anywhere:
-//! where there is no RAM nothing is read or written.
+//! Left out: asynchronous page faults (no page of RAM is ever away), and the parts of Microsoft's interface that belong to
+//! VMBus. Numbers and state are in [`engine_cpu::x86::paravirt`], which names the specifications. Addresses come from guests
+//! and may point anywhere: where there is no RAM nothing is read or written.
 
 mod hypercalls;
 mod hyperv;

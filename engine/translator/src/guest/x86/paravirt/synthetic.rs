@@ -1,5 +1,5 @@
-//! Microsoft's synthetic interrupt controller, whose sources are vectors with a slot for messages, and its four timers, which send such messages
-//! or, in direct mode, plain interrupts. See: TLFS, chapters 11 and 12.
+//! Microsoft's synthetic interrupt controller, whose sources are vectors with a slot for messages, and its four timers, which
+//! send such messages or, in direct mode, plain interrupts. See: TLFS, chapters 11 and 12.
 
 use super::super::cpu::Cpu;
 use super::super::cpuid::feature;
@@ -202,7 +202,8 @@ fn timers_changed(cpu: &mut Cpu) {
     cpu.events_waiting = true;
 }
 
-/// Lets the timers expire that are due. The local APIC, whose timer shares the board's, is told when the next one is; its own service follows.
+/// Lets the timers expire that are due. The local APIC, whose timer shares the board's, is told when the next one is; its own
+/// service follows.
 pub(crate) fn service_timers(cpu: &mut Cpu) {
     if !cpu.cpuid.has(feature::HV_STIMER) {
         return;

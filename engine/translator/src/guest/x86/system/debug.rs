@@ -73,7 +73,8 @@ fn kind(cpu: &Cpu, number: usize) -> u64 {
 }
 
 impl Cpu {
-    /// Says in DR6 what a #DB is for. Which breakpoints were met earlier is forgotten, as CPUs do; the rest stays until software clears it.
+    /// Says in DR6 what a #DB is for. Which breakpoints were met earlier is forgotten, as CPUs do; the rest stays until
+    /// software clears it.
     fn note_met(&mut self, met: u64) {
         self.dr6 = self.dr6 & !dr6::BREAKPOINTS | met;
     }

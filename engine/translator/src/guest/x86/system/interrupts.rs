@@ -103,8 +103,8 @@ fn enter_handler(cpu: &mut Cpu, number: u8) -> Exec {
 }
 
 /// What INIT leaves of a CPU (SDM volume 3, table 9-1): as after reset, but caches, x87, SSE and most MSRs stay. The boot
-/// processor goes to the reset vector, the others wait for a start-up. The APIC is in `state` as INIT left it. As under KVM, its own registers are
-/// as after reset and Microsoft's stay.
+/// processor goes to the reset vector, the others wait for a start-up. The APIC is in `state` as INIT left it. As under KVM,
+/// its own registers are as after reset and Microsoft's stay.
 pub(super) fn after_init(state: X86State, index: u32) -> X86State {
     let fresh = X86State::after_reset(index);
     let mut msr = state.msr;

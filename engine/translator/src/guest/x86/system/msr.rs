@@ -68,8 +68,8 @@ mod number {
 const MTRRCAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// Banks of machine-check registers; MCG_CTL is there.
 const MC_BANKS: u64 = 10;
-/// Misc enable: no branch trace storage, no PEBS. All else is kept and changes nothing: fast strings, thermal control, performance monitoring,
-/// SpeedStep, MONITOR, the limit of CPUID, xTPR messages, no-execute.
+/// Misc enable: no branch trace storage, no PEBS. All else is kept and changes nothing: fast strings, thermal control,
+/// performance monitoring, SpeedStep, MONITOR, the limit of CPUID, xTPR messages, no-execute.
 const MISC_ENABLE_ALWAYS: u64 = 1 << 11 | 1 << 12;
 const MISC_ENABLE_WRITABLE: u64 = 1 | 1 << 3 | 1 << 7 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 
@@ -285,7 +285,8 @@ fn write_msr(cpu: &mut Cpu, msr: u32, value: u64) -> Exec {
                 cpu.msr.mtrr_fixed[range] = value;
             }
             (_, Some((bank, register))) => {
-                // Control takes all ones or zeroes, but kernels leave out bits 0 and 10; status can only be cleared; address and miscellany take all.
+                // Control takes all ones or zeroes, but kernels leave out bits 0 and 10; status can only be cleared; address
+                // and miscellany take all.
                 let taken = match register {
                     0 => value == 0 || value | 1 | 1 << 10 == u64::MAX,
                     1 => value == 0,

@@ -1,5 +1,5 @@
-//! Instructions on general registers that came after the Pentium Pro: POPCNT, LZCNT, BMI1, BMI2, ADX, MOVBE, CRC32. The guest's own instruction on the host, if
-//! that has it. Operands of 16 bits are the interpreter's.
+//! Instructions on general registers that came after the Pentium Pro: POPCNT, LZCNT, BMI1, BMI2, ADX, MOVBE, CRC32. The guest's
+//! own instruction on the host, if that has it. Operands of 16 bits are the interpreter's.
 
 use super::emit::{ALL_FLAGS, Emitter, Operand};
 use super::vector::place_of;
@@ -53,7 +53,8 @@ impl Emitter<'_> {
         }
     }
 
-    /// A source operand in a register: its own, or RCX if it is in memory, or else `scratch`. Keeps flags but for a memory operand's probe.
+    /// A source operand in a register: its own, or RCX if it is in memory, or else `scratch`. Keeps flags but for a memory
+    /// operand's probe.
     fn source_register(&mut self, at: u32, scratch: R) -> Option<R> {
         Some(match self.operand(at) {
             Operand::Mem => {

@@ -1,20 +1,22 @@
 //! Translated blocks and the space they lie in.
 //!
-//! A block is a T0 trace in host code, with those that follow it where branches are not taken: up to 64 instructions in one page. It belongs to a physical page, a
-//! place in it and a mode, and can be used at any virtual address: whatever depends on that is computed from the page's offset in CS, which is kept in
-//! the CPU (`t1.page_base`).
+//! A block is a T0 trace in host code, with those that follow it where branches are not taken: up to 64 instructions in one
+//! page. It belongs to a physical page, a place in it and a mode, and can be used at any virtual address: whatever depends on
+//! that is computed from the page's offset in CS, which is kept in the CPU (`t1.page_base`).
 //!
-//! An instruction that lies in two pages is a block of its own, which belongs to both. No link may take it for granted that the second page is still the
-//! same: such a block goes on only if the jump cache names it for where it is executed, and the dispatcher enters it there when it has looked.
+//! An instruction that lies in two pages is a block of its own, which belongs to both. No link may take it for granted that the
+//! second page is still the same: such a block goes on only if the jump cache names it for where it is executed, and the
+//! dispatcher enters it there when it has looked.
 //!
 //! # Stale code
-//! Every block begins with a look at its page's `code_generation`; if it is not the one for which the block was made, the block is left at once. So a
-//! stale block needs no hunting down: links and jump caches may lead to it. A stale block whose bytes are still the same is made
-//! valid again; one that was replaced gets a jump to its successor.
+//! Every block begins with a look at its page's `code_generation`; if it is not the one for which the block was made, the block
+//! is left at once. So a stale block needs no hunting down: links and jump caches may lead to it. A stale block whose bytes are
+//! still the same is made valid again; one that was replaced gets a jump to its successor.
 //!
 //! # Spaces
-//! All vCPUs of a machine share one [`Space`]. When it is full a new, empty one takes its place; each vCPU moves over when it next comes by the dispatcher, and the
-//! last to leave frees the old one. So nothing is ever freed under a vCPU that executes it, and nobody waits.
+//! All vCPUs of a machine share one [`Space`]. When it is full a new, empty one takes its place; each vCPU moves over when it
+//! next comes by the dispatcher, and the last to leave frees the old one. So nothing is ever freed under a vCPU that executes
+//! it, and nobody waits.
 
 use super::emit::{ALL_FLAGS, Emitter, Source, field};
 use super::integer::may_keep_all_flags;
@@ -436,8 +438,8 @@ impl Space {
         self.inner.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// The valid block at a host address: its entry, and the page in which it ends, if that is another: which the caller has yet to compare.
-    /// `mark` says that code was taken from a place in a page (see `trace.rs`).
+    /// The valid block at a host address: its entry, and the page in which it ends, if that is another: which the caller has
+    /// yet to compare. `mark` says that code was taken from a place in a page (see `trace.rs`).
     pub fn find(
         &self,
         host: u64,
@@ -458,8 +460,8 @@ impl Space {
             }
             (found.page, found.start, found.bytes.len())
         };
-        // Stale, but perhaps the same bytes. As with decoding: generation, mark, bytes; a write after the mark raises the generation. No lock is
-        // held while marking, which may wait for other vCPUs.
+        // Stale, but perhaps the same bytes. As with decoding: generation, mark, bytes; a write after the mark raises the
+        // generation. No lock is held while marking, which may wait for other vCPUs.
         let read = |bytes: &mut Vec<u8>| {
             bytes.resize(len, 0);
             crate::guest::x86::trace::copy_code(page, u64::from(start), bytes);
@@ -522,7 +524,8 @@ impl Space {
         heat.target
     }
 
-    /// A region is wanted in place of the block at a host address, if there is one and nobody has asked before: its key, and what must be known of it.
+    /// A region is wanted in place of the block at a host address, if there is one and nobody has asked before: its key, and
+    /// what must be known of it.
     pub fn want_region(&self, host: u64, key: u8) -> Option<(u64, Wanted)> {
         let mut inner = self.lock();
         let key = block_key(host, key);

@@ -2,10 +2,11 @@
 //! into the interpreter, ways out.
 //!
 //! # Flags
-//! The guest's six arithmetic flags are the host's own while they can be ([`FlagsAt::Host`]), and otherwise packed in the CPU's state
-//! ([`FlagsAt::State`]): LAHF's byte in bits 8–15, OF in bit 0. At every block's start and end they are in the state. Whoever is about to spoil the host's
-//! flags calls [`Emitter::spoil_flags`], which saves them if anybody still wants them: a later instruction of the block, whatever
-//! follows the block, or the frame of a fault that this or a later instruction may raise.
+//! The guest's six arithmetic flags are the host's own while they can be ([`FlagsAt::Host`]), and otherwise packed in the CPU's
+//! state ([`FlagsAt::State`]): LAHF's byte in bits 8–15, OF in bit 0. At every block's start and end they are in the state.
+//! Whoever is about to spoil the host's flags calls [`Emitter::spoil_flags`], which saves them if anybody still wants them: a
+//! later instruction of the block, whatever follows the block, or the frame of a fault that this or a later instruction may
+//! raise.
 
 use super::block::{BlockInfo, Heat, Link, Relative, Site, Sites, leave};
 use super::flow::Target;
@@ -158,7 +159,8 @@ pub(super) struct Emitter<'a> {
     /// Which of them is being translated.
     pub at: usize,
     pub flags: FlagsAt,
-    /// How many instructions there are up to the last that uses vector registers: until then they are resident, those that any of them wants.
+    /// How many instructions there are up to the last that uses vector registers: until then they are resident, those that any
+    /// of them wants.
     vectors_until: usize,
     vectors: Residency,
     /// Where that is done at the block's start if it is to be done, and what comes behind.
@@ -361,7 +363,8 @@ impl<'a> Emitter<'a> {
 
     // ---- x87 and vectors ---------------------------------------------------------------------------------------
 
-    /// At the block's start, before vector registers: the x87 state is brought to the host if the block uses it. The guest's flags are in the state.
+    /// At the block's start, before vector registers: the x87 state is brought to the host if the block uses it. The guest's
+    /// flags are in the state.
     pub fn want_x87(&mut self) {
         if self.x87_until != 0 {
             let (fill, resume) = (self.asm.label(), self.asm.label());
@@ -508,7 +511,8 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// A register operand that is written without being read, all 64 bits of it: its own register, or RDX. [`Emitter::commit`] follows.
+    /// A register operand that is written without being read, all 64 bits of it: its own register, or RDX. [`Emitter::commit`]
+    /// follows.
     pub fn whole(&self, number: u8) -> R {
         self.pinned(number).unwrap_or(R::Dx)
     }
@@ -557,7 +561,8 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Puts the offset that the memory operand names into RAX; spoils RCX. Keeps flags. Says `None` (and writes nothing) for what it does not know.
+    /// Puts the offset that the memory operand names into RAX; spoils RCX. Keeps flags. Says `None` (and writes nothing) for
+    /// what it does not know.
     pub fn address(&mut self) -> Option<()> {
         let w = self.address_width()?;
         if let Some(mem) = self.plain_address() {
@@ -592,8 +597,8 @@ impl<'a> Emitter<'a> {
         Some(())
     }
 
-    /// Probes the TLB for the memory operand: the hot path goes on with the operand at the address given, made of RCX and of RAX or a register that holds a
-    /// guest's. Spoils RAX, RDX and the host's flags.
+    /// Probes the TLB for the memory operand: the hot path goes on with the operand at the address given, made of RCX and of
+    /// RAX or a register that holds a guest's. Spoils RAX, RDX and the host's flags.
     pub fn memory(&mut self, write: bool, bytes: u8) -> Option<Mem> {
         self.operand_memory(write, bytes, 1)
     }
@@ -657,8 +662,8 @@ impl<'a> Emitter<'a> {
         Mem::sum(R::Cx, at)
     }
 
-    /// The same: leaves in RCX what makes the host address of a linear one. Spoils RDX and the host's flags, but not RAX. A page that the
-    /// second level of the TLB knows is entered, out of the way.
+    /// The same: leaves in RCX what makes the host address of a linear one. Spoils RDX and the host's flags, but not RAX. A
+    /// page that the second level of the TLB knows is entered, out of the way.
     pub fn look(&mut self, write: bool, bytes: i32, alignment: i32, otherwise: Label, at: R) {
         let (label, found, kind) = (self.asm.label(), self.asm.label(), refill::kind(self.class(), write));
         self.misses.push(Miss { label, found, otherwise, kind });
@@ -791,7 +796,8 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// A cold path for the current instruction: the label to jump to, with flags in the state (or to be computed again) and no register changed.
+    /// A cold path for the current instruction: the label to jump to, with flags in the state (or to be computed again) and no
+    /// register changed.
     pub fn cold_path(&mut self) -> Label {
         self.cold_path_of(1)
     }
@@ -934,7 +940,8 @@ impl<'a> Emitter<'a> {
         self.asm.jmp_to(stub);
     }
 
-    /// Looks at the attention word: if it is wanted, translated code is left and goes on at a place in this page. Spoils RAX and flags.
+    /// Looks at the attention word: if it is wanted, translated code is left and goes on at a place in this page. Spoils RAX
+    /// and flags.
     pub fn poll(&mut self, target: u32) {
         let wanted = self.exit(false, target << leave::SHIFT | leave::POLL);
         self.asm.load(W::B8, R::Ax, state(field!(t1.attention)));
@@ -1009,8 +1016,8 @@ impl<'a> Emitter<'a> {
         asm.jcc(Cond::NE, miss);
     }
 
-    /// At the start of a block that lies in two pages: it is left unless the jump cache names it. Whoever enters it there has seen that the second page is
-    /// the right one, and mappings that change take it out. Spoils RAX, RCX, RDX and flags.
+    /// At the start of a block that lies in two pages: it is left unless the jump cache names it. Whoever enters it there has
+    /// seen that the second page is the right one, and mappings that change take it out. Spoils RAX, RCX, RDX and flags.
     pub fn check_second_page(&mut self) {
         let start = self.sources[0].start;
         let unknown = self.exit(false, start << leave::SHIFT | leave::CROSSING);

@@ -1,6 +1,6 @@
-//! SYSCALL and SYSRET of 64-bit code: the ring changes, and with it the mode's key, and what the CPU derives from both. The rest of the key stays, for it does not depend
-//! on the ring. What kernels do not do is the interpreter's: a mask that leaves arithmetic flags or AC set, a return to AC, TF or an interrupt
-//! that waits.
+//! SYSCALL and SYSRET of 64-bit code: the ring changes, and with it the mode's key, and what the CPU derives from both. The
+//! rest of the key stays, for it does not depend on the ring. What kernels do not do is the interpreter's: a mask that leaves
+//! arithmetic flags or AC set, a return to AC, TF or an interrupt that waits.
 //! See: Intel SDM volume 2, "SYSCALL", "SYSRET".
 
 use super::emit::{Emitter, FlagsAt, field, packed_flags, state};

@@ -1,5 +1,5 @@
-//! Near transfers. Within the page they are links; elsewhere the jump cache is asked, and what it does not know the interpreter does, with all
-//! checks that a transfer has.
+//! Near transfers. Within the page they are links; elsewhere the jump cache is asked, and what it does not know the interpreter
+//! does, with all checks that a transfer has.
 
 use super::emit::{Emitter, FlagsAt, Operand, field, state};
 use super::integer::condition;
@@ -225,8 +225,8 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// A run of PUSHes of registers and immediates, or of POPs to registers, with one look at the TLB: how many instructions were written; 0 if there is
-    /// no such run.
+    /// A run of PUSHes of registers and immediates, or of POPs to registers, with one look at the TLB: how many instructions
+    /// were written; 0 if there is no such run.
     pub fn stack_group(&mut self) -> usize {
         let w = self.pointer();
         let bytes = i32::from(w.bytes());

@@ -1,5 +1,6 @@
-//! Gathers: each element by a look at the TLB of its own. Nothing is committed before the last of them has been found: whatever a look does not find the interpreter
-//! does, from the first element on. So a fault leaves the elements before it loaded and their mask clear, as the hardware does.
+//! Gathers: each element by a look at the TLB of its own. Nothing is committed before the last of them has been found: whatever
+//! a look does not find the interpreter does, from the first element on. So a fault leaves the elements before it loaded and
+//! their mask clear, as the hardware does.
 //!
 //! No vector register is scratch, so the two that are written hold what has been loaded so far, and get back what they were before the
 //! interpreter looks at them.
@@ -97,7 +98,8 @@ impl Emitter<'_> {
         let wide = form.element == W::B8;
         let long = form.count > form.half();
         let (some, done) = (self.asm.label(), self.asm.label());
-        // VMOVMSKPS or VMOVMSKPD: usually all elements are wanted. Where there are fewer than the mask has room for, the rest of it says nothing.
+        // VMOVMSKPS or VMOVMSKPD: usually all elements are wanted. Where there are fewer than the mask has room for, the rest
+        // of it says nothing.
         let prefix = u8::from(wide);
         self.asm.vex(Vex { prefix, map: 1, wide: false, long }, 0x50, R::Ax as u8, 0, Rm::Vector(mask), None);
         if form.count < form.half() {

@@ -632,7 +632,8 @@ impl Emitter<'_> {
         Some(())
     }
 
-    /// Makes the host's flags such that the condition can be asked; the condition to ask. Spoils RAX unless the guest's flags are the host's.
+    /// Makes the host's flags such that the condition can be asked; the condition to ask. Spoils RAX unless the guest's flags
+    /// are the host's.
     pub fn ask(&mut self, cond: Cond) -> Cond {
         if self.flags != FlagsAt::State {
             // Computed again, if that is where they are.

@@ -1,12 +1,12 @@
-//! Jump caches: where translated code finds the code of an offset in CS by itself. What is in one is true without further looks: what is not any more
-//! is taken out before translated code runs again.
+//! Jump caches: where translated code finds the code of an offset in CS by itself. What is in one is true without further
+//! looks: what is not any more is taken out before translated code runs again.
 //!
-//! There is a table for each mode's key. Those of ring 0 hold for all address spaces, for kernels are mapped in all of them: only what lies in pages that
-//! are not global goes when another one is entered. Those of ring 3 are of one address space; a few are kept beside the current one's, so that
-//! processes that take turns find theirs again.
+//! There is a table for each mode's key. Those of ring 0 hold for all address spaces, for kernels are mapped in all of them:
+//! only what lies in pages that are not global goes when another one is entered. Those of ring 3 are of one address space; a
+//! few are kept beside the current one's, so that processes that take turns find theirs again.
 //!
-//! What none of them knows is looked for by its place in host memory, which is the same for all address spaces ([`JumpCaches::find_place`]), and only
-//! then in the table that all vCPUs share.
+//! What none of them knows is looked for by its place in host memory, which is the same for all address spaces
+//! ([`JumpCaches::find_place`]), and only then in the table that all vCPUs share.
 
 use super::CLASS;
 use super::KEYS;

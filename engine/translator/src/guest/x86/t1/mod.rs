@@ -1,6 +1,7 @@
-//! Tier 1: hot traces as host code. x86-64 hosts run x86 guests' integer, SSE, x87 and MMX instructions as what they are: the same instruction on registers that hold
-//! the guest's, with the host's own flags. What is not translated, and whatever is rare (a TLB miss, a fault, a device), the interpreter does
-//! for one instruction, inside the block: the *bail rule* of the plan. So every instruction can be in a block, and every exception is the interpreter's.
+//! Tier 1: hot traces as host code. x86-64 hosts run x86 guests' integer, SSE, x87 and MMX instructions as what they are: the
+//! same instruction on registers that hold the guest's, with the host's own flags. What is not translated, and whatever is rare
+//! (a TLB miss, a fault, a device), the interpreter does for one instruction, inside the block: the *bail rule* of the plan. So
+//! every instruction can be in a block, and every exception is the interpreter's.
 //!
 //! * `block.rs`: blocks, the space they share, how they go stale.
 //! * `emit.rs`: the frame of a block: registers, flags, memory, ways out.
@@ -13,12 +14,13 @@
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
 //! # What is translated
-//! Traces that have run often enough ([`crate::TranslatorOptions::hot`]), in 64-bit code and in 32-bit code with flat segments. 16-bit code, segments with bases or limits,
-//! alignment checks, single steps, breakpoints and interrupt shadows stay with the interpreter, and so do machines whose clock counts instructions: those
-//! need to stop at every instruction that a timer names.
+//! Traces that have run often enough ([`crate::TranslatorOptions::hot`]), in 64-bit code and in 32-bit code with flat segments.
+//! 16-bit code, segments with bases or limits, alignment checks, single steps, breakpoints and interrupt shadows stay with the
+//! interpreter, and so do machines whose clock counts instructions: those need to stop at every instruction that a timer names.
 //!
 //! # Time and attention
-//! Translated code looks at the attention word at every backward and every indirect transfer, so it is never deaf for longer than a page of code takes.
+//! Translated code looks at the attention word at every backward and every indirect transfer, so it is never deaf for longer
+//! than a page of code takes.
 
 mod bits;
 mod block;
@@ -66,8 +68,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 /// Most instructions of a block.
 const MOST_INSTRUCTIONS: usize = 64;
-/// Parts of a mode's key: the class of memory accesses, 64-bit code, and SSE instructions that raise nothing by themselves: CR0 and CR4 let them
-/// run, and MXCSR masks all exceptions.
+/// Parts of a mode's key: the class of memory accesses, 64-bit code, and SSE instructions that raise nothing by themselves: CR0
+/// and CR4 let them run, and MXCSR masks all exceptions.
 const CLASS: u8 = 3;
 const WIDE: u8 = 4;
 const VECTOR: u8 = 8;
@@ -531,8 +533,8 @@ fn happening(reason: u32) -> Happening {
     }
 }
 
-/// Called by translated code: the interpreter executes one instruction. Zero: the block goes on behind it. What fits in 32 bits is why translated code
-/// is left; all else is the address of the code to go on with.
+/// Called by translated code: the interpreter executes one instruction. Zero: the block goes on behind it. What fits in 32 bits
+/// is why translated code is left; all else is the address of the code to go on with.
 ///
 /// A panic does not unwind through translated code: it waits in the CPU until that has been left.
 extern "sysv64" fn interpret_one(cpu: *mut Cpu, site: *const Site) -> u64 {

@@ -1,9 +1,10 @@
-//! Memory operands off the same base register share a look at the TLB: the first of them asks for the page of all, and keeps what turns its linear addresses
-//! into host addresses in the CPU (`t1.pages`); the others find it there. Where all of them do not lie in one page, or the page is not to be had for all, each
-//! asks for itself, out of the way.
+//! Memory operands off the same base register share a look at the TLB: the first of them asks for the page of all, and keeps
+//! what turns its linear addresses into host addresses in the CPU (`t1.pages`); the others find it there. Where all of them do
+//! not lie in one page, or the page is not to be had for all, each asks for itself, out of the way.
 //!
-//! What is kept holds to the end of the block, as long as the register does: a mapping changes only by instructions that end the block or that
-//! are interpreted in it, behind which nothing is kept; and what other CPUs want revoked waits for this one's next poll.
+//! What is kept holds to the end of the block, as long as the register does: a mapping changes only by instructions that end
+//! the block or that are interpreted in it, behind which nothing is kept; and what other CPUs want revoked waits for this one's
+//! next poll.
 
 use super::block::is_plain;
 use super::emit::{Emitter, Source, field, state};

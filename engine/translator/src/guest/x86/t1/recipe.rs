@@ -1,5 +1,5 @@
-//! Flags that nobody will look at unless something faults first: instead of being saved before each memory access they are computed again in the
-//! cold path, from the registers of the instruction that set them.
+//! Flags that nobody will look at unless something faults first: instead of being saved before each memory access they are
+//! computed again in the cold path, from the registers of the instruction that set them.
 
 use super::block::is_plain;
 use super::emit::{ALL_FLAGS, Source};
@@ -58,8 +58,8 @@ impl Recipe {
         }
     }
 
-    /// Whether nobody looks at the flags from instruction `now` on until they are all set anew, and the registers stay what they were behind
-    /// instruction `made` until then.
+    /// Whether nobody looks at the flags from instruction `now` on until they are all set anew, and the registers stay what
+    /// they were behind instruction `made` until then.
     pub fn lasts(&self, sources: &[Source], made: usize, now: usize) -> bool {
         if !sources[made + 1..now].iter().all(|source| self.survives(source)) {
             return false;

@@ -1,19 +1,23 @@
-//! The optimising tier as this guest sees it: when a loop is hot enough to become a region, what a region's code finds where, and how it takes the place of a block.
+//! The optimising tier as this guest sees it: when a loop is hot enough to become a region, what a region's code finds where,
+//! and how it takes the place of a block.
 //!
-//! A region is the code of one page at one offset in CS. Its way in is that of the block at its first instruction: `jmp region` stands there instead of the block's first
-//! instruction, so links and jump caches lead to the region without knowing of it. Like a block it begins with a look at the page's generation and at `t1.page_base`; if either is not what
-//! it was made for, the block runs instead, and so it does when something rare happens in the region's very first instruction. Elsewhere a bail goes on with the block at
-//! the instruction in question. All ways out poll, so no cycle of regions and blocks is deaf. A region with vector instructions has the registers resident from its way in to
-//! wherever it is left.
+//! A region is the code of one page at one offset in CS. Its way in is that of the block at its first instruction: `jmp region`
+//! stands there instead of the block's first instruction, so links and jump caches lead to the region without knowing of it.
+//! Like a block it begins with a look at the page's generation and at `t1.page_base`; if either is not what it was made for,
+//! the block runs instead, and so it does when something rare happens in the region's very first instruction. Elsewhere a bail
+//! goes on with the block at the instruction in question. All ways out poll, so no cycle of regions and blocks is deaf. A
+//! region with vector instructions has the registers resident from its way in to wherever it is left.
 //!
 //! # What is compiled
-//! A block that loops have jumped back to often ([`Tier2Options::threshold`]) becomes the region of the outermost loop around it that fits and whose head is a block too, with all loops
-//! inside and nothing else: [`Flow::loops_around`]. So a nest of loops is entered by its head and its inner loops can be treated as such. If the way never leads by that head, the counter, which
-//! goes on, asks for a loop further in.
+//! A block that loops have jumped back to often ([`Tier2Options::threshold`]) becomes the region of the outermost loop around
+//! it that fits and whose head is a block too, with all loops inside and nothing else: [`Flow::loops_around`]. So a nest of
+//! loops is entered by its head and its inner loops can be treated as such. If the way never leads by that head, the counter,
+//! which goes on, asks for a loop further in.
 //!
 //! # Publishing
-//! A thread of the machine ([`Compiler`]) works on a copy of the page. What it has made a vCPU publishes: it looks at the generation, marks all of the region's bytes as code, compares them with those
-//! that were compiled, and only then points the block at it. A write before the mark shows in the bytes; one after it raises the generation.
+//! A thread of the machine ([`Compiler`]) works on a copy of the page. What it has made a vCPU publishes: it looks at the
+//! generation, marks all of the region's bytes as code, compares them with those that were compiled, and only then points the
+//! block at it. A write before the mark shows in the bytes; one after it raises the generation.
 
 use super::block::{BlockInfo, Link, Space, leave};
 use super::emit::{Emitter, field, state};
@@ -48,7 +52,8 @@ const QUEUE: usize = 64;
 const SHARE: u32 = 7;
 /// Bails after which a look is taken at whether a region is worth it …
 pub(super) const BAILS: i32 = 1000;
-/// … and in what time they may happen. One costs about 50 ns; a loop over memory has one for each page that it comes to, and is worth it.
+/// … and in what time they may happen. One costs about 50 ns; a loop over memory has one for each page that it comes to, and is
+/// worth it.
 const BAIL_TIME: Duration = Duration::from_micros(100);
 /// Most guest instructions of a loop that is compiled with those in it.
 const MOST_IN_LOOP: usize = 250;
@@ -352,7 +357,8 @@ fn compile(request: Request) -> Outcome {
     Outcome { compiled, spent: began.elapsed() }
 }
 
-/// Forms the region of a request: that of the outermost loop around the block that fits and whose head has a block too, which the request then is for.
+/// Forms the region of a request: that of the outermost loop around the block that fits and whose head has a block too, which
+/// the request then is for.
 fn form(request: &mut Request) -> Result<Region, NoRegion> {
     let (entry, page_base) = (request.page_base + u64::from(request.start), request.page_base);
     let bytes = |page: u64| (page == page_base).then_some(&*request.bytes);
@@ -374,7 +380,8 @@ fn form(request: &mut Request) -> Result<Region, NoRegion> {
 }
 
 impl Request {
-    /// Makes it one for the head of a loop around its block, if that has a block and nobody has asked for it. Its own may then be asked for again.
+    /// Makes it one for the head of a loop around its block, if that has a block and nobody has asked for it. Its own may then
+    /// be asked for again.
     fn move_to(&mut self, of: &LoopAround) -> bool {
         let start = (of.head & !PAGE_MASK) as u32;
         let Some((block, wanted)) = self.space.want_region(self.page.first as u64 + u64::from(start), self.key) else {
@@ -418,7 +425,8 @@ fn place(start: u32, pc: u64) -> u32 {
     start.wrapping_add(pc as u32) & !PAGE_MASK as u32
 }
 
-/// What stands before a region's blocks: the block's own first instruction and a jump to what follows it there, for those who cannot run the region; then the way in.
+/// What stands before a region's blocks: the block's own first instruction and a jump to what follows it there, for those who
+/// cannot run the region; then the way in.
 fn begin<'a>(
     request: &'a Request,
     region: &'a Region,

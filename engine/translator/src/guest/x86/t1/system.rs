@@ -1,6 +1,6 @@
-//! Instructions that kernels execute on every way in and out: CLI, STI, STAC, CLAC, SWAPGS, PUSHF, CLD, fences, PAUSE, and MOV from segment and control registers.
-//! They look at or change a few words of the CPU's state; the rings
-//! between 0 and 3, SMAP switched off, and STI while an interrupt waits are the interpreter's.
+//! Instructions that kernels execute on every way in and out: CLI, STI, STAC, CLAC, SWAPGS, PUSHF, CLD, fences, PAUSE, and MOV
+//! from segment and control registers. They look at or change a few words of the CPU's state; the rings between 0 and 3, SMAP
+//! switched off, and STI while an interrupt waits are the interpreter's.
 
 use super::emit::{Emitter, FlagsAt, Operand, field, packed_flags, state};
 use crate::guest::x86::cpu::{Span, cr4, seg};

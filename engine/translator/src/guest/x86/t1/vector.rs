@@ -1,9 +1,11 @@
-//! Vector instructions: the guest's own instruction on the host, on the same registers, which are resident (see [`crate::host::x64::vectors`]). General registers
-//! are where the guest's are held, memory operands where the TLB probe found them.
+//! Vector instructions: the guest's own instruction on the host, on the same registers, which are resident (see
+//! [`crate::host::x64::vectors`]). General registers are where the guest's are held, memory operands where the TLB probe found
+//! them.
 //!
-//! The mode's key says that CR0 and CR4 let SSE instructions run and that MXCSR masks all six exceptions ([`super::VECTOR`]); without that the
-//! interpreter has them. So nothing in here raises anything but what a memory operand raises, which is the cold path's. Loads and stores of MXCSR and the
-//! mask move stay with the interpreter. MMX instructions are written here, too, but it is `x87.rs` that says which and when.
+//! The mode's key says that CR0 and CR4 let SSE instructions run and that MXCSR masks all six exceptions ([`super::VECTOR`]);
+//! without that the interpreter has them. So nothing in here raises anything but what a memory operand raises, which is the
+//! cold path's. Loads and stores of MXCSR and the mask move stay with the interpreter. MMX instructions are written here, too,
+//! but it is `x87.rs` that says which and when.
 
 use super::emit::{ALL_FLAGS, Emitter, Operand};
 use super::gather;
@@ -89,7 +91,8 @@ pub(super) fn place_of(instruction: &Instruction, at: u32) -> Place {
     Place::of(instruction.code().op_code().op_kind(at))
 }
 
-/// A vector instruction with RAX as its general register, or as the address of its memory operand: for tests, which execute it by the interpreter.
+/// A vector instruction with RAX as its general register, or as the address of its memory operand: for tests, which execute it
+/// by the interpreter.
 pub(in super::super) fn with_accumulator(native: &Native, has_memory: bool, sets: &InstructionSets) -> Op {
     let mut operands = Operands::of(native);
     let accumulator = if has_memory { Rm::Mem(Mem::at(R::Ax, 0)) } else { R::Ax.into() };

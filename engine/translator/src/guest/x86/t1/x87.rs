@@ -1,19 +1,22 @@
 //! x87 and MMX instructions: the guest's own, on the host's x87, which then holds the guest's whole x87 state.
 //!
 //! # Where the state is
-//! In the CPU, or in the host ([`super::Translator::x87_in_host`]). A block with x87 or MMX instructions tests that at its start and has it brought if need be; it stays
-//! over calls of the interpreter and from block to block. It goes back to the CPU before anything looks at it or might disturb it: handlers of x87, MMX, FXSAVE, …
-//! instructions ([`touches_x87`]), the board's code ([`Cpu::io`]), and everything that comes after translated code has been left.
+//! In the CPU, or in the host ([`super::Translator::x87_in_host`]). A block with x87 or MMX instructions tests that at its
+//! start and has it brought if need be; it stays over calls of the interpreter and from block to block. It goes back to the CPU
+//! before anything looks at it or might disturb it: handlers of x87, MMX, FXSAVE, … instructions ([`touches_x87`]), the board's
+//! code ([`Cpu::io`]), and everything that comes after translated code has been left.
 //!
 //! # Exceptions
-//! The mode's key says that CR0 lets x87 instructions run and that the control word masks all six exceptions ([`super::X87`]); without that the
-//! interpreter has them. So nothing in here raises anything but what a memory operand raises, which is the cold path's, and nothing can be pending.
+//! The mode's key says that CR0 lets x87 instructions run and that the control word masks all six exceptions ([`super::X87`]);
+//! without that the interpreter has them. So nothing in here raises anything but what a memory operand raises, which is the
+//! cold path's, and nothing can be pending.
 //!
 //! # Pointers
-//! The guest's instruction and data pointers are not those of the host, so translated code keeps them: the data pointer at each memory operand, the rest of them as
-//! a [`Note`], written when the block ends or somebody may look.
+//! The guest's instruction and data pointers are not those of the host, so translated code keeps them: the data pointer at each
+//! memory operand, the rest of them as a [`Note`], written when the block ends or somebody may look.
 //!
-//! Environments, FNINIT, FFREE and the mask move stay with the interpreter. MMX instructions have the shapes of vector instructions and are written by `vector.rs`.
+//! Environments, FNINIT, FFREE and the mask move stay with the interpreter. MMX instructions have the shapes of vector
+//! instructions and are written by `vector.rs`.
 
 use super::emit::{ALL_FLAGS, Emitter, field, state};
 use super::{VECTOR, X87};
@@ -155,7 +158,8 @@ fn stores(mnemonic: Mnemonic) -> bool {
 }
 
 impl Emitter<'_> {
-    /// Translates the current instruction if it is an x87 instruction or EMMS. `None`: it is not (other MMX instructions are `vector.rs`'s), or not in this mode.
+    /// Translates the current instruction if it is an x87 instruction or EMMS. `None`: it is not (other MMX instructions are
+    /// `vector.rs`'s), or not in this mode.
     pub fn x87(&mut self) -> Option<()> {
         use Mnemonic::*;
         let source = self.source();

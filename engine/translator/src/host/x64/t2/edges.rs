@@ -94,7 +94,8 @@ impl<W_: Ways> Emitter<'_, W_> {
         Ok(moves)
     }
 
-    /// Says what is where at a block's start: as it is now, with parameters in the place of their arguments where these are not wanted any more.
+    /// Says what is where at a block's start: as it is now, with parameters in the place of their arguments where these are not
+    /// wanted any more.
     fn settle(&mut self, edge: &Edge, to: BlockId) -> Result<(), Refused> {
         let target = to as usize;
         let region = self.region;

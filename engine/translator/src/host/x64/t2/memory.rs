@@ -162,7 +162,8 @@ impl<W_: Ways> Emitter<'_, W_> {
 
     // ---- The TLB -----------------------------------------------------------------------------------------------
 
-    /// Looks for the page in which the bytes around an address lie. The host says "equal" if the table has it; then `entry` is the entry's distance in it and `page` the page's address.
+    /// Looks for the page in which the bytes around an address lie. The host says "equal" if the table has it; then `entry` is
+    /// the entry's distance in it and `page` the page's address.
     fn look_up(&mut self, address: R, entry: R, page: R, span: Span, writes: bool) {
         let table = self.frame.tables[usize::from(writes)];
         if span.low == 0 && self.frame.bmi2 {

@@ -1,7 +1,7 @@
 //! The optimising tier's back end: a region ([`crate::ir::region`]) becomes code of an x86-64 host.
 //!
-//! It knows nothing of any guest. A [`Frame`] says where the guest's slots, flags and tables are, [`Ways`] writes what is done where the region is left;
-//! there everything is where the block translator has it, so that code of both links.
+//! It knows nothing of any guest. A [`Frame`] says where the guest's slots, flags and tables are, [`Ways`] writes what is done
+//! where the region is left; there everything is where the block translator has it, so that code of both links.
 //!
 //! * `plan.rs`: how flags are delivered, and how far away each value's next use is.
 //! * `registers.rs`: which values are in registers, and whom to evict.
@@ -10,10 +10,11 @@
 //! * `leave.rs`: bails and exits, all of them out of the way.
 //!
 //! # Registers
-//! Blocks are written in order, in one walk in which values get registers as they are needed: of fourteen, all but RSP and RBP. Where none is free the value whose next use is
-//! farthest away goes to its cell in memory (constants go nowhere: they are made again). What a block finds where is settled by the first edge
-//! that leads to it; the others move values there. A value that turns out not to fit is stored where it is defined, and a value that a loop has no room for enters it in memory:
-//! both are known only afterwards, so the region is written again, a few times at most, with what has been learnt ([`Lessons`]).
+//! Blocks are written in order, in one walk in which values get registers as they are needed: of fourteen, all but RSP and RBP.
+//! Where none is free the value whose next use is farthest away goes to its cell in memory (constants go nowhere: they are made
+//! again). What a block finds where is settled by the first edge that leads to it; the others move values there. A value that
+//! turns out not to fit is stored where it is defined, and a value that a loop has no room for enters it in memory: both are
+//! known only afterwards, so the region is written again, a few times at most, with what has been learnt ([`Lessons`]).
 
 mod edges;
 mod leave;
@@ -153,8 +154,8 @@ struct Emitter<'a, W: Ways> {
 /// Most times that a region is written for what the last time taught.
 const ROUNDS: usize = 6;
 
-/// Writes the code of a region in SSA form, all passes done. `begin` gives where it goes, behind whatever has been put there before; it is called for each time that
-/// the region is written.
+/// Writes the code of a region in SSA form, all passes done. `begin` gives where it goes, behind whatever has been put there
+/// before; it is called for each time that the region is written.
 ///
 /// # Errors
 /// When there is something in it that is not known, or too much of it.
@@ -174,7 +175,8 @@ pub(crate) fn emit<W: Ways>(region: &Region, frame: &Frame, mut begin: impl FnMu
     unreachable!("the loop ends by itself")
 }
 
-/// For each slot with a register the value that it holds at the entry: the parameter that brings it, or one of its own behind all values of the region.
+/// For each slot with a register the value that it holds at the entry: the parameter that brings it, or one of its own behind
+/// all values of the region.
 fn untouched(region: &Region, frame: &Frame) -> Result<Vec<Val>, Refused> {
     let first = region.insts.len() as u32;
     let mut values: Vec<Val> = frame

@@ -1,4 +1,5 @@
-//! Moves that happen all at once: what an edge or an exit asks for. Registers and cells of memory are both places; the host's flags stay as they are.
+//! Moves that happen all at once: what an edge or an exit asks for. Registers and cells of memory are both places; the host's
+//! flags stay as they are.
 
 use crate::host::x64::asm::{Asm, Mem, R, W};
 
@@ -29,7 +30,8 @@ pub(super) fn cell(distance: i32) -> Mem {
     Mem::at(R::Bp, distance)
 }
 
-/// Writes moves so that each takes what its source held before all of them. No two go to the same place. Nothing else is changed, flags included.
+/// Writes moves so that each takes what its source held before all of them. No two go to the same place. Nothing else is
+/// changed, flags included.
 pub(super) fn write(asm: &mut Asm, moves: &[Move]) {
     let mut constants = Vec::new();
     let mut left = Vec::with_capacity(moves.len());

@@ -1,5 +1,5 @@
-//! Vector instructions: the guest's own, on the registers that they name, which are the guest's as well. What they share with the region are addresses, integers
-//! and flags.
+//! Vector instructions: the guest's own, on the registers that they name, which are the guest's as well. What they share with
+//! the region are addresses, integers and flags.
 
 use super::plan::Delivery;
 use super::{Emitter, Refused, Ways};

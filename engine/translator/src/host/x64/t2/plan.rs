@@ -1,10 +1,10 @@
-//! What must be known of a region before its code is written: how each token of flags is delivered, which conditions are never values, and how
-//! far away the next use of each value is.
+//! What must be known of a region before its code is written: how each token of flags is delivered, which conditions are never
+//! values, and how far away the next use of each value is.
 //!
 //! # Flags
-//! A token whose `need` is empty costs nothing on the way: whoever leaves recovers it from its [`Recipe`]. The others are delivered in one of three ways
-//! ([`Delivery`]): left in the host's flags, when nothing between the instruction and all who ask touches these; computed again by one
-//! instruction; or packed into a word that is a value like others.
+//! A token whose `need` is empty costs nothing on the way: whoever leaves recovers it from its [`Recipe`]. The others are
+//! delivered in one of three ways ([`Delivery`]): left in the host's flags, when nothing between the instruction and all who
+//! ask touches these; computed again by one instruction; or packed into a word that is a value like others.
 
 use super::Refused;
 use super::retired::Retired;

@@ -309,7 +309,8 @@ impl<W_: Ways> Emitter<'_, W_> {
         Ok(register)
     }
 
-    /// A certain register with a copy of a value that the current instruction will spoil. `keep`: another of its operands is the same value.
+    /// A certain register with a copy of a value that the current instruction will spoil. `keep`: another of its operands is
+    /// the same value.
     pub(super) fn copy_into(&mut self, register: R, value: Val, keep: bool) -> Result<(), Refused> {
         let value = self.plan.root(value);
         if self.state.value_in(register) != value {

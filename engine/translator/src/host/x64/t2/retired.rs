@@ -1,5 +1,6 @@
-//! The count of retired guest instructions, with few additions to it: a block leaves it to those behind it to add what it has retired, as long as all who come to a place have the same
-//! amount to bring; ways out of a loop bring what they have more. Nothing is left at the heads of loops.
+//! The count of retired guest instructions, with few additions to it: a block leaves it to those behind it to add what it has
+//! retired, as long as all who come to a place have the same amount to bring; ways out of a loop bring what they have more.
+//! Nothing is left at the heads of loops.
 
 use crate::ir::region::{BlockId, Region, RegionBlock};
 
@@ -23,7 +24,8 @@ impl Retired {
     /// Of a region whose blocks are in reverse postorder.
     pub fn plan(region: &Region) -> Self {
         let count = region.blocks.len();
-        // The ends of blocks come behind the starts: places from one of which an edge leads to the other have the same amount, and one name.
+        // The ends of blocks come behind the starts: places from one of which an edge leads to the other have the same amount,
+        // and one name.
         let mut names: Vec<usize> = (0..2 * count).collect();
         let mut is_head = vec![false; count];
         let leaves_loop = |from: &RegionBlock, to: BlockId| region.blocks[to as usize].depth < from.depth;

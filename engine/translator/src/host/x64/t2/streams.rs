@@ -1,9 +1,11 @@
-//! Streams: accesses of a loop that stay in one page for many rounds. Each keeps the page that it met last and what makes host addresses there in two cells, and asks the
-//! TLB only where it has left that page. So the host address does not wait for a look into a table, and the look costs less.
+//! Streams: accesses of a loop that stay in one page for many rounds. Each keeps the page that it met last and what makes host
+//! addresses there in two cells, and asks the TLB only where it has left that page. So the host address does not wait for a
+//! look into a table, and the look costs less.
 //!
-//! A probe *asks* its stream if its address moves by steps: it is made of parameters to which constants or what does not change in the loop are added. All probes of the same guest
-//! instruction that want the same rights belong to one stream. Those that do not ask (that of a loop's first round, which stands before it) tell it what they have found.
-//! What a cell says holds as long as any addend does: until the region is left.
+//! A probe *asks* its stream if its address moves by steps: it is made of parameters to which constants or what does not change
+//! in the loop are added. All probes of the same guest instruction that want the same rights belong to one stream. Those that
+//! do not ask (that of a loop's first round, which stands before it) tell it what they have found. What a cell says holds as
+//! long as any addend does: until the region is left.
 
 use super::plan::Plan;
 use crate::ir::region::{BlockId, Loops, PROBE_WRITE, Region};
@@ -104,8 +106,8 @@ impl<'a> Steps<'a> {
         Self { region, loops: Loops::find(region), home, handed }
     }
 
-    /// Whether an address that is looked up in a block moves by steps in the innermost loop around that. One that does not move at all is no stream: its probe stands before the loop, or
-    /// something between has made that impossible.
+    /// Whether an address that is looked up in a block moves by steps in the innermost loop around that. One that does not move
+    /// at all is no stream: its probe stands before the loop, or something between has made that impossible.
     fn is_stepped(&self, block: BlockId, address: Val) -> bool {
         let around = self.loops.loops.iter().find(|of| of.blocks.contains(&block));
         around.is_some_and(|of| {

@@ -1,5 +1,5 @@
-//! Removes what nobody uses: instructions without effect, loads that cannot fail, and parameters, whose values neither code nor the states of exits and of
-//! snapshots that are left mention.
+//! Removes what nobody uses: instructions without effect, loads that cannot fail, and parameters, whose values neither code nor
+//! the states of exits and of snapshots that are left mention.
 
 use super::super::super::Val;
 use super::super::super::ops::{Effects, Op};

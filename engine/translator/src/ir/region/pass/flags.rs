@@ -1,7 +1,8 @@
 //! Flags over the graph: which of them anybody looks at on the way, and how the others can be had when something rare happens.
 //!
-//! First, a parameter that brings flags becomes, where all that is handed to it was left by one kind of instruction, that instruction again, of parameters that bring
-//! its operands (mostly there already, as slots): nothing is to be packed on the way. Then each token's `need` is found, from those that look backwards.
+//! First, a parameter that brings flags becomes, where all that is handed to it was left by one kind of instruction, that
+//! instruction again, of parameters that bring its operands (mostly there already, as slots): nothing is to be packed on the
+//! way. Then each token's `need` is found, from those that look backwards.
 
 use super::super::super::ops::{FlagSet, Op, Ty};
 use super::super::super::{Inst, Val};
@@ -17,7 +18,8 @@ pub(super) fn run(region: &mut Region) {
     find_needs(region);
 }
 
-/// Old tokens that bring nothing of what is taken from them give way to their own old ones, so that a chain of INCs does not keep alive what it started from.
+/// Old tokens that bring nothing of what is taken from them give way to their own old ones, so that a chain of INCs does not
+/// keep alive what it started from.
 fn skip_useless(region: &mut Region) {
     for block in 0..region.blocks.len() {
         for at in 0..region.blocks[block].body.len() {
@@ -112,7 +114,8 @@ impl Split<'_> {
         Some(self.make(Inst { args: [result, old, Val::NONE], ..Inst::new(Op::FlagsOf, Ty::Flags) }))
     }
 
-    /// The operands of the instruction in the block. Where its result is at hand and says it all, that is used, for the operand may be gone.
+    /// The operands of the instruction in the block. Where its result is at hand and says it all, that is used, for the operand
+    /// may be gone.
     fn operands(&mut self, tokens: &[Val], kind: &Inst) -> [Val; 3] {
         let results: Vec<Val> = tokens.iter().map(|token| self.region.def(*token).args[0]).collect();
         if let Some(result) = self.at_hand(&results, kind.ty) {

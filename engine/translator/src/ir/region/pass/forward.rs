@@ -1,8 +1,9 @@
 //! Loads of what the region has just stored get the value itself.
 //!
-//! A CPU sees its own stores before others do, for as long as it likes, so this is what any memory model here allows. Nothing may come between that might have stored to the same place:
-//! other stores count as such unless they are relative to the same value and elsewhere. Two places less than a page apart are two places, whatever pages they are mapped to.
-//! (Loads do not serve other loads: those are seen in order.)
+//! A CPU sees its own stores before others do, for as long as it likes, so this is what any memory model here allows. Nothing
+//! may come between that might have stored to the same place: other stores count as such unless they are relative to the same
+//! value and elsewhere. Two places less than a page apart are two places, whatever pages they are mapped to. (Loads do not
+//! serve other loads: those are seen in order.)
 
 use super::super::super::native::{Native, Shape};
 use super::super::super::ops::{Effects, Op, Ty};

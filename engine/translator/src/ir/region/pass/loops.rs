@@ -1,8 +1,9 @@
 //! Copies of small loops, made while values do not yet leave their blocks.
 //!
-//! * *Peeling*: the first iteration of a loop stands in front of it. What it computes or probes holds in the loop too, and later passes find it there:
-//!   so hoisting needs no speculation, and every access still happens where the guest makes it.
-//! * *Unrolling*: a small loop's body several times behind each other, with one poll, and with what one iteration knows told to the next.
+//! * *Peeling*: the first iteration of a loop stands in front of it. What it computes or probes holds in the loop too, and
+//!   later passes find it there: so hoisting needs no speculation, and every access still happens where the guest makes it.
+//! * *Unrolling*: a small loop's body several times behind each other, with one poll, and with what one iteration knows told to
+//!   the next.
 
 use super::super::{BlockId, Loop, Loops, Region, To, arrange};
 use crate::ir::{NO_SNAPSHOT, Op, Val};

@@ -1,4 +1,5 @@
-//! Passes over regions. A pass is one function in one file and one line in [`PIPELINE`]. The first of them work on what was formed, the others on values.
+//! Passes over regions. A pass is one function in one file and one line in [`PIPELINE`]. The first of them work on what was
+//! formed, the others on values.
 
 mod dead_values;
 mod flags;

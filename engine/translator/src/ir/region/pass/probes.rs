@@ -1,10 +1,12 @@
-//! Memory checks: splits loads and stores into a probe of their address and the access by its addend, and lets one probe serve many accesses. Vector
-//! instructions bring their own probes, which are shared with the others.
+//! Memory checks: splits loads and stores into a probe of their address and the access by its addend, and lets one probe serve
+//! many accesses. Vector instructions bring their own probes, which are shared with the others.
 //!
-//! Accesses whose addresses are sums of the same values ([`Sum`]) share a probe that dominates them: its span is widened and its rights are raised where what would fail earlier for that
-//! would fail later anyway, or nearly so. Which never makes anything wrong, for a probe that fails only bails. With loops peeled this takes probes of what does not change out of them.
-//! Where several ways meet, an address that each brings by another value is not looked up again either: what each has found comes with it, by a parameter.
-//! Where an address was computed for an access alone, that takes the probe's instead, and what is between them as a displacement.
+//! Accesses whose addresses are sums of the same values ([`Sum`]) share a probe that dominates them: its span is widened and
+//! its rights are raised where what would fail earlier for that would fail later anyway, or nearly so. Which never makes
+//! anything wrong, for a probe that fails only bails. With loops peeled this takes probes of what does not change out of them.
+//! Where several ways meet, an address that each brings by another value is not looked up again either: what each has found
+//! comes with it, by a parameter. Where an address was computed for an access alone, that takes the probe's instead, and what
+//! is between them as a displacement.
 
 use super::super::super::native::Native;
 use super::super::super::ops::{MemoryAccess, Op, Ty};
@@ -74,7 +76,8 @@ struct Splitting<'a> {
     joined: HashMap<Val, Vec<Joined>>,
     /// By the values of which their addresses are sums.
     probes: HashMap<Terms, Vec<Known>>,
-    /// Addresses that have been found to be aligned: the values of which they are sums, what the constant leaves of the multiple, and that; and where it was.
+    /// Addresses that have been found to be aligned: the values of which they are sums, what the constant leaves of the
+    /// multiple, and that; and where it was.
     aligned: HashMap<(Terms, u64, u8), Vec<BlockId>>,
     /// What stands for a probe that is no more.
     alias: Vec<Val>,
@@ -126,8 +129,8 @@ impl Splitting<'_> {
         self.region.insts[value.index()] = Inst { op, args, imm: distance as u64, snapshot: NO_SNAPSHOT, ..*inst };
     }
 
-    /// The address and displacement by which something is accessed at `address + displacement`: those of its probe, if its own address is nothing but that and the
-    /// distance is one that an instruction can have.
+    /// The address and displacement by which something is accessed at `address + displacement`: those of its probe, if its own
+    /// address is nothing but that and the distance is one that an instruction can have.
     fn rebased(&self, address: Val, displacement: i64, probe: Val) -> (Val, i64) {
         let region = &*self.region;
         let root = region.def(probe).args[0];
@@ -230,7 +233,8 @@ impl Splitting<'_> {
         Some(addend)
     }
 
-    /// A probe that is there and vouches for bytes at a constant behind the sum of some values, or can be made to by those who run as often as `often` says.
+    /// A probe that is there and vouches for bytes at a constant behind the sum of some values, or can be made to by those who
+    /// run as often as `often` says.
     fn shared(&mut self, block: BlockId, often: u32, terms: &Terms, constant: u64, bytes: i32, rights: u8) -> Option<Val> {
         for known in self.probes.get(terms)?.iter().rev() {
             let low = i32::try_from(constant.wrapping_sub(known.constant) as i64).ok();

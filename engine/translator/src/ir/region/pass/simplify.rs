@@ -1,6 +1,8 @@
-//! Constants, copies, and what is computed already: one walk over the blocks, each behind those that dominate it. Of two instructions that compute the same the dominating one stays.
+//! Constants, copies, and what is computed already: one walk over the blocks, each behind those that dominate it. Of two
+//! instructions that compute the same the dominating one stays.
 //!
-//! An instruction whose flags somebody holds (a `FlagsOf` behind it) keeps its place; where its value is known all the same, others use that.
+//! An instruction whose flags somebody holds (a `FlagsOf` behind it) keeps its place; where its value is known all the same,
+//! others use that.
 
 use super::super::super::eval::fold;
 use super::super::super::native::Native;
