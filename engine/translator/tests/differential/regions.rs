@@ -58,15 +58,16 @@ struct Vector {
     map: Option<u8>,
     /// VEX.vvvv names a register.
     has_source: bool,
-    may_be_long: bool,
+    /// How many of a hundred have VEX.L.
+    long: u64,
 }
 
 const fn legacy(prefix: u8, opcode: &'static [u8], form: Operands, immediate: bool) -> Vector {
-    Vector { prefix, opcode, form, immediate, map: None, has_source: false, may_be_long: false }
+    Vector { prefix, opcode, form, immediate, map: None, has_source: false, long: 0 }
 }
 
-const fn vex(prefix: u8, map: u8, opcode: &'static [u8], form: Operands, has_source: bool, may_be_long: bool) -> Vector {
-    Vector { prefix, opcode, form, immediate: map == 3, map: Some(map), has_source, may_be_long }
+const fn vex(prefix: u8, map: u8, opcode: &'static [u8], form: Operands, has_source: bool, long: u64) -> Vector {
+    Vector { prefix, opcode, form, immediate: map == 3, map: Some(map), has_source, long }
 }
 
 #[rustfmt::skip]
@@ -99,18 +100,18 @@ const VECTORS: &[Vector] = &[
     legacy(0x66, &[0x0f, 0x2e], Operands::Load, false), legacy(0, &[0x0f, 0x2f], Operands::Load, false),
     legacy(0x66, &[0x0f, 0x2f], Operands::Registers, false), legacy(0x66, &[0x0f, 0x38, 0x17], Operands::Registers, false),
     // VADDPS, VADDSD, VMULPD, VFMADD231PS, VPADDD, VPERM2F128, VINSERTF128, VEXTRACTF128, VBROADCASTSS
-    vex(0, 1, &[0x58], Operands::Load, true, true), vex(0xf2, 1, &[0x58], Operands::Load, true, false),
-    vex(0x66, 1, &[0x59], Operands::Load, true, true), vex(0x66, 2, &[0xb8], Operands::Load, true, true),
-    vex(0x66, 1, &[0xfe], Operands::Load, true, true), vex(0x66, 3, &[0x06], Operands::Load, true, true),
-    vex(0x66, 3, &[0x18], Operands::Load, true, true), vex(0x66, 3, &[0x19], Operands::Store, false, true),
-    vex(0x66, 2, &[0x18], Operands::Load, false, true),
+    vex(0, 1, &[0x58], Operands::Load, true, 60), vex(0xf2, 1, &[0x58], Operands::Load, true, 0),
+    vex(0x66, 1, &[0x59], Operands::Load, true, 60), vex(0x66, 2, &[0xb8], Operands::Load, true, 60),
+    vex(0x66, 1, &[0xfe], Operands::Load, true, 60), vex(0x66, 3, &[0x06], Operands::Load, true, 100),
+    vex(0x66, 3, &[0x18], Operands::Load, true, 100), vex(0x66, 3, &[0x19], Operands::Store, false, 100),
+    vex(0x66, 2, &[0x18], Operands::Load, false, 60),
     // VMOVUPS, VMOVDQU, VMOVAPD, VMOVD, VCVTTSD2SI, VCVTSI2SD, VPMOVMSKB, VUCOMISD, VPTEST, VBLENDVPD
-    vex(0, 1, &[0x10], Operands::Load, false, true), vex(0, 1, &[0x11], Operands::Store, false, true),
-    vex(0xf3, 1, &[0x6f], Operands::Load, false, true), vex(0xf3, 1, &[0x7f], Operands::Store, false, true),
-    vex(0x66, 1, &[0x28], Operands::Load, false, true), vex(0x66, 1, &[0x6e], Operands::FromInteger, false, false),
-    vex(0xf2, 1, &[0x2c], Operands::Convert, false, false), vex(0xf2, 1, &[0x2a], Operands::FromInteger, true, false),
-    vex(0x66, 1, &[0xd7], Operands::ToInteger, false, true), vex(0x66, 1, &[0x2e], Operands::Load, false, false),
-    vex(0x66, 2, &[0x17], Operands::Load, false, true), vex(0x66, 3, &[0x4b], Operands::Load, true, true),
+    vex(0, 1, &[0x10], Operands::Load, false, 60), vex(0, 1, &[0x11], Operands::Store, false, 60),
+    vex(0xf3, 1, &[0x6f], Operands::Load, false, 60), vex(0xf3, 1, &[0x7f], Operands::Store, false, 60),
+    vex(0x66, 1, &[0x28], Operands::Load, false, 60), vex(0x66, 1, &[0x6e], Operands::FromInteger, false, 0),
+    vex(0xf2, 1, &[0x2c], Operands::Convert, false, 0), vex(0xf2, 1, &[0x2a], Operands::FromInteger, true, 0),
+    vex(0x66, 1, &[0xd7], Operands::ToInteger, false, 60), vex(0x66, 1, &[0x2e], Operands::Load, false, 0),
+    vex(0x66, 2, &[0x17], Operands::Load, false, 60), vex(0x66, 3, &[0x4b], Operands::Load, true, 60),
 ];
 
 /// Writes machine code.
@@ -228,7 +229,7 @@ impl Writer<'_> {
                 let mut rest = self.code.split_off(start);
                 let rex = if rest[0] & 0xf0 == 0x40 { rest.remove(0) } else { 0x40 };
                 let source = if vector.has_source { vvvv } else { 0 };
-                let long = u8::from(vector.may_be_long && self.random.chance(60));
+                let long = u8::from(self.random.chance(vector.long));
                 let prefix = [0, 0x66, 0xf3, 0xf2].iter().position(|prefix| *prefix == vector.prefix).unwrap_or(0) as u8;
                 self.code.extend([0xc4, (!rex & 7) << 5 | map, (rex & 8) << 4 | (!source & 15) << 3 | long << 2 | prefix]);
                 self.code.extend(rest);

@@ -54,6 +54,12 @@ pub fn undefined_anywhere(case: &Case) -> Option<u64> {
         .filter(|instruction| instruction.op_count() > 0)
         .map(|instruction| instruction.near_branch_target())
         .collect();
+    // A way into the middle of an instruction leads to others, of which nothing is known here.
+    let starts: Vec<u64> = decoder().iter().map(|instruction| instruction.ip()).collect();
+    let inside = case.registers.rip..case.registers.rip + case.code.len() as u64;
+    if targets.iter().any(|target| inside.contains(target) && !starts.contains(target)) {
+        return None;
+    }
     // An indirect jump may lead to any of them; a call may come back.
     let jumps = decoder().iter().any(|instruction| instruction.flow_control() == FlowControl::IndirectBranch);
     let (mut flags, mut is_behind_call) = (0, false);
