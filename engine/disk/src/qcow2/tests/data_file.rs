@@ -1,11 +1,25 @@
 //! Data in a file of its own: written, read, resized and checked, by us and by QEMU; and names that lead astray.
 
+use std::path::Path;
+
 use super::qemu::{at, bench, img, run};
 use super::*;
 use crate::{Amendment, BackingFiles, NewDataFile, NewSnapshot};
 
 fn with_data_file(name: &str, raw: bool, size: u64) -> CreateOptions {
     CreateOptions { data_file: Some(NewDataFile { name: name.into(), raw }), ..CreateOptions::new(Format::Qcow2, size) }
+}
+
+/// Opens the disk for part of a script; it must hold what the script says, and be clean once it is closed.
+fn run_a_while(path: &Path, script: &mut Script) {
+    let disk = open(&OpenOptions::new(path)).unwrap();
+    for _ in 0..150 {
+        script.step(&*disk, 200_000).unwrap();
+    }
+    assert!(read_all(&*disk) == script.bytes);
+    drop(disk);
+    let report = crate::check(&OpenOptions::read_only(path), Repair::Nothing).unwrap();
+    assert_eq!((report.errors, report.leaks, report.unmarked), (0, 0, 0), "{:?}", report.details);
 }
 
 #[test]
@@ -16,15 +30,8 @@ fn a_raw_data_file_reads_as_the_disk_does_by_itself() {
     create(&path, &with_data_file("data.raw", true, size)).unwrap();
     let mut script = Script::new(7, vec![0; size as usize]);
     for _ in 0..3 {
-        let disk = open(&OpenOptions::new(&path)).unwrap();
-        for _ in 0..150 {
-            script.step(&*disk, 200_000).unwrap();
-        }
-        assert!(read_all(&*disk) == script.bytes);
-        drop(disk);
+        run_a_while(&path, &mut script);
         assert!(std::fs::read(folder.path().join("data.raw")).unwrap() == script.bytes);
-        let report = crate::check(&OpenOptions::read_only(&path), Repair::Nothing).unwrap();
-        assert_eq!((report.errors, report.leaks, report.unmarked), (0, 0, 0), "{:?}", report.details);
     }
     let disk = open(&OpenOptions::new(&path)).unwrap();
     disk.resize(4 << 20, Preallocation::Off).unwrap();
@@ -57,14 +64,7 @@ fn a_data_file_that_is_not_raw_takes_a_base_and_gives_space_back() {
         bytes.resize(2 << 20, 0);
         let mut script = Script::new(8, bytes);
         for _ in 0..3 {
-            let disk = open(&OpenOptions::new(&path)).unwrap();
-            for _ in 0..150 {
-                script.step(&*disk, 200_000).unwrap();
-            }
-            assert!(read_all(&*disk) == script.bytes);
-            drop(disk);
-            let report = crate::check(&OpenOptions::read_only(&path), Repair::Nothing).unwrap();
-            assert_eq!((report.errors, report.leaks, report.unmarked), (0, 0, 0), "{:?}", report.details);
+            run_a_while(&path, &mut script);
         }
         let disk = open(&OpenOptions::new(&path)).unwrap();
         disk.discard(0, 2 << 20).unwrap();
