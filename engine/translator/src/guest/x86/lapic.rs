@@ -128,11 +128,20 @@ impl LocalApic {
 
     /// Takes one NMI; a second one stays latched as the first.
     pub fn take_nmi(&self) -> bool {
-        let taken = self.take_events(Event::NMI) != 0;
-        if taken && self.take_events(Event::NMI_AGAIN) != 0 {
-            self.latch(Event::NMI);
+        let without_one = |events| {
+            let last = if events & Event::NMI_AGAIN != 0 { Event::NMI_AGAIN } else { Event::NMI };
+            (events & Event::NMI != 0).then_some(events & !last)
+        };
+        self.events.fetch_update(Ordering::AcqRel, Ordering::Acquire, without_one).is_ok()
+    }
+
+    /// Latches an NMI. Two that come at once, from two CPUs, are two.
+    fn latch_nmi(&self) {
+        let with_one = |events| Some(events | if events & Event::NMI != 0 { Event::NMI_AGAIN } else { Event::NMI });
+        let before = self.events.fetch_update(Ordering::AcqRel, Ordering::Acquire, with_one).unwrap_or_else(|events| events);
+        if before & Event::NMI == 0 {
+            (self.wake)();
         }
-        taken
     }
 
     /// The page of the start-up IPI that [`Event::START_UP`] announced: execution begins at `page << 12`.
@@ -174,7 +183,10 @@ impl LocalApic {
             };
             match (file.mode(), wanted) {
                 (ApicMode::Disabled, ApicMode::X2Apic) | (ApicMode::X2Apic, ApicMode::XApic) => return Err(Refused),
-                (ApicMode::XApic | ApicMode::X2Apic, ApicMode::Disabled) => file.state = state_after_init(&file.state, cpu),
+                // All is as after power-on then, the id included (SDM 11.4.3).
+                (ApicMode::XApic | ApicMode::X2Apic, ApicMode::Disabled) => {
+                    file.state = ApicState { id: cpu, ..state_after_init(&file.state, cpu) };
+                }
                 (ApicMode::XApic, ApicMode::X2Apic) => {
                     // The id is the CPU's own again, and the logical id follows from it (SDM 11.12.10.2).
                     file.state.id = cpu;
@@ -298,13 +310,7 @@ impl LocalApic {
                     self.note_error(esr::RECEIVE_ILLEGAL_VECTOR);
                 }
             }
-            DeliveryMode::Nmi if self.events() & Event::NMI != 0 => {
-                let taken_meanwhile = self.events.fetch_or(Event::NMI_AGAIN, Ordering::AcqRel) & Event::NMI == 0;
-                if taken_meanwhile && self.take_events(Event::NMI_AGAIN) != 0 {
-                    self.latch(Event::NMI);
-                }
-            }
-            DeliveryMode::Nmi => self.latch(Event::NMI),
+            DeliveryMode::Nmi => self.latch_nmi(),
             DeliveryMode::Init => {
                 // A start-up or kick that came before the INIT was for the CPU as it was.
                 self.events.fetch_and(!(Event::START_UP | Event::KICK), Ordering::AcqRel);

@@ -201,6 +201,10 @@ impl LocalApic {
 
     /// Writes what both forms share.
     fn write(&self, register: u32, value: u32, io: &dyn CpuIo) -> Result<(), Refused> {
+        if matches!(register, reg::LVT_TIMER | reg::TIMER_INITIAL | reg::TIMER_DIVIDE) {
+            // A count that has run out ends by the old settings, although nobody has looked at it yet.
+            self.arm(io);
+        }
         let now = io.clock().now();
         match register {
             reg::TPR => self.change(|file| file.state.tpr = value as u8),

@@ -198,6 +198,19 @@ fn a_one_shot_fires_once_and_counts_down() {
 }
 
 #[test]
+fn a_count_that_ran_out_does_not_start_again_by_a_change_of_mode() {
+    let board = Board::with_cpus(1);
+    board.write(0, 0x320, 0x41);
+    board.write(0, 0x380, 1_000);
+    // Nobody serves the timer in between.
+    board.clock.leap_to(VmTime(1_000_000));
+    assert_eq!(board.read(0, 0x390), 0);
+    board.write(0, 0x320, 1 << 17 | 0x42);
+    assert_eq!(board.read(0, 0x390), 0, "it had ended before it was made periodic");
+    assert_eq!(board.apics[0].take_interrupt(), Some(0x41), "by the entry that stood there when it ended");
+}
+
+#[test]
 fn a_periodic_timer_keeps_its_rhythm_and_its_divider() {
     let board = Board::with_cpus(1);
     board.write(0, 0x320, 0x2_0030);
@@ -294,6 +307,11 @@ fn apic_base_allows_only_the_drawn_transitions() {
     assert_eq!(apic.set_base(on, 40), Err(Refused), "x2APIC to xAPIC");
     assert_eq!(apic.set_base(off, 40), Ok(()));
     assert_eq!(apic.set_base(x2, 40), Err(Refused), "disabled to x2APIC");
+    assert_eq!(apic.set_base(on, 40), Ok(()));
+    board.write(0, 0x20, 5 << 24);
+    assert_eq!(board.read(0, 0x20), 5 << 24);
+    assert_eq!((apic.set_base(off, 40), apic.set_base(on, 40)), (Ok(()), Ok(())));
+    assert_eq!(board.read(0, 0x20), 0, "its own id again");
     assert_eq!(apic.set_base(0xfed0_0800, 40), Ok(()));
     assert_eq!((apic.mode(), apic.base()), (ApicMode::XApic, 0xfed0_0900), "moved; the boot flag stays");
 }
@@ -357,7 +375,25 @@ fn a_cpu_is_woken_for_what_is_new_only() {
     assert!(apic.take_nmi() && apic.take_nmi(), "one to be taken and one to wait");
     assert!(!apic.take_nmi());
     apic.deliver(DeliveryMode::Nmi, 0, false);
-    assert_eq!(woken.load(Ordering::Relaxed), 3, "the one that waited came anew");
+    assert_eq!(woken.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn two_nmis_at_once_are_two() {
+    for round in 0..2_000 {
+        let apic = LocalApic::new(0, X86State::after_reset(0).apic, || {});
+        let both = std::sync::Barrier::new(2);
+        let send = || {
+            both.wait();
+            apic.deliver(DeliveryMode::Nmi, 0, false);
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(send);
+            send();
+        });
+        assert!(apic.take_nmi() && apic.take_nmi(), "one was lost in round {round}");
+        assert!(!apic.take_nmi());
+    }
 }
 
 /// Firmware sends the start-up right behind the INIT; it may arrive while the CPU's own thread carries the INIT out.
