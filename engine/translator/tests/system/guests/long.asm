@@ -143,6 +143,15 @@ guest:  to_protected
         CHECK   "on the TSS's stack", qword [got_rsp_64], STACK_INT - 40
         TRAP64  "#GP from HLT", 13 << 16, {ENTER3_64 user_hlt}
         TRAP64  "#GP from SWAPGS", 13 << 16, {ENTER3_64 user_swapgs}
+        mov     eax, DATA64
+        mov     gs, eax
+        mov     eax, 0x5678
+        wrgsbase rax
+        TRAP64  "IRETQ to ring 3", 0x80 << 16, {ENTER3_64 user_int}
+        mov     eax, gs
+        CHECK   "takes ring 0's GS away", rax, 0
+        rdgsbase rax
+        CHECK   "but not its base", rax, 0x5678
         TRAP64  "#UD from SYSCALL without SCE", 6 << 16, {ENTER3_64 user_syscall}
         mov     ecx, 0xc0000080
         rdmsr

@@ -343,7 +343,8 @@ impl Cpu {
         Err(Stop::EndTrace)
     }
 
-    /// Enters code of an outer level: data segments that it may not have are taken away.
+    /// Enters code of an outer level: data segments that it may not have are taken away. Their bases stay, as in hardware:
+    /// 64-bit kernels leave FS and GS with a descriptor of their own and write the bases as MSRs.
     fn enter_outer(&mut self, segment: Segment, cpl: u8, offset: u64) {
         self.set_code_segment(segment, cpl);
         self.rip = offset;
@@ -352,7 +353,7 @@ impl Cpu {
             let conforming = data.kind() & 0b1100 == 0b1100;
             // An unusable segment stays: in 64-bit code FS and GS have bases without descriptors.
             if data.is_present() && !conforming && data.dpl() < cpl {
-                *data = Segment::default();
+                *data = Segment { base: data.base, ..Segment::default() };
             }
         }
         self.mode_changed();
