@@ -56,6 +56,14 @@ behind_int:
         TF_OFF
         CHECK   "INT n is not stepped into, nor trapped behind", dword [first], behind_int + 1
         FRESH
+        TF_ON
+        hlt
+behind_hlt:
+        nop
+        TF_OFF
+        CHECK   "a step over HLT ends the halt", dword [first], behind_hlt
+        CHECK   "and goes on behind it", dword [count], 5
+        FRESH
         mov     ebx, ss
         TF_ON
         mov     ss, ebx

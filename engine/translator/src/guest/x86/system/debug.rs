@@ -6,6 +6,7 @@ use super::super::fault::{Exec, Stop, vector};
 use super::super::flags::bit;
 use super::super::op::{Handler, Op};
 use super::exceptions::{Cause, Event};
+use engine_cpu::x86::Activity;
 use iced_x86::Code;
 
 /// DR6 bits.
@@ -45,6 +46,8 @@ pub(super) fn debug_trap(cpu: &mut Cpu) -> Exec {
     }
     cpu.note_met(met);
     cpu.note_debug_trap();
+    // A step over HLT ends the halt.
+    cpu.activity = Activity::Running;
     cpu.deliver_event(Event { vector: vector::DB, error: None, cause: Cause::Event })?;
     Err(Stop::EndTrace)
 }
