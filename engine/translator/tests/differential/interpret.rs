@@ -4,8 +4,10 @@
 //! As in the native process, code pages are filled with INT3 and nothing is mapped around code and window.
 
 use crate::{
-    case::{CODE_BASE, CODE_BYTES, Case, Fault, FxImage, MODE_32, Outcome, Registers, WINDOW_BASE, WINDOW_BYTES},
+    case::{CODE_BASE, CODE_BYTES, Case, Fault, FxImage, MODE_32, MODE_64, Outcome, Registers, WINDOW_BASE, WINDOW_BYTES},
+    generate::{self, Form, Shape},
     native::GS_BASE,
+    values::Random,
 };
 use engine_base::{Clock, ClockMode, VmTime};
 use engine_cpu::{
@@ -175,7 +177,7 @@ impl Interpreted {
         self.board.over.store(false, Ordering::Relaxed);
         self.retired = self.vcpu.retired_instructions() - before;
         let CpuState::X86(after) = self.vcpu.state()?;
-        self.memory.write(CODE + (case.registers.rip - CODE_BASE), &vec![0xcc; case.code.len()])?;
+        self.clear_code()?;
 
         let mut window = Box::new([0; WINDOW_BYTES]);
         self.memory.read(WINDOW, &mut window[..])?;
@@ -213,6 +215,19 @@ impl Interpreted {
 }
 
 impl Interpreted {
+    /// Fills the code pages with INT3 again. Not only the case's own bytes: it may have stored behind its end, and of two
+    /// engines that are compared only one may have run it.
+    fn clear_code(&self) -> anyhow::Result<()> {
+        let mut code = [0; CODE_BYTES];
+        self.memory.read(CODE, &mut code)?;
+        let (first, last) = (code.iter().position(|byte| *byte != 0xcc), code.iter().rposition(|byte| *byte != 0xcc));
+        if let (Some(first), Some(last)) = (first, last) {
+            code[first..=last].fill(0xcc);
+            self.memory.write(CODE + first as u64, &code[first..=last])?;
+        }
+        Ok(())
+    }
+
     /// Code on the way to the case that touches the window's pages and changes nothing, so that the case's own accesses are
     /// hits in the TLB: translated code does hits by itself. Where it begins.
     fn lay_approach(&self, case: &Case) -> anyhow::Result<u64> {
@@ -341,4 +356,23 @@ fn to_image(fpu: &FpuState) -> FxImage {
         fx.put(160 + 16 * i, &fpu.xmm[i].to_le_bytes());
     }
     fx
+}
+
+#[test]
+fn what_a_case_stores_behind_its_end_is_gone_when_the_next_one_runs() -> anyhow::Result<()> {
+    let form = Form { code: iced_x86::Code::Nopd, mode: MODE_64, shape: Shape::Register };
+    let mut random = Random::new(1);
+    let mut case = std::iter::repeat_with(|| generate::generate(form, &mut random)).flatten().next().expect("there is a case");
+    case.registers.rip = CODE_BASE + 0x400;
+    let end = case.registers.rip + 8;
+    // mov byte [end], 0: with the INT3 behind it, ADD AH, CL.
+    case.code = vec![0xc6, 0x04, 0x25];
+    case.code.extend(&(end as u32).to_le_bytes());
+    case.code.push(0);
+    let mut interpreter = Interpreted::new()?;
+    interpreter.run(&case)?;
+    case.code.fill(0x90);
+    let outcome = interpreter.run(&case)?;
+    assert_eq!((outcome.registers.rip, outcome.fault), (end, None));
+    Ok(())
 }
