@@ -6,6 +6,7 @@ use engine_cpu::{CpuModel, Topology};
 use engine_disk::{CacheMode, Format};
 use engine_firmware::linux::DirectKernel;
 use engine_firmware::pc::BootDevice;
+use engine_translator::Tier2Options;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -181,7 +182,7 @@ impl Default for Spec {
             char_ports: BTreeMap::new(),
             clock: ClockMode::Real,
             translator: true,
-            tier2: None,
+            tier2: Some(Tier2Options::default().threshold),
             chaos: None,
             profile: None,
             perf_map: false,

@@ -56,9 +56,6 @@ pub enum Request {
     Print(String),
 }
 
-/// After how many rounds `-accel tcg,tier2=on` compiles a loop once more.
-const TIER2_THRESHOLD: u32 = 8192;
-
 /// Options with an argument, for messages and for knowing when to take one.
 const WITH_ARGUMENT: &[&str] = &[
     "-M",
@@ -246,7 +243,7 @@ impl Builder {
                     self.spec.translator = on;
                 }
                 if let Some(on) = values.take_switch("tier2")? {
-                    self.spec.tier2 = on.then_some(TIER2_THRESHOLD);
+                    self.spec.tier2 = if on { Spec::default().tier2 } else { None };
                 }
                 if let Some(threshold) = values.take_number("tier2-threshold")? {
                     self.spec.tier2 = Some(threshold.min(1 << 30) as u32);
@@ -542,7 +539,7 @@ fn version() -> String {
 fn help() -> String {
     let list = |names: &[&str]| names.join(" ");
     format!(
-        "usage: bellglass qemu-system-x86_64 [options] [disk image]\n\nOptions with an argument, as in QEMU:\n  {}\n\nOptions without:\n  {}\n\n-cpu help, -machine help and -device help list what there is.\n\n-accel tcg,translator=off interprets all guest code. -accel tcg,tier2=on compiles hot loops once more, better;\n-accel tcg,tier2-threshold=N does so after N rounds (8192). -accel tcg,profile=FILE writes the hottest guest code to FILE at the end.\n-perfmap lets “perf” name translated code, by /tmp/perf-PID.map. “info jit” in the monitor shows what the translator does.\n",
+        "usage: bellglass qemu-system-x86_64 [options] [disk image]\n\nOptions with an argument, as in QEMU:\n  {}\n\nOptions without:\n  {}\n\n-cpu help, -machine help and -device help list what there is.\n\n-accel tcg,translator=off interprets all guest code. -accel tcg,tier2=off does not compile hot loops once more, better;\n-accel tcg,tier2-threshold=N does so after N rounds (8192). -accel tcg,profile=FILE writes the hottest guest code to FILE at the end.\n-perfmap lets “perf” name translated code, by /tmp/perf-PID.map. “info jit” in the monitor shows what the translator does.\n",
         list(WITH_ARGUMENT),
         list(WITHOUT_ARGUMENT)
     )
@@ -676,7 +673,8 @@ mod tests {
     fn the_translator_is_a_property_of_the_accelerator() {
         assert!(plan("-accel tcg,thread=multi,translator=on").spec.translator);
         assert!(!plan("-accel tcg,translator=off").spec.translator);
-        assert_eq!(plan("-accel tcg,tier2=on").spec.tier2, Some(8192));
+        assert_eq!(plan("-accel tcg").spec.tier2, Some(8192));
+        assert_eq!(plan("-accel tcg,tier2=off -accel tcg,tier2=on").spec.tier2, Some(8192));
         assert_eq!(plan("-accel tcg,tier2-threshold=5").spec.tier2, Some(5));
         assert_eq!(plan("-accel tcg,tier2=off").spec.tier2, None);
         assert_eq!(plan("-accel tcg,chaos=7").spec.chaos, Some(7));
