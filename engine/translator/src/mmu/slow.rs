@@ -143,6 +143,9 @@ impl Cpu {
     /// A read that the TLB could not do.
     #[cold]
     pub(crate) fn read_slowly<T: Word>(&mut self, class: u8, segment: u8, linear: u64) -> Result<T, Stop> {
+        if let Some(value) = self.read_crossing(class, linear) {
+            return Ok(value);
+        }
         self.check_linear(class, segment, linear, T::BYTES)?;
         self.note_breakpoints(linear, T::BYTES, Access::Read);
         if last_page(linear, T::BYTES) == linear & PAGE_MASK {
@@ -161,6 +164,9 @@ impl Cpu {
     /// A write that the TLB could not do.
     #[cold]
     pub(crate) fn write_slowly<T: Word>(&mut self, class: u8, segment: u8, linear: u64, value: T) -> Exec {
+        if self.write_crossing(class, linear, value).is_some() {
+            return Ok(());
+        }
         self.check_linear(class, segment, linear, T::BYTES)?;
         self.note_breakpoints(linear, T::BYTES, Access::Write);
         if last_page(linear, T::BYTES) == linear & PAGE_MASK {
@@ -211,9 +217,44 @@ impl Cpu {
         Ok(Some((page.write.wrapping_add((physical & !PAGE_MASK) as usize), page)))
     }
 
-    fn translate_crossing(&mut self, class: u8, linear: u64, bytes: u64, access: Access) -> Result<(u64, u64, u64), Stop> {
+    /// Where the page behind that of `linear` begins, and how many bytes of the page there are from `linear` on.
+    fn page_behind(&self, linear: u64) -> (u64, u64) {
         let next = (linear | !PAGE_MASK).wrapping_add(1) & if self.is_long() { u64::MAX } else { 0xffff_ffff };
-        let split = PAGE_BYTES - (linear & !PAGE_MASK);
+        (next, PAGE_BYTES - (linear & !PAGE_MASK))
+    }
+
+    /// A read across the end of a page, if both pages are entered: then there is nothing to check.
+    fn read_crossing<T: Word>(&self, class: u8, linear: u64) -> Option<T> {
+        let (next, split) = self.page_behind(linear);
+        if split >= T::BYTES {
+            return None;
+        }
+        // The last bytes of the one page and the first of the other, as many as the value has, hold both of its parts.
+        let first = self.tlb.read_pointer(class, (linear | !PAGE_MASK) - (T::BYTES - 1), T::BYTES)?;
+        let second = self.tlb.read_pointer(class, next, T::BYTES)?;
+        // SAFETY: TLB entries point into blocks that `held_blocks` keeps alive, and neither load leaves its page.
+        let (first, second) = unsafe { (T::load(first).wide(), T::load(second).wide()) };
+        Some(T::low(first >> (8 * (T::BYTES - split)) | second << (8 * split)))
+    }
+
+    /// A write across the end of a page, if both pages are entered.
+    fn write_crossing<T: Word>(&self, class: u8, linear: u64, value: T) -> Option<()> {
+        let (next, split) = self.page_behind(linear);
+        if split >= T::BYTES {
+            return None;
+        }
+        let first = self.tlb.write_pointer(class, linear, split)?;
+        let second = self.tlb.write_pointer(class, next, T::BYTES - split)?;
+        for at in 0..T::BYTES {
+            let to = if at < split { first.wrapping_add(at as usize) } else { second.wrapping_add((at - split) as usize) };
+            // SAFETY: TLB entries point into blocks that `held_blocks` keeps alive, and each part stays in its page.
+            unsafe { ((value.wide() >> (8 * at)) as u8).store(to) };
+        }
+        Some(())
+    }
+
+    fn translate_crossing(&mut self, class: u8, linear: u64, bytes: u64, access: Access) -> Result<(u64, u64, u64), Stop> {
+        let (next, split) = self.page_behind(linear);
         debug_assert!(split < bytes);
         let first = self.enter(class, linear, access)?;
         let second = self.enter(class, next, access)?;
