@@ -2,6 +2,7 @@
 //! that whatever may bail gets its snapshot, and which token the guest's flags are.
 
 use super::float::FloatOp;
+use super::gather::Gather;
 use super::native::{Memory, Native};
 use super::ops::{Atomic, Condition, Effects, FlagSet, MemoryAccess, Op, Ordering, Ty};
 use super::region::{PROBE_READ, PROBE_WRITE, Span};
@@ -172,6 +173,11 @@ impl Builder {
     pub fn native(&mut self, op: Op, ty: Ty, args: [Val; 2], native: Native) -> Val {
         let (aux, imm) = native.pack();
         self.push(op, ty, aux, [args[0], args[1], Val::NONE], imm)
+    }
+    /// A gather relative to a base, or to 0.
+    pub fn gather(&mut self, base: Val, gather: Gather) {
+        let (aux, imm) = gather.pack();
+        self.push(Op::NativeGather, Ty::None, aux, [base, Val::NONE, Val::NONE], imm);
     }
 
     // ---- Flags ---------------------------------------------------------------------------------------------------

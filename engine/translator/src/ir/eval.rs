@@ -5,6 +5,7 @@
 //! drops one too many is found; only snapshots get to see all six.
 
 use super::float::FloatOp;
+use super::gather::Gather;
 use super::native::Native;
 use super::ops::{Atomic, Effects, FlagSet, MemoryAccess, Op, Ty};
 use super::region::{PROBE_WRITE, Span};
@@ -43,6 +44,8 @@ pub(crate) trait Guest {
     /// Executes a vector instruction with its memory operand at the address `operand`, or with that as its general register:
     /// the register afterwards, and the flags. A probe has vouched for memory.
     fn native(&mut self, native: &Native, operand: u64, has_memory: bool) -> (u64, FlagSet);
+    /// Executes a gather relative to `base`: all of it, or nothing.
+    fn gather(&mut self, gather: &Gather, base: u64) -> Option<()>;
     /// Has the interpreter execute guest instruction `number` of the block; says whether the block goes on.
     fn interpret(&mut self, number: u16) -> bool;
     /// Whether to bail here for no reason.
@@ -293,6 +296,11 @@ impl<'a, G: Guest> Machine<'a, G> {
                 };
                 let (integer, flags) = self.guest.native(&native, operand, has_memory);
                 if inst.op == Op::NativeFlags { token(flags, inst.need) } else { plain((integer & inst.ty.mask()).into()) }
+            }
+            Op::NativeGather => {
+                let base = if a.is_some() { self.int(a) } else { 0 };
+                self.guest.gather(&Gather::of(inst), base)?;
+                plain(0)
             }
             Op::CheckAligned => self.int(a).wrapping_add(imm).is_multiple_of(inst.aux.into()).then_some(Value::plain(0)),
             Op::BailIf => (self.int(a) == 0).then_some(Value::plain(0)),

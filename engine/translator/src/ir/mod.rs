@@ -3,7 +3,8 @@
 //! A front end (`guest/x86/lift`) turns a straight run of guest instructions into one [`Block`]; passes change it in place; an
 //! emitter turns it into host code; the evaluator (`eval.rs`) executes it for tests. (The emitter, `host/x64/t2`, is
 //! the optimising tier's.) `ops.rs` holds the one table of operations, from
-//! which printer, verifier and builder derive. Nothing here knows x86, nor any host, but for [`native`].
+//! which printer, verifier and builder derive. Nothing here knows x86, nor any host, but for [`native`]
+//! and [`gather`].
 //!
 //! What follows is about blocks. [`region`] says how blocks become a region, the unit of the optimising tier, and what differs
 //! there: slots and flags are values, control flow is inside, state is put together only where the region is left. Operations
@@ -63,7 +64,7 @@
 //! a front end lifts such code only while they are. A host keeps that context in its own register while translated code runs.
 //! Most lines are one host instruction; scalar ones keep a's upper lanes.
 //!
-//! Or, where the host has the guest's own vector instructions and registers: [`native`].
+//! Or, where the host has the guest's own vector instructions and registers: [`native`] and [`gather`].
 //!
 //! # Precise state: snapshots and the bail rule
 //! *On any rare event restore the state before the guest instruction and let the interpreter execute exactly that one.*
@@ -91,6 +92,7 @@
 pub(crate) mod build;
 pub(crate) mod eval;
 pub(crate) mod float;
+pub(crate) mod gather;
 pub(crate) mod native;
 pub(crate) mod ops;
 pub(crate) mod pass;

@@ -432,6 +432,8 @@ operations! {
     NativeInteger: Wide [AddressOrNone, AddressOrNone] -> Same, READ_STATE | READ_MEMORY | FP_ENVIRONMENT, NO_FLAGS;
     /// Gives all flags, perhaps of what is at a host address.
     NativeFlags: Flags [AddressOrNone, AddressOrNone] -> Flags, READ_STATE | READ_MEMORY | FP_ENVIRONMENT, NO_FLAGS;
+    /// Loads the elements of a vector, at addresses relative to the argument, or to 0: see [`super::gather`].
+    NativeGather: NoType [AddressOrNone] -> Nothing, READ_STATE | WRITE_STATE | READ_MEMORY | MAY_BAIL, NO_FLAGS;
     /// Bails unless the argument + `imm` is a multiple of `aux`.
     CheckAligned: NoType [Address] -> Nothing, MAY_BAIL, NO_FLAGS;
 

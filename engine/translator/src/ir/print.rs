@@ -1,6 +1,7 @@
 //! Blocks as text: one line an instruction, guest instructions as headings. The form of golden tests and of `info jit`.
 
 use super::float::FloatOp;
+use super::gather::Gather;
 use super::native::Native;
 use super::ops::{Arg, Atomic, FlagSet, Op, Ordering, Ty};
 use super::region;
@@ -59,6 +60,7 @@ pub(super) fn write_inst(f: &mut fmt::Formatter<'_>, at: usize, inst: &Inst, slo
         Op::AtomicRmw => write!(f, " {:?}", Atomic::from_bits(inst.aux))?,
         Op::Load | Op::Store | Op::AtomicCas | Op::LoadVia | Op::StoreVia => write_access(f, inst)?,
         Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags => write_native(f, inst)?,
+        Op::NativeGather => write_gather(f, inst)?,
         Op::GetSlot | Op::SetSlot => {
             let name = slots.get(inst.imm as usize).map_or("?", |slot| slot.name);
             write!(f, " {name}{}", if inst.aux == HIGH_BYTE { ".high" } else { "" })?;
@@ -110,6 +112,11 @@ fn write_native(f: &mut fmt::Formatter<'_>, inst: &Inst) -> fmt::Result {
     let Native { code, reg, vvvv, rm, immediate, displacement } = Native::of(inst);
     write!(f, " {code:?} {reg} {vvvv} {rm} {immediate:#x}")?;
     if inst.args[1].is_some() { write!(f, " {}", Signed(i64::from(displacement) as u64)) } else { Ok(()) }
+}
+
+fn write_gather(f: &mut fmt::Formatter<'_>, inst: &Inst) -> fmt::Result {
+    let Gather { code, result, mask, index, scale, displacement } = Gather::of(inst);
+    write!(f, " {code:?} {result} {mask} {index}<<{scale} {}", Signed(i64::from(displacement) as u64))
 }
 
 fn write_access(f: &mut fmt::Formatter<'_>, inst: &Inst) -> fmt::Result {

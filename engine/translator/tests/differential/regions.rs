@@ -247,8 +247,40 @@ impl Writer<'_> {
         }
     }
 
+    /// An instruction with VEX on 256 bits and three registers, prefix 66.
+    fn lanes(&mut self, map: u8, opcode: u8, reg: u8, vvvv: u8, rm: u8) {
+        let rex = (!reg >> 3 & 1) << 7 | 1 << 6 | (!rm >> 3 & 1) << 5;
+        self.code.extend([0xc4, rex | map, (!vvvv & 15) << 3 | 4 | 1, opcode, 0xc0 | (reg & 7) << 3 | rm & 7]);
+    }
+
+    /// A gather, mostly of all elements, from places most of which are in the window.
+    fn gather(&mut self) {
+        let names = self.random.below(16) as u8;
+        let (result, mask, index) = (names, (names + 5) & 15, (names + 1 + self.random.below(16) as u8 / 4) & 15);
+        let (wide_index, wide, long) = (self.random.below(2) as u8, self.random.below(2) as u8, self.random.below(2) as u8);
+        if self.random.chance(90) {
+            // VPSRLD, VPSRLQ: what is left is 0 to 2047 at most.
+            self.lanes(1, 0x72 + wide_index, 2, index, index);
+            self.code.push(21 + 32 * wide_index + self.random.below(8) as u8);
+        }
+        if self.random.chance(60) {
+            // VPCMPEQD
+            self.lanes(1, 0x76, mask, mask, mask);
+        }
+        let base = self.random.pick(&BASES);
+        let opcode = self.random.pick(&[0x90, 0x92]) | wide_index;
+        let rex = (!result >> 3 & 1) << 7 | (!index >> 3 & 1) << 6 | 1 << 5;
+        self.code.extend([0xc4, rex | 2, wide << 7 | (!mask & 15) << 3 | long << 2 | 1, opcode, 0x44 | (result & 7) << 3]);
+        let scale = self.random.below(4) as u8;
+        let displacement = self.random.below(16) as u8 * 4;
+        self.code.extend([scale << 6 | (index & 7) << 3 | base, displacement]);
+    }
+
     fn instruction(&mut self) {
         if self.random.chance(self.vectors) {
+            if self.wide && self.random.chance(8) {
+                return self.gather();
+            }
             return self.vector();
         }
         let bytes = self.size();

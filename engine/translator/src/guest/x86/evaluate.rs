@@ -12,6 +12,7 @@ use super::op::Op;
 use super::trace::{TraceRef, copy_code};
 use crate::ir::eval::{Guest, Left, evaluate};
 use crate::ir::float::FloatOp;
+use crate::ir::gather::Gather;
 use crate::ir::native::Native;
 use crate::ir::region::eval::{RegionLeft, evaluate_region};
 use crate::ir::region::{self, Region};
@@ -298,6 +299,18 @@ impl Guest for Evaluated<'_> {
         let left = FlagSet::from_packed(self.cpu.flags.arithmetic());
         self.cpu.flags.set_arithmetic(flags);
         (result, left)
+    }
+
+    fn gather(&mut self, gather: &Gather, base: u64) -> Option<()> {
+        let op = super::t1::gather_with_accumulator(gather, self.cpu.cpuid.instruction_sets());
+        let (held, xmm, ymm_high) = (self.cpu.gpr[0], self.cpu.fpu.xmm, self.cpu.fpu.ymm_high);
+        self.cpu.gpr[0] = base;
+        let done = (op.handler)(self.cpu, &op);
+        self.cpu.gpr[0] = held;
+        if done.is_err() {
+            (self.cpu.fpu.xmm, self.cpu.fpu.ymm_high) = (xmm, ymm_high);
+        }
+        done.ok()
     }
 
     fn interpret(&mut self, number: u16) -> bool {

@@ -10,6 +10,7 @@
 mod bits;
 mod float;
 mod flow;
+mod gather;
 mod integer;
 mod moves;
 mod native;

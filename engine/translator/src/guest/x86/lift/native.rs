@@ -3,6 +3,7 @@
 
 use super::super::op::Op;
 use super::super::t1::host_has;
+use super::gather::is_gather;
 use super::operand::Access;
 use super::{ByInterpreter, Flow, Lift, Lifted};
 use crate::ir::native::{Memory, Native, Place, Shape};
@@ -12,6 +13,9 @@ use iced_x86::EncodingKind;
 impl Lift {
     pub(super) fn native(&mut self, op: &Op) -> Lifted {
         let (code, has_memory) = (op.code, op.has_memory());
+        if is_gather(op) {
+            return self.gather(op);
+        }
         let is_on = self.mode.avx || code.op_code().encoding() != EncodingKind::VEX;
         let Some(shape) = Shape::of(code, has_memory).filter(|_| is_on && host_has(code)) else { return Err(ByInterpreter) };
         let by_register = (0..code.op_code().op_count()).any(|at| Place::of(code.op_code().op_kind(at)) == Place::Immediate);

@@ -40,6 +40,7 @@ mod x87;
 
 pub(super) use crate::host::x64::same::host_has;
 pub(crate) use block::Translations;
+pub(super) use gather::with_accumulator as gather_with_accumulator;
 pub(super) use vector::with_accumulator;
 
 use super::cpu::{CodeSize, Cpu, cr0, cr4, seg};

@@ -317,6 +317,7 @@ fn frame(key: u8) -> Frame {
         cells: field!(t1.cells),
         cell_count: CELLS,
         attention: field!(t1.attention),
+        gather: super::gather::ROOM,
         bmi2: std::is_x86_feature_detected!("bmi2"),
         tables: [read_table(class) as i32, write_table(class) as i32],
     }
@@ -469,7 +470,8 @@ fn begin<'a>(
 /// What of the vector registers must be resident in a region: from its start to wherever it is left, for nothing in it goes to Rust.
 fn vectors_of(region: &Region) -> Residency {
     let insts = region.blocks.iter().flat_map(|block| &block.body).map(|value| region.def(*value));
-    let natives = insts.filter(|inst| matches!(inst.op, Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags));
+    let is_native = |op| matches!(op, Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags | Op::NativeGather);
+    let natives = insts.filter(|inst| is_native(inst.op));
     let wanted = natives.map(|inst| match Native::of(inst).code.op_code().encoding() {
         EncodingKind::VEX => Residency::Ymm,
         _ => Residency::Xmm,

@@ -30,6 +30,8 @@ impl<W_: Ways> Emitter<'_, W_> {
         let leaving = Leaving { state, emptied: [(Val::NONE, 0); SCRATCH_CELLS], host_flags };
         match kind {
             ColdKind::Left(left) => self.write_left(&left),
+            ColdKind::Gather(rest) => self.write_rest(&rest),
+            ColdKind::Undo { registers, bail } => self.write_undo(&registers, bail),
             ColdKind::Edge { to, moves, retired } => {
                 moves::write(&mut self.asm, &moves);
                 self.add_retired(retired);

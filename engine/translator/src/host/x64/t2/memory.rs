@@ -57,7 +57,7 @@ impl<W_: Ways> Emitter<'_, W_> {
     }
 
     /// Where an instruction bails to.
-    fn bail(&mut self, inst: &Inst) -> Result<Label, Refused> {
+    pub(super) fn bail(&mut self, inst: &Inst) -> Result<Label, Refused> {
         if inst.snapshot == NO_SNAPSHOT {
             return Err(Refused::Operation(inst.op));
         }
@@ -164,7 +164,7 @@ impl<W_: Ways> Emitter<'_, W_> {
 
     /// Looks for the page in which the bytes around an address lie. The host says "equal" if the table has it; then `entry` is
     /// the entry's distance in it and `page` the page's address.
-    fn look_up(&mut self, address: R, entry: R, page: R, span: Span, writes: bool) {
+    pub(super) fn look_up(&mut self, address: R, entry: R, page: R, span: Span, writes: bool) {
         let table = self.frame.tables[usize::from(writes)];
         if span.low == 0 && self.frame.bmi2 {
             self.asm.rorx(entry, address, 8);
@@ -182,7 +182,7 @@ impl<W_: Ways> Emitter<'_, W_> {
     }
 
     /// `entry`, which [`Emitter::look_up`] has found, becomes the page's addend.
-    fn take_entry(&mut self, entry: R, page: R, writes: bool, stream: Option<usize>) {
+    pub(super) fn take_entry(&mut self, entry: R, page: R, writes: bool, stream: Option<usize>) {
         let table = self.frame.tables[usize::from(writes)];
         self.asm.load(W::B8, entry, Mem { base: R::Bp, index: Some((entry, 0)), disp: table + 8 });
         if let Some(stream) = stream {

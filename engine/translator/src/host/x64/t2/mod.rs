@@ -5,7 +5,8 @@
 //!
 //! * `plan.rs`: how flags are delivered, and how far away each value's next use is.
 //! * `registers.rs`: which values are in registers, and whom to evict.
-//! * `select.rs`, `memory.rs`, `streams.rs`: the instructions; `native.rs`: vector instructions, which are the guest's own.
+//! * `select.rs`, `memory.rs`, `streams.rs`: the instructions; `native.rs`, `gather.rs`: vector instructions, which are the
+//!   guest's own.
 //! * `edges.rs`, `moves.rs`: from block to block; `retired.rs`: where guest instructions are counted.
 //! * `leave.rs`: bails and exits, all of them out of the way.
 //!
@@ -17,6 +18,7 @@
 //! known only afterwards, so the region is written again, a few times at most, with what has been learnt ([`Lessons`]).
 
 mod edges;
+mod gather;
 mod leave;
 mod memory;
 mod moves;
@@ -29,7 +31,7 @@ mod streams;
 #[cfg(test)]
 pub(crate) mod text;
 
-use super::asm::{self, Asm, Label, R};
+use super::asm::{self, Asm, Label, Mem, R, X};
 use crate::ir::region::{BlockId, Exit, Region};
 use crate::ir::{Op, Ty, Val};
 use plan::Plan;
@@ -58,6 +60,8 @@ pub(crate) struct Frame {
     pub cell_count: usize,
     /// A pointer to the attention word, 4 bytes: not zero when the vCPU is wanted.
     pub attention: i32,
+    /// Room for three vector registers of 32 bytes.
+    pub gather: i32,
     /// The host has BMI2.
     pub bmi2: bool,
     /// The tables that probes look at (see `mmu/tlb.rs`), for reading and for writing.
@@ -125,6 +129,10 @@ enum ColdKind {
     Edge { to: BlockId, moves: Vec<moves::Move>, retired: i32 },
     /// A stream has left its page.
     Left(memory::LeftPage),
+    /// Not all elements of a gather are wanted.
+    Gather(gather::Rest),
+    /// Vector registers get back what they were, then the instruction bails.
+    Undo { registers: [(X, Mem); 2], bail: Label },
 }
 
 /// A region on its way to code.

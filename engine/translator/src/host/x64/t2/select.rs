@@ -57,6 +57,7 @@ impl<W_: Ways> Emitter<'_, W_> {
                 self.set_condition(value, condition, Ty::I8)?;
             }
             Op::Native | Op::NativeStore | Op::NativeInteger | Op::NativeFlags => self.native(value, inst)?,
+            Op::NativeGather => self.gather(inst)?,
             _ => self.write_memory(value, inst)?,
         }
         Ok(0)
