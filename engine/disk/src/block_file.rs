@@ -86,17 +86,33 @@ pub(crate) fn read_exact(file: &dyn BlockFile, offset: u64, buffer: &mut [u8]) -
     if file.read_at(offset, buffer)? == buffer.len() { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-/// Zeros are written in pieces of this many bytes.
-const ZERO_PIECE: u64 = 256 * 1024;
+#[repr(align(4096))]
+struct Pages([u8; 256 * 1024]);
+
+/// A source of zeros, for writes; as many as a write should carry at most.
+///
+/// It begins where a page of memory does. Linux copies up to the first page of a source that is not in memory and only then
+/// fetches that page; who is killed meanwhile leaves a write that ends there. With whole sectors in each page that is
+/// between two sectors, as on a disk, and never inside one.
+pub(crate) static ZEROS: &[u8] = &Pages([0; 256 * 1024]).0;
 
 /// Writes zeros, really.
 pub(crate) fn fill_with_zeros(file: &dyn BlockFile, offset: u64, length: u64) -> io::Result<()> {
-    let zeros = vec![0; length.min(ZERO_PIECE) as usize];
     let mut done = 0;
     while done < length {
-        let piece = (length - done).min(ZERO_PIECE);
-        file.write_at(offset + done, &zeros[..piece as usize])?;
+        let piece = (length - done).min(ZEROS.len() as u64);
+        file.write_at(offset + done, &ZEROS[..piece as usize])?;
         done += piece;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_zeros_holds_whole_sectors() {
+        assert!(ZEROS.as_ptr().addr().is_multiple_of(4096) && ZEROS.len().is_multiple_of(4096));
+    }
 }

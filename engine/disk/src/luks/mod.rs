@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use zeroize::Zeroizing;
 
 use crate::DiskError;
-use crate::block_file::{Access, BlockFile};
+use crate::block_file::{Access, BlockFile, ZEROS};
 use crate::fenced_file::FencedFile;
 use crate::formats::{Driver, Format, Opening};
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
@@ -179,7 +179,6 @@ impl DiskImage for Luks {
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), DiskError> {
-        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let mut done = 0;
         while done < length {
             let piece = (length - done).min(ZEROS.len() as u64);

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::DiskError;
-use crate::block_file::Access;
+use crate::block_file::{Access, ZEROS};
 use crate::image::{DiskImage, check_range};
 
 use super::Qcow2;
@@ -309,7 +309,6 @@ impl Qcow2 {
 
     /// Writes zeros as data, except where zeros are read already.
     pub(super) fn write_zeros(&self, metadata: &mut Metadata, start: u64, end: u64) -> Result<(), TableError> {
-        static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
         let cluster_size = self.geometry.cluster_size();
         let mut at = start;
         while at < end {
