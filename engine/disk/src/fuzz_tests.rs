@@ -635,8 +635,8 @@ fn change_everything(disk: &dyn DiskImage, note: &mut impl FnMut(Result<(), Disk
     note(disk.flush());
 }
 
-/// Processor time of this thread.
-fn processor_time() -> Duration {
+/// Processor time of this thread, for limits that hold beside other work too.
+pub(crate) fn processor_time() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     Duration::from_nanos(text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0))
 }
