@@ -5,6 +5,7 @@
 //! images; [`Fault`] makes the n-th operation fail.
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -38,6 +39,8 @@ pub struct Fault {
 struct State {
     content: Vec<u8>,
     log: Option<Vec<Operation>>,
+    /// What has changed since [`SimFile::reset_to`], if that is to be undone.
+    touched: Option<Vec<Range<usize>>>,
     operations: u64,
     fault: Option<Fault>,
 }
@@ -65,9 +68,37 @@ impl SimFile {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Becomes a file with this content, of which nothing is recorded yet; what is done to it can be undone.
+    fn reset_to(&self, content: &[u8]) {
+        let mut state = self.state();
+        let mut place = std::mem::take(&mut state.content);
+        place.clear();
+        place.extend_from_slice(content);
+        *state = State { content: place, touched: Some(Vec::new()), ..State::default() };
+    }
+
+    /// Undoes all that was done since it was reset to `content`, and does these operations instead.
+    fn replay<'a>(&self, content: &[u8], operations: impl IntoIterator<Item = &'a Operation>) {
+        let state = &mut *self.state();
+        let touched = state.touched.take().unwrap_or_default();
+        let mut place = std::mem::take(&mut state.content);
+        place.resize(content.len(), 0);
+        for range in touched {
+            let range = range.start.min(content.len())..range.end.min(content.len());
+            place[range.clone()].copy_from_slice(&content[range]);
+        }
+        *state = State { content: place, touched: Some(Vec::new()), ..State::default() };
+        operations.into_iter().for_each(|operation| state.apply(operation));
+    }
+
     /// The content as a program sees it.
     pub fn content(&self) -> Vec<u8> {
         self.state().content.clone()
+    }
+
+    /// Looks at the content where it is.
+    pub fn look<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        look(&self.state().content)
     }
 
     /// Begins to record, and returns the content at this moment.
@@ -113,8 +144,21 @@ impl State {
         }
     }
 
+    fn apply(&mut self, operation: &Operation) {
+        let before = self.content.len();
+        apply(&mut self.content, operation);
+        if let Some(touched) = &mut self.touched {
+            touched.push(match operation {
+                Operation::Write(offset, data) => *offset as usize..*offset as usize + data.len(),
+                Operation::PunchHole(offset, length) => *offset as usize..(*offset + *length) as usize,
+                Operation::Truncate(size) => *size as usize..before.max(*size as usize),
+                Operation::Flush => return,
+            });
+        }
+    }
+
     fn record(&mut self, operation: Operation) {
-        apply(&mut self.content, &operation);
+        self.apply(&operation);
         if let Some(log) = &mut self.log {
             log.push(operation);
         }
@@ -223,80 +267,130 @@ pub struct CrashImages {
     /// Random sets of lost writes tried after each flush.
     pub random_sets: usize,
     /// Up to so many writes between two flushes, every set of lost writes is tried instead, also together with each
-    /// write torn at each of its sectors.
+    /// write torn at each of its sectors; at some of them, if it has more than 16.
     pub all_sets_up_to: usize,
+    /// Crashes before so many operations had been started are left out.
+    pub since: usize,
 }
 
 impl CrashImages {
     /// Calls `visit` with each image and the number of operations that had been started when the crash came.
     pub fn visit(self, base: &[u8], log: &[Operation], mut visit: impl FnMut(usize, &[u8])) {
+        let file = SimFile::new(Vec::new());
+        self.visit_on(&file, base, log, |crashed_at| file.look(|image| visit(crashed_at, image)));
+    }
+
+    /// The same, with each image on a file that the visitor may work with. One file serves for all, and changes are undone
+    /// again, because images are many, and making a copy of each costs more than what is done to it.
+    pub fn visit_on(self, file: &SimFile, base: &[u8], log: &[Operation], mut visit: impl FnMut(usize)) {
         let mut random = self.seed | 1;
         let mut durable = base.to_vec();
         let mut started = 0;
-        for epoch in log.split_inclusive(|operation| *operation == Operation::Flush) {
-            let writes = match epoch.split_last() {
-                Some((Operation::Flush, writes)) => writes,
-                _ => epoch,
-            };
-            self.visit_epoch(&durable, writes, started, &mut random, &mut visit);
+        for writes in log.split(|operation| *operation == Operation::Flush) {
+            file.reset_to(&durable);
+            if started + writes.len() >= self.since {
+                Epoch { durable: &durable, writes, started, file, visit: &mut visit }.visit(self, &mut random);
+            }
             writes.iter().for_each(|operation| apply(&mut durable, operation));
-            started += epoch.len();
+            started += writes.len() + 1;
         }
-        visit(started, &durable);
+        file.reset_to(&durable);
+        visit(log.len());
     }
+}
 
-    fn visit_epoch(
-        self,
-        durable: &[u8],
-        writes: &[Operation],
-        started: usize,
-        random: &mut u64,
-        visit: &mut impl FnMut(usize, &[u8]),
-    ) {
-        let count = writes.len();
+/// What was done between two flushes, on what was durable before.
+struct Epoch<'a> {
+    durable: &'a [u8],
+    writes: &'a [Operation],
+    /// How many operations had been started before.
+    started: usize,
+    file: &'a SimFile,
+    visit: &'a mut dyn FnMut(usize),
+}
+
+impl Epoch<'_> {
+    fn visit(&mut self, crashes: CrashImages, random: &mut u64) {
+        let count = self.writes.len();
         // Cut off between any two writes, in the order in which they were made.
-        let mut image = durable.to_vec();
-        for (index, operation) in writes.iter().enumerate() {
-            visit(started + index, &image);
-            apply(&mut image, operation);
+        for index in crashes.since.saturating_sub(self.started)..count {
+            self.file.replay(self.durable, &self.writes[..index]);
+            (self.visit)(self.started + index);
         }
-        let all = started + count;
-        let mut visit_without = |is_lost: &dyn Fn(usize) -> bool| {
-            let mut image = durable.to_vec();
-            writes.iter().enumerate().filter(|(index, _)| !is_lost(*index)).for_each(|(_, write)| apply(&mut image, write));
-            visit(all, &image);
-        };
-        if count <= self.all_sets_up_to {
+        let is_lost_in = |set: u32| move |index: usize| set >> index & 1 == 1;
+        let has_every_set = count <= crashes.all_sets_up_to;
+        if has_every_set {
             // Nothing lost and the first few kept have been visited already.
-            (1_u32..1 << count).for_each(|lost| visit_without(&|index| lost >> index & 1 == 1));
+            (1_u32..1 << count).for_each(|lost| self.visit_without(is_lost_in(lost)));
+            self.visit_every_tear();
         } else {
-            (0..count).for_each(|lost| visit_without(&|index| index == lost));
-        }
-        let pairs = (0..count).flat_map(|first| (first + 1..count).map(move |second| (first, second)));
-        let is_done = count <= self.all_sets_up_to;
-        for (first, second) in pairs.take(if is_done { 0 } else { self.pairs }) {
-            visit_without(&|index| index == first || index == second);
-        }
-        for _ in 0..if count > 2 && !is_done { self.random_sets } else { 0 } {
-            let salt = next(random);
-            visit_without(&|index| mix(salt ^ index as u64) & 1 == 0);
-        }
-        if is_done {
-            visit_every_tear(durable, writes, |image| visit(all, image));
-        } else {
-            visit_some_tears(durable, writes, random, |image| visit(all, image));
+            (0..count).for_each(|lost| self.visit_without(|index| index == lost));
+            let pairs = (0..count).flat_map(|first| (first + 1..count).map(move |second| (first, second)));
+            for (first, second) in pairs.take(crashes.pairs) {
+                self.visit_without(|index| index == first || index == second);
+            }
+            for _ in 0..if count > 2 { crashes.random_sets } else { 0 } {
+                let salt = next(random);
+                self.visit_without(|index| mix(salt ^ index as u64) & 1 == 0);
+            }
+            self.visit_some_tears(random);
         }
         // The size grew but the data did not come, and the other way round.
-        let mut grown = durable.to_vec();
-        writes.iter().for_each(|operation| apply(&mut grown, operation));
-        if grown.len() > durable.len() {
-            let new_size = grown.len();
-            grown.truncate(durable.len());
-            visit(all, &grown);
-            let mut only_size = durable.to_vec();
-            only_size.resize(new_size, 0);
-            visit(all, &only_size);
+        self.file.replay(self.durable, self.writes);
+        let new_size = self.file.look(<[u8]>::len);
+        if new_size > self.durable.len() {
+            let [old_size, new_size] = [self.durable.len(), new_size].map(|size| Operation::Truncate(size as u64));
+            self.visit_image(self.writes.iter().chain([&old_size]));
+            self.visit_image([&new_size]);
         }
+    }
+
+    /// Visits the image that these operations make of what was durable.
+    fn visit_image<'b>(&mut self, operations: impl IntoIterator<Item = &'b Operation>) {
+        self.file.replay(self.durable, operations);
+        (self.visit)(self.started + self.writes.len());
+    }
+
+    fn visit_without(&mut self, is_lost: impl Fn(usize) -> bool) {
+        let kept = self.writes.iter().enumerate().filter(|(index, _)| !is_lost(*index));
+        self.visit_image(kept.map(|(_, write)| write));
+    }
+
+    /// Each write torn at its sectors, together with every set of the others.
+    fn visit_every_tear(&mut self) {
+        for (index, operation) in self.writes.iter().enumerate() {
+            let Operation::Write(offset, data) = operation else { continue };
+            for part in tears(data.len() / 512).into_iter().flat_map(|sectors| torn(*offset, data, sectors)) {
+                for lost in (0_u32..1 << self.writes.len()).filter(|lost| lost >> index & 1 == 0) {
+                    let kept = self.writes.iter().enumerate().filter(|(other, _)| lost >> other & 1 == 0);
+                    self.visit_image(kept.map(|(other, write)| if other == index { &part } else { write }));
+                }
+            }
+        }
+    }
+
+    /// Each write torn at one of its sectors, with or without those after it.
+    fn visit_some_tears(&mut self, random: &mut u64) {
+        for (index, operation) in self.writes.iter().enumerate() {
+            let Operation::Write(offset, data) = operation else { continue };
+            let sectors = data.len() / 512;
+            if sectors < 2 {
+                continue;
+            }
+            for part in &torn(*offset, data, 1 + next(random) as usize % (sectors - 1)) {
+                let with_later = next(random) & 1 == 0;
+                let kept = self.writes.iter().enumerate().take(if with_later { self.writes.len() } else { index + 1 });
+                self.visit_image(kept.map(|(other, write)| if other == index { part } else { write }));
+            }
+        }
+    }
+}
+
+/// The places at which a write of so many sectors is torn: behind how many of them.
+fn tears(sectors: usize) -> Vec<usize> {
+    match sectors {
+        0..=16 => (1..sectors).collect(),
+        _ => vec![1, 2, sectors / 4, sectors / 2, sectors / 4 * 3, sectors - 2, sectors - 1],
     }
 }
 
@@ -304,42 +398,6 @@ impl CrashImages {
 fn torn(offset: u64, data: &[u8], sectors: usize) -> [Operation; 2] {
     let (front, back) = data.split_at(sectors * 512);
     [Operation::Write(offset, front.to_vec()), Operation::Write(offset + front.len() as u64, back.to_vec())]
-}
-
-/// Each write torn at each of its sectors, together with every set of the others.
-fn visit_every_tear(durable: &[u8], writes: &[Operation], mut visit: impl FnMut(&[u8])) {
-    for (index, operation) in writes.iter().enumerate() {
-        let Operation::Write(offset, data) = operation else { continue };
-        for part in (1..data.len() / 512).flat_map(|sectors| torn(*offset, data, sectors)) {
-            for lost in (0_u32..1 << writes.len()).filter(|lost| lost >> index & 1 == 0) {
-                let mut image = durable.to_vec();
-                for (other, write) in writes.iter().enumerate().filter(|(other, _)| lost >> other & 1 == 0) {
-                    apply(&mut image, if other == index { &part } else { write });
-                }
-                visit(&image);
-            }
-        }
-    }
-}
-
-/// Each write torn at one of its sectors, with or without those after it.
-fn visit_some_tears(durable: &[u8], writes: &[Operation], random: &mut u64, mut visit: impl FnMut(&[u8])) {
-    for (index, operation) in writes.iter().enumerate() {
-        let Operation::Write(offset, data) = operation else { continue };
-        let sectors = data.len() / 512;
-        if sectors < 2 {
-            continue;
-        }
-        for part in &torn(*offset, data, 1 + next(random) as usize % (sectors - 1)) {
-            let with_later = next(random) & 1 == 0;
-            let kept = if with_later { writes.len() } else { index + 1 };
-            let mut image = durable.to_vec();
-            for (other, write) in writes.iter().enumerate().take(kept) {
-                apply(&mut image, if other == index { part } else { write });
-            }
-            visit(&image);
-        }
-    }
 }
 
 /// The next number of a small random sequence (xorshift).

@@ -223,7 +223,7 @@ fn a_crash_while_the_base_is_exchanged_leaves_the_old_one_or_the_new_one() {
             disk.set_backing(target.as_ref()).unwrap();
             drop(disk);
             let mut seen = std::collections::BTreeSet::new();
-            let crashes = CrashImages { seed: 3, pairs: 100, random_sets: 50, all_sets_up_to: 0 };
+            let crashes = CrashImages { seed: 3, pairs: 100, random_sets: 50, ..CrashImages::default() };
             crashes.visit(&image, &file.log(), |crashed_at, image| {
                 let context = format!("{} to {target:?}, crash at {crashed_at}", kind.name);
                 assert_eq!(errors(kind.format, image), Vec::<String>::new(), "{context}");

@@ -36,7 +36,7 @@ fn a_crash_while_a_disk_grows_leaves_the_old_size_or_the_new_one() {
         }
         drop(disk);
         let mut seen = std::collections::BTreeMap::new();
-        let crashes = CrashImages { seed: 3, pairs: 100, random_sets: 50, all_sets_up_to: 0 };
+        let crashes = CrashImages { seed: 3, pairs: 100, random_sets: 50, ..CrashImages::default() };
         crashes.visit(&image, &file.log(), |crashed_at, image| {
             let context = format!("{}, crash at {crashed_at}", kind.name);
             assert_eq!(errors(kind.format, image), Vec::<String>::new(), "{context}");
@@ -119,7 +119,7 @@ fn a_disk_shrinks_where_nothing_is_lost_and_a_crash_leaves_the_old_size_or_the_n
         disk.flush().unwrap();
         drop(disk);
         let mut seen = std::collections::BTreeSet::new();
-        let crashes = CrashImages { seed: 3, pairs: 100, random_sets: 50, all_sets_up_to: 0 };
+        let crashes = CrashImages { seed: 3, pairs: 100, random_sets: 50, ..CrashImages::default() };
         crashes.visit(&image, &file.log(), |crashed_at, image| {
             let context = format!("{}, crash at {crashed_at}", kind.name);
             assert_eq!(errors(kind.format, image), Vec::<String>::new(), "{context}");

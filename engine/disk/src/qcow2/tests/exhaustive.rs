@@ -13,45 +13,23 @@ use crate::{NewSnapshot, Preallocation};
 
 const SECTOR: usize = 512;
 
-/// One step of a sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    WriteSmall,
-    WriteCluster,
-    WriteSpan,
-    WriteThrough,
-    Flush,
-    Discard,
-    Zero,
-    Pack,
-    Create,
-    Apply,
-    Delete,
-    Grow,
-    Shrink,
-    Bitmap,
-    Reopen,
+macro_rules! steps {
+    ($($step:ident),* $(,)?) => {
+        /// One step of a sequence.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        enum Step {
+            $($step),*
+        }
+
+        const STEPS: &[Step] = &[$(Step::$step),*];
+    };
+}
+
+steps! {
+    WriteSmall, WriteCluster, WriteSpan, WriteThrough, Flush, Discard, Zero, Pack, Create, Apply, Delete, Grow, Shrink, Bitmap, Reopen,
 }
 
 use Step::*;
-
-const STEPS: [Step; 15] = [
-    WriteSmall,
-    WriteCluster,
-    WriteSpan,
-    WriteThrough,
-    Flush,
-    Discard,
-    Zero,
-    Pack,
-    Create,
-    Apply,
-    Delete,
-    Grow,
-    Shrink,
-    Bitmap,
-    Reopen,
-];
 
 impl Step {
     /// Whether the marks "ours alone" may be behind the counts while it runs.
@@ -192,25 +170,21 @@ fn observe(disk: &Qcow2, file: &Arc<SimFile>, base: Option<&[u8]>) -> State {
     State { content: read_all(disk), snapshots }
 }
 
-/// Whether the bitmap of a disk claims to be up to date; where it does, it must tell of every sector that is not as it was
-/// when it was made. Fails with the first that it does not tell of.
-fn is_bitmap_right(disk: &Qcow2, then: &[u8]) -> Result<bool, usize> {
+/// What the bitmap of a disk marks, where it claims to be up to date.
+fn trusted_marks(disk: &Qcow2) -> Option<Vec<std::ops::Range<u64>>> {
     let bitmaps = disk.bitmaps().unwrap();
-    if !bitmaps.list().iter().any(|bitmap| bitmap.name == "kept" && !bitmap.out_of_date) {
-        return Ok(false);
-    }
-    let marked = bitmaps.marked("kept", 0, usize::MAX).unwrap();
-    let now = read_all(disk);
-    for (sector, (now, then)) in now.chunks(SECTOR).zip(then.chunks(SECTOR)).enumerate() {
-        let at = (sector * SECTOR) as u64;
-        if now != then && !marked.iter().any(|range| range.contains(&at)) {
-            return Err(sector);
-        }
-    }
-    Ok(true)
+    let is_trusted = bitmaps.list().iter().any(|bitmap| bitmap.name == "kept" && !bitmap.out_of_date);
+    is_trusted.then(|| bitmaps.marked("kept", 0, usize::MAX).unwrap())
 }
 
-#[derive(Default)]
+/// The first sector that has changed without a mark.
+fn unmarked_change(marks: &[std::ops::Range<u64>], now: &[u8], then: &[u8]) -> Option<usize> {
+    let has_mark = |sector: usize| marks.iter().any(|range| range.contains(&((sector * SECTOR) as u64)));
+    let mut sectors = now.chunks(SECTOR).zip(then.chunks(SECTOR)).enumerate();
+    sectors.find(|(sector, (now, then))| now != then && !has_mark(*sector)).map(|(sector, _)| sector)
+}
+
+#[derive(Clone, Copy, Default)]
 struct Figures {
     sequences: usize,
     images: usize,
@@ -222,7 +196,7 @@ struct Figures {
 }
 
 impl Figures {
-    fn and(&self, other: &Figures) -> Figures {
+    fn and(self, other: Figures) -> Figures {
         Figures {
             sequences: self.sequences + other.sequences,
             images: self.images + other.images,
@@ -236,44 +210,42 @@ impl Figures {
 }
 
 /// Crashes one sequence during its last step and on closing (its earlier steps were crashed as shorter sequences).
-fn crash(start: &Start, steps: &[Step], figures: &mut Figures, judge: &mut impl FnMut(&[u8], bool)) {
+fn crash(start: &Start, steps: &[Step], figures: &mut Figures, judge: &mut impl FnMut(&SimFile, bool)) {
     let (file, all_done) = start.run(steps);
-    let last_started = all_done[steps.len() - 1].started;
+    let since = all_done[steps.len() - 1].started;
     let mut seen = HashSet::new();
-    let crashes = CrashImages { seed: 11, pairs: 40, random_sets: 40, all_sets_up_to: 6 };
+    let crashes = CrashImages { seed: 11, pairs: 40, random_sets: 40, all_sets_up_to: 6, since };
+    let crashed = Arc::new(SimFile::new(Vec::new()));
     figures.sequences += 1;
-    crashes.visit(&start.image, &file.log(), |crashed_at, image| {
-        if crashed_at < last_started {
-            return;
-        }
+    crashes.visit_on(&crashed, &start.image, &file.log(), |crashed_at| {
         figures.images += 1;
-        if !seen.insert((super::crash::fingerprint(image), crashed_at)) {
+        if !seen.insert((crashed.look(super::crash::fingerprint), crashed_at)) {
             return;
         }
         figures.distinct += 1;
         let context = || format!("{:?}, base {}, {steps:?}, crash at {crashed_at}", start.kind, start.base.is_some());
         let durable = all_done.iter().rposition(|done| done.is_durable && done.ended <= crashed_at);
         let begun = all_done.iter().filter(|done| done.started <= crashed_at).count();
-        let since = durable.map_or(0, |index| index + 1);
+        let next = durable.map_or(0, |index| index + 1);
         let first = durable.map_or(&start.state, |index| &all_done[index].after);
-        let possible: Vec<&State> = std::iter::once(first).chain(all_done[since..begun].iter().map(|done| &done.after)).collect();
+        let possible: Vec<&State> = std::iter::once(first).chain(all_done[next..begun].iter().map(|done| &done.after)).collect();
 
-        let file = Arc::new(SimFile::new(image.to_vec()));
-        let report = check(Arc::clone(&file) as _).unwrap_or_else(|error| panic!("{}: {error}", context()));
+        let report = check(Arc::clone(&crashed) as _).unwrap_or_else(|error| panic!("{}: {error}", context()));
         assert_eq!(report.errors, 0, "{}: {:?}", context(), report.details);
-        let may_be_unmarked = all_done[since..begun].iter().any(|done| done.step.moves_marks());
+        let may_be_unmarked = all_done[next..begun].iter().any(|done| done.step.moves_marks());
         assert!(report.unmarked == 0 || may_be_unmarked, "{}: {} entries unmarked", context(), report.unmarked);
         figures.leaking += usize::from(report.leaks > 0);
         figures.unmarked += usize::from(report.unmarked > 0);
-        judge(image, report.unmarked > 0);
-        let untouched = open_sim(&file, Access::ReadOnly, start.base.as_deref()).unwrap();
-        figures.trusted_bitmaps += usize::from(is_bitmap_right(&untouched, &start.state.content).unwrap_or_else(|at| {
-            panic!("{}: sector {at} has changed, and a bitmap that looks sound does not say so", context())
-        }));
-        drop(untouched);
+        judge(&crashed, report.unmarked > 0);
+        // Opened for writing it would be told that nobody follows the bitmap any more.
+        let marks = trusted_marks(&open_sim(&crashed, Access::ReadOnly, start.base.as_deref()).unwrap());
+        figures.trusted_bitmaps += usize::from(marks.is_some());
 
-        let disk = start.open(&file).unwrap_or_else(|error| panic!("{}: {error}", context()));
-        let found = observe(&disk, &file, start.base.as_deref());
+        let disk = start.open(&crashed).unwrap_or_else(|error| panic!("{}: {error}", context()));
+        let found = observe(&disk, &crashed, start.base.as_deref());
+        if let Some(at) = marks.and_then(|marks| unmarked_change(&marks, &found.content, &start.state.content)) {
+            panic!("{}: sector {at} has changed, and a bitmap that looks sound does not say so", context());
+        }
         assert!(possible.iter().any(|state| state.snapshots == found.snapshots), "{}: other snapshots", context());
         let size = found.content.len();
         assert!(possible.iter().any(|state| state.content.len() == size), "{}: size {size}", context());
@@ -282,24 +254,27 @@ fn crash(start: &Start, steps: &[Step], figures: &mut Figures, judge: &mut impl 
             let is_allowed = possible.iter().any(|state| state.content.get(at..at + SECTOR).is_some_and(|old| old == bytes));
             assert!(is_allowed, "{}: sector {sector} begins {:02x?}", context(), &bytes[..8]);
         }
-        if let (true, [before, after]) = (all_done[since..begun].iter().all(|done| done.step == Apply), &possible[..]) {
+        if let (true, [before, after]) = (all_done[next..begun].iter().all(|done| done.step == Apply), &possible[..]) {
             assert!(found == **before || found == **after, "{}: a snapshot was applied in part", context());
         }
         // The disk goes on working, and what it writes now harms nothing.
         if figures.distinct.is_multiple_of(8) && size >= 4096 {
             disk.write_at(512, &[0x5a; 2048]).unwrap();
             drop(disk);
-            let again = observe(&start.open(&file).unwrap(), &file, start.base.as_deref());
+            let again = observe(&start.open(&crashed).unwrap(), &crashed, start.base.as_deref());
             assert!(again.content[2560..] == found.content[2560..] && again.snapshots == found.snapshots, "{}", context());
-            assert_eq!(check(file).unwrap().errors, 0, "{}", context());
+            assert_eq!(check(Arc::clone(&crashed) as _).unwrap().errors, 0, "{}", context());
         }
     });
 }
 
-/// All sequences of exactly `length` steps.
+/// All sequences of exactly `length` steps, those that are alike far from each other.
 fn sequences(length: u32) -> impl Iterator<Item = Vec<Step>> {
-    (0..STEPS.len().pow(length))
-        .map(move |number| (0..length).map(|place| STEPS[number / STEPS.len().pow(place) % STEPS.len()]).collect())
+    // A prime that does not divide their number leads to each of them once.
+    const STRIDE: usize = 7919;
+    let count = STEPS.len().pow(length);
+    let numbers = (0..count).map(move |turn| turn * STRIDE % count);
+    numbers.map(move |number| (0..length).map(|place| STEPS[number / STEPS.len().pow(place) % STEPS.len()]).collect())
 }
 
 fn starts() -> Vec<Start> {
@@ -324,16 +299,16 @@ fn starts() -> Vec<Start> {
 }
 
 /// Lets QEMU judge one image in so many, if it is there.
-fn qemu_judge(one_in: usize) -> Option<impl FnMut(&[u8], bool) -> bool + Send> {
+fn qemu_judge(one_in: usize) -> Option<impl FnMut(&SimFile, bool) -> bool + Send> {
     let bench = super::qemu::bench("judging crash images")?;
     let mut count = 0;
-    Some(move |image: &[u8], is_unmarked: bool| {
+    Some(move |file: &SimFile, is_unmarked: bool| {
         count += 1;
         if !usize::is_multiple_of(count, one_in) {
             return false;
         }
         let path = bench.0.path().join("crashed.qcow2");
-        std::fs::write(&path, image).unwrap();
+        file.look(|image| std::fs::write(&path, image)).unwrap();
         let output = std::process::Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&path).output().unwrap();
         let code = output.status.code();
         // 0: sound, 3: leaks. A missing mark is an error to QEMU, though it harms nothing.
@@ -343,54 +318,83 @@ fn qemu_judge(one_in: usize) -> Option<impl FnMut(&[u8], bool) -> bool + Send> {
     })
 }
 
-/// Crashes all sequences of so many steps on each start, on two threads, because the machines this runs on have two
-/// cores. Beyond the given number of images no further sequence is begun.
-fn run(jobs: &[(&Start, std::ops::RangeInclusive<u32>)], most: usize, one_in_for_qemu: usize) -> Figures {
-    let total = AtomicUsize::new(0);
-    let next_job = AtomicUsize::new(0);
+/// What is to be done with one start: sequences of so many steps.
+type Job<'a> = (&'a Start, std::ops::RangeInclusive<u32>);
+
+/// So many sequences are taken at a time.
+const BATCH: usize = 15;
+
+/// Crashes the sequences of each job on two threads, because the machines this runs on have two cores. The jobs take turns,
+/// so that each has had its part whenever one stops; beyond the given number of images nothing more is begun.
+fn run(jobs: &[Job<'_>], most: usize, one_in_for_qemu: usize) -> Vec<Figures> {
+    let began = Instant::now();
+    let sequences: Vec<Vec<_>> = jobs.iter().map(|(_, lengths)| lengths.clone().flat_map(sequences).collect()).collect();
+    let turns = sequences.iter().map(|all| all.len().div_ceil(BATCH)).max().unwrap_or(0) * jobs.len();
+    let next_turn = AtomicUsize::new(0);
+    let results = Mutex::new((vec![Figures::default(); jobs.len()], began));
     let qemu = Mutex::new(qemu_judge(one_in_for_qemu));
     let work = || {
-        let mut sum = Figures::default();
-        let mut judged = 0;
-        while let Some((start, lengths)) = jobs.get(next_job.fetch_add(1, Ordering::Relaxed)) {
-            for steps in lengths.clone().flat_map(sequences) {
-                if total.load(Ordering::Relaxed) >= most {
-                    break;
-                }
-                let before = sum.images;
-                crash(start, &steps, &mut sum, &mut |image, is_unmarked| {
-                    judged += usize::from(qemu.lock().unwrap().as_mut().is_some_and(|judge| judge(image, is_unmarked)));
-                });
-                total.fetch_add(sum.images - before, Ordering::Relaxed);
+        loop {
+            let turn = next_turn.fetch_add(1, Ordering::Relaxed);
+            if turn >= turns {
+                break;
             }
-            println!("{:?}, base {}: {} images so far", start.kind, start.base.is_some(), total.load(Ordering::Relaxed));
+            let job = turn % jobs.len();
+            let Some(batch) = sequences[job].chunks(BATCH).nth(turn / jobs.len()) else { continue };
+            let mut figures = Figures::default();
+            for steps in batch {
+                let mut judged = 0;
+                crash(jobs[job].0, steps, &mut figures, &mut |file, is_unmarked| {
+                    judged += usize::from(qemu.lock().unwrap().as_mut().is_some_and(|judge| judge(file, is_unmarked)));
+                });
+                figures.judged_by_qemu += judged;
+            }
+            let (all, told) = &mut *results.lock().unwrap();
+            all[job] = all[job].and(figures);
+            let images: usize = all.iter().map(|figures| figures.images).sum();
+            if told.elapsed().as_secs() > 60 {
+                *told = Instant::now();
+                println!("{images} images so far, {:.0?}", began.elapsed());
+            }
+            if images >= most {
+                break;
+            }
         }
-        sum.judged_by_qemu = judged;
-        sum
     };
     std::thread::scope(|scope| {
-        let workers = [scope.spawn(work), scope.spawn(work)];
-        workers.into_iter().fold(Figures::default(), |sum, worker| sum.and(&worker.join().unwrap()))
-    })
+        scope.spawn(work);
+        work();
+    });
+    results.into_inner().unwrap().0
 }
 
-fn tell(figures: &Figures, began: Instant) {
-    let Figures { sequences, images, distinct, leaking, unmarked, trusted_bitmaps, judged_by_qemu } = figures;
+fn tell(jobs: &[Job<'_>], all: &[Figures], began: Instant) -> Figures {
+    for ((start, _), Figures { sequences, images, distinct, .. }) in jobs.iter().zip(all) {
+        let Qcow2Options { version, cluster_size, refcount_bits, compression, extended_l2, .. } = start.kind;
+        let with = [("subclusters", extended_l2), ("a base", start.base.is_some())];
+        let with: Vec<_> = with.into_iter().filter_map(|(what, has)| has.then_some(what)).collect();
+        println!(
+            "version {version}, clusters of {cluster_size}, counts of {refcount_bits} bits, {compression:?}, with {with:?}: {sequences} \
+             sequences, {images} images, {distinct} distinct"
+        );
+    }
+    let sum = all.iter().fold(Figures::default(), |sum, figures| sum.and(*figures));
+    let Figures { sequences, images, distinct, leaking, unmarked, trusted_bitmaps, judged_by_qemu } = sum;
     println!(
         "{sequences} sequences, {images} crash images ({distinct} distinct and checked), 0 inconsistent; {leaking} with unused \
          clusters, {unmarked} with missing marks, {trusted_bitmaps} with a bitmap that is up to date; {judged_by_qemu} also judged by QEMU; {:.0?}",
         began.elapsed()
     );
+    sum
 }
 
 #[test]
 fn every_short_sequence_survives_every_crash() {
     let began = Instant::now();
     let starts = starts();
-    let mut jobs: Vec<_> = starts[..4].iter().map(|start| (start, 1..=2)).collect();
+    let mut jobs: Vec<Job> = starts[..4].iter().map(|start| (start, 1..=2)).collect();
     jobs.extend(starts.last().map(|start| (start, 1..=1)));
-    let figures = run(&jobs, usize::MAX, 500);
-    tell(&figures, began);
+    let figures = tell(&jobs, &run(&jobs, usize::MAX, 500), began);
     assert!(figures.distinct > 10_000, "{}", figures.distinct);
 }
 
@@ -401,12 +405,14 @@ fn every_short_sequence_survives_every_crash() {
 fn five_million_crash_images_of_all_sequences_of_three_and_more() {
     let began = Instant::now();
     let starts = starts();
-    let three: Vec<_> = starts.iter().map(|start| (start, 1..=3)).collect();
-    let figures = run(&three, usize::MAX, 2000);
+    let three: Vec<Job> = starts.iter().map(|start| (start, 1..=3)).collect();
     println!("all sequences of up to three:");
-    tell(&figures, began);
-    let four: Vec<_> = starts.iter().map(|start| (start, 4..=4)).collect();
-    let figures = figures.and(&run(&four, 5_100_000_usize.saturating_sub(figures.images), 2000));
-    tell(&figures, began);
-    assert!(figures.images > 5_000_000, "{}", figures.images);
+    let figures = tell(&three, &run(&three, usize::MAX, 2000), began);
+    let missing = 5_000_000_usize.saturating_sub(figures.images);
+    if missing > 0 {
+        let four: Vec<Job> = starts.iter().map(|start| (start, 4..=4)).collect();
+        println!("some of four:");
+        let more = tell(&four, &run(&four, missing, 2000), began);
+        println!("{} crash images in all", figures.images + more.images);
+    }
 }
