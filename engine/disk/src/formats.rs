@@ -71,6 +71,14 @@ pub(crate) struct Opening<'a> {
     pub(crate) chain: &'a Chain,
 }
 
+#[cfg(test)]
+impl<'a> Opening<'a> {
+    /// Of a file whose format somebody stated.
+    pub(crate) fn of(file: Arc<dyn BlockFile>, access: Access, chain: &'a Chain) -> Self {
+        Self { file, access, first_sector: ProbedRaw::Stated, internal_snapshot: None, passphrase: None, chain }
+    }
+}
+
 /// How much of a file [`Driver::recognise`] is shown: up to and with the first volume descriptor of an ISO.
 pub(crate) const HEAD_LENGTH: usize = 0x8800;
 

@@ -23,7 +23,7 @@ use crate::block_file::{Access, BlockFile, FileIdentity, read_zero_padded};
 use crate::check::Repair;
 use crate::formats::Opening;
 use crate::image::DiskImage;
-use crate::open::{Backing, Chain, CreateOptions, Preallocation, ProbedRaw};
+use crate::open::{Backing, Chain, CreateOptions, Preallocation};
 use crate::sim_file::{SimFile, next};
 use crate::{Compression, DiskError, Format, NewSnapshot, Qcow2Options, VmdkKind, vhd, vhdx, vmdk};
 
@@ -200,16 +200,7 @@ const VMDK: Target = Target { format: Format::Vmdk, seeds: vmdk_seeds, seal: |_|
 const ISO: Target = Target { format: Format::Iso, seeds: iso_seeds, seal: |_| {} };
 
 fn open(format: Format, file: &Arc<dyn BlockFile>, access: Access) -> Result<Arc<dyn DiskImage>, DiskError> {
-    let chain = Chain::leaving_out();
-    let file = Arc::clone(file);
-    (format.driver().open)(Opening {
-        file,
-        access,
-        first_sector: ProbedRaw::Stated,
-        internal_snapshot: None,
-        passphrase: None,
-        chain: &chain,
-    })
+    (format.driver().open)(Opening::of(Arc::clone(file), access, &Chain::leaving_out()))
 }
 
 /// An image made by `create`, then worked with.

@@ -115,7 +115,7 @@ mod tests {
     use super::*;
     use crate::formats::Opening;
     use crate::open::{Chain, CreateOptions};
-    use crate::{Access, Operation, ProbedRaw, SimFile};
+    use crate::{Access, Operation, SimFile};
 
     #[test]
     fn every_change_is_durable_when_it_returns() {
@@ -123,14 +123,7 @@ mod tests {
             let file = Arc::new(SimFile::new(Vec::new()));
             format.driver().create.unwrap()(&*file, &CreateOptions::new(format, 4 << 20)).unwrap();
             let chain = Chain::default();
-            let opening = Opening {
-                file: Arc::clone(&file) as _,
-                access: Access::ReadWrite,
-                first_sector: ProbedRaw::Stated,
-                internal_snapshot: None,
-                passphrase: None,
-                chain: &chain,
-            };
+            let opening = Opening::of(Arc::clone(&file) as _, Access::ReadWrite, &chain);
             let disk = WriteThrough((format.driver().open)(opening).unwrap());
             file.start_recording();
             let changes: [&dyn Fn(); 3] =

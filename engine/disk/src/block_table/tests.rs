@@ -12,7 +12,7 @@ use crate::check::Repair;
 use crate::formats::Opening;
 use crate::fuzz_tests::processor_time;
 use crate::image::DiskImage;
-use crate::open::{Backing, Chain, CreateOptions, OpenOptions, Preallocation, ProbedRaw};
+use crate::open::{Backing, Chain, CreateOptions, OpenOptions, Preallocation};
 use crate::sim_file::{CrashImages, Fault, SimFile, next};
 use crate::{DiskError, Format, vhd, vhdx, vmdk};
 
@@ -116,16 +116,7 @@ impl Kind {
 }
 
 fn open(format: Format, file: &Arc<SimFile>, access: Access) -> Result<Arc<dyn DiskImage>, DiskError> {
-    let file: Arc<dyn BlockFile> = Arc::clone(file) as _;
-    let chain = Chain::default();
-    (format.driver().open)(Opening {
-        file,
-        access,
-        first_sector: ProbedRaw::Stated,
-        internal_snapshot: None,
-        passphrase: None,
-        chain: &chain,
-    })
+    (format.driver().open)(Opening::of(Arc::clone(file) as _, access, &Chain::default()))
 }
 
 fn errors(format: Format, content: &[u8]) -> Vec<String> {

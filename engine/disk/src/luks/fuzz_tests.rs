@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 
 use super::header::{AT_DIGEST_ROUNDS, AT_SLOTS, HEADER_LENGTH, SLOT_LENGTH, SLOTS, create_with_rounds};
 use super::*;
-use crate::ProbedRaw;
 use crate::open::Chain;
 use crate::sim_file::{SimFile, next};
 
@@ -83,14 +82,7 @@ fn work(format: Format, content: &[u8]) -> String {
     let is_cheap = header.is_ok_and(|header| header.rounds() <= u64::from(64 * FEW_ROUNDS)) || format == Format::Qcow2;
     for (access, passphrase) in [(Access::ReadOnly, None), (Access::ReadWrite, Some(&passphrase).filter(|_| is_cheap))] {
         let chain = Chain::default();
-        let opened = (format.driver().open)(Opening {
-            file: Arc::clone(&file) as _,
-            access,
-            first_sector: ProbedRaw::Stated,
-            internal_snapshot: None,
-            passphrase,
-            chain: &chain,
-        });
+        let opened = (format.driver().open)(Opening { passphrase, ..Opening::of(Arc::clone(&file) as _, access, &chain) });
         let used = opened.and_then(|disk| {
             disk.info();
             let mut buffer = vec![0; 3000.min(disk.len()) as usize];

@@ -254,18 +254,14 @@ pub(crate) mod tests {
     use crate::fields::put;
     use crate::formats::Opening;
     use crate::image::DiskImage;
-    use crate::open::{Chain, ProbedRaw};
+    use crate::open::Chain;
     use crate::sim_file::SimFile;
 
     const MIB: usize = 1 << 20;
     const LOG_ID: [u8; 16] = [7; 16];
 
     fn open(file: &Arc<SimFile>, access: Access) -> Result<Arc<dyn DiskImage>, DiskError> {
-        let file: Arc<dyn BlockFile> = Arc::clone(file) as _;
-        let chain = Chain::default();
-        let opening =
-            Opening { file, access, first_sector: ProbedRaw::Stated, internal_snapshot: None, passphrase: None, chain: &chain };
-        (super::super::DRIVER.open)(opening)
+        (super::super::DRIVER.open)(Opening::of(Arc::clone(file) as _, access, &Chain::default()))
     }
 
     /// A disk whose first block is stored, but only its log says so. The second header is the newer one.
