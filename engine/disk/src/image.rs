@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use crate::image_info::{Amendment, Bitmaps, ImageInfo, NewSnapshot, SnapshotInfo};
+use crate::luks::KeyChange;
 use crate::open::{Backing, Preallocation};
 use crate::{DiskError, Format};
 
@@ -163,6 +164,12 @@ pub trait DiskImage: Send + Sync {
     /// Changes what the file is without changing what is on the disk.
     fn amend(&self, _wanted: &Amendment) -> Result<(), DiskError> {
         Err(self.cannot("change its options"))
+    }
+
+    /// Changes which passphrases open an encrypted disk. What [`info`](Self::info) says of them follows when it is opened
+    /// again. `force` also overwrites a passphrase, or erases the last one.
+    fn change_keys(&self, _change: &KeyChange, _force: bool) -> Result<(), DiskError> {
+        Err(self.cannot("have passphrases"))
     }
 
     /// The bitmaps of the file, if the format has such.

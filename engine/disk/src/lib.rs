@@ -58,7 +58,7 @@ pub use host_file::HostFile;
 pub use image::{DiskImage, Extent, ExtentKind};
 pub use image_info::{Amendment, BackingInfo, BitmapInfo, Bitmaps, Identity, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
 pub use iso_volume::{BootEntry, BootPlatform, GuestArch, GuestFamily, GuestGuess, VolumeDescription, describe_iso};
-pub use luks::Passphrase;
+pub use luks::{KeyChange, Passphrase};
 pub use open::{
     Backing, BackingFiles, CacheMode, CreateOptions, Flushing, HostCache, NewDataFile, OpenOptions, Preallocation, ProbedRaw,
     Sharing, create, create_over, open,

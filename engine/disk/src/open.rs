@@ -2,12 +2,13 @@
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::block_file::{Access, BlockFile, FileIdentity, fill_with_zeros, read_zero_padded};
 use crate::formats::{HEAD_LENGTH, Opening, WriteEmpty};
 use crate::host_file::HostFile;
 use crate::image::DiskImage;
-use crate::luks::Passphrase;
+use crate::luks::{KeyChange, Passphrase};
 use crate::overlay::{Forgetful, throw_away};
 use crate::probe::recognise;
 use crate::qcow2::Qcow2Options;
@@ -201,6 +202,8 @@ pub struct CreateOptions {
     pub vmdk: VmdkKind,
     /// Encrypts the disk, where the format can: LUKS always does, qcow2 if this is there.
     pub passphrase: Option<Passphrase>,
+    /// How long this computer is to take to try a passphrase.
+    pub passphrase_time: Duration,
 }
 
 /// The file that holds the data of a qcow2 disk. It is made with the disk.
@@ -233,6 +236,7 @@ impl CreateOptions {
             data_file: None,
             vmdk: VmdkKind::default(),
             passphrase: None,
+            passphrase_time: KeyChange::USUAL_TIME,
         }
     }
 }

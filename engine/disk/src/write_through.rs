@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::image::{DiskImage, Extent};
 use crate::image_info::{Amendment, Bitmaps, ImageInfo, NewSnapshot, SnapshotInfo};
+use crate::luks::KeyChange;
 use crate::open::{Backing, Preallocation};
 use crate::{DiskError, Format};
 
@@ -103,6 +104,10 @@ impl DiskImage for WriteThrough {
 
     fn amend(&self, wanted: &Amendment) -> Result<(), DiskError> {
         self.0.amend(wanted)
+    }
+
+    fn change_keys(&self, change: &KeyChange, force: bool) -> Result<(), DiskError> {
+        self.0.change_keys(change, force)
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {

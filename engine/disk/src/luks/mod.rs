@@ -1,13 +1,14 @@
 //! LUKS: disks that nobody reads without a passphrase, as files of their own and inside qcow2.
 //!
-//! Done: version 1 with AES in XTS mode (what QEMU and cryptsetup make), up to eight passphrases read, new disks with one.
-//! Not here: version 2, other ciphers, changing passphrases. Without a passphrase a file can still be looked at, but not
+//! Done: version 1 with AES in XTS mode (what QEMU and cryptsetup make), up to eight passphrases, new disks with one; they
+//! are added and erased in `keys.rs`. Not here: version 2, other ciphers. Without a passphrase a file can still be looked at, but not
 //! into: reading and writing fail with [`DiskError::NeedsPassphrase`].
 //!
 //! A sector's cipher depends on where it lies, so nothing in an encrypted file reads as zeros until zeros were written
 //! there: there are no holes, and discarding does nothing.
 
 mod header;
+mod keys;
 mod xts;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,8 @@ use crate::image_info::ImageInfo;
 use crate::open::{CreateOptions, Preallocation};
 
 pub(crate) use header::{LuksHeader, create as new_header};
+pub use keys::KeyChange;
+pub(crate) use keys::change as change_keys;
 use xts::{SECTOR, Xts};
 
 const TITLE: &str = "LUKS disk";
@@ -40,7 +43,7 @@ pub(crate) const DRIVER: Driver = Driver {
 };
 
 /// What unlocks a disk. Wiped from memory when it is dropped, and never printed.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Passphrase(Zeroizing<Vec<u8>>);
 
 impl Passphrase {
@@ -201,6 +204,11 @@ impl DiskImage for Luks {
         Ok(Extent::new(ExtentKind::Data, self.size - offset))
     }
 
+    fn change_keys(&self, change: &KeyChange, force: bool) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        change_keys(&self.file, 0, self.file.len()?, change, force)
+    }
+
     fn info(&self) -> ImageInfo {
         ImageInfo { encrypted: true, specific: self.header.info(0), ..ImageInfo::default() }
     }
@@ -216,7 +224,7 @@ fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError
         return Err(refuse("An encrypted disk cannot set space aside"));
     }
     let passphrase = options.passphrase.as_ref().ok_or_else(|| refuse("An encrypted disk needs a passphrase"))?;
-    let header = new_header(passphrase).map_err(host)?;
+    let header = new_header(passphrase, options.passphrase_time).map_err(host)?;
     let end = (header.len() as u64).checked_add(options.size).filter(|end| *end <= i64::MAX as u64);
     file.truncate(end.ok_or_else(|| refuse("This size is larger than any file can be. Choose a smaller one"))?).map_err(host)?;
     file.write_at(0, &header).map_err(host)
@@ -224,5 +232,7 @@ fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError
 
 #[cfg(test)]
 mod fuzz_tests;
+#[cfg(test)]
+mod key_tests;
 #[cfg(test)]
 mod tests;

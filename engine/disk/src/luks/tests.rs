@@ -106,7 +106,7 @@ fn snapshots_and_overlays_of_encrypted_disks_hold_what_they_should() {
 
 #[test]
 fn hostile_headers_are_refused_quickly() {
-    let header = new_header(&passphrase("x").unwrap()).unwrap();
+    let header = new_header(&passphrase("x").unwrap(), KeyChange::USUAL_TIME).unwrap();
     let big = |value: u32| value.to_be_bytes().to_vec();
     let cases: [(&str, usize, Vec<u8>); 13] = [
         ("signature", 0, b"x".to_vec()),

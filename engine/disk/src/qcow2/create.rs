@@ -116,7 +116,8 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
         Some(_) if options.preallocation != Preallocation::Off => {
             return Err(refuse("An encrypted disk cannot set space aside"));
         }
-        Some(passphrase) => luks::new_header(passphrase).map_err(|source| DiskError::host("create", file.path(), source))?,
+        Some(passphrase) => luks::new_header(passphrase, options.passphrase_time)
+            .map_err(|source| DiskError::host("create", file.path(), source))?,
     };
     if let Some(data_file) = &options.data_file {
         match options {

@@ -54,6 +54,7 @@ use crate::fenced_file::FencedFile;
 use crate::formats::{Driver, Format, Opening};
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
 use crate::image_info::{Amendment, BackingInfo, BitmapInfo, Bitmaps, ImageInfo, InfoValue, NewSnapshot, SnapshotInfo};
+use crate::luks::{KeyChange, change_keys};
 use crate::open::{Backing, Chain, Preallocation, protocol};
 
 pub use create::Qcow2Options;
@@ -634,6 +635,13 @@ impl DiskImage for Qcow2 {
     fn amend(&self, wanted: &Amendment) -> Result<(), DiskError> {
         self.check_write(0, 0)?;
         self.change_options(wanted)
+    }
+
+    fn change_keys(&self, change: &KeyChange, force: bool) -> Result<(), DiskError> {
+        self.check_write(0, 0)?;
+        let metadata = self.alone()?;
+        let (start, length) = metadata.header.luks.ok_or_else(|| self.cannot("have passphrases unless it is encrypted"))?;
+        change_keys(&self.file, start, length, change, force)
     }
 
     fn bitmaps(&self) -> Option<&dyn Bitmaps> {
