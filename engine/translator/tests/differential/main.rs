@@ -15,6 +15,7 @@
 
 mod blocks;
 mod case;
+mod chains;
 mod compare;
 mod generate;
 mod interpret;

@@ -8,6 +8,7 @@
 
 use crate::blocks::{blocks, differences, text, vector_blocks, x87_blocks};
 use crate::case::{Case, Outcome};
+use crate::chains::chains;
 use crate::interpret::Interpreted;
 use crate::{Engine, engine, keep, seed};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, RflagsBits};
@@ -173,6 +174,13 @@ fn translated_blocks_do_what_the_interpreter_does() -> anyhow::Result<()> {
 #[test]
 fn translated_blocks_in_chaos_do_what_the_interpreter_does() -> anyhow::Result<()> {
     assert_eq!(run(Engine::Chaos, seed(4), 10_000)?.1, 0, "see the list above");
+    Ok(())
+}
+
+#[test]
+fn long_additions_do_what_the_interpreter_does() -> anyhow::Result<()> {
+    assert_eq!(campaign(Engine::Translator, chains(seed(5), 20_000))?.1, 0, "see the list above");
+    assert_eq!(campaign(Engine::Chaos, chains(seed(6), 10_000))?.1, 0, "see the list above");
     Ok(())
 }
 

@@ -660,6 +660,13 @@ impl Asm {
         self.relative(label);
     }
 
+    /// Jumps if RCX is zero. Keeps flags.
+    pub fn jump_if_no_rcx(&mut self, label: Label) {
+        // JRCXZ reaches 127 bytes: it goes to a jump that others pass.
+        self.code.extend_from_slice(&[0xe3, 2, 0xeb, 5]);
+        self.jmp(label);
+    }
+
     fn relative(&mut self, label: Label) {
         self.fixups.push((self.code.len(), label));
         self.dword(0);

@@ -1,7 +1,7 @@
 //! Instructions on general registers that came after the Pentium Pro: POPCNT, LZCNT, BMI1, BMI2, ADX, MOVBE, CRC32. The guest's
 //! own instruction on the host, if that has it. Operands of 16 bits are the interpreter's.
 
-use super::emit::{ALL_FLAGS, Emitter, Operand};
+use super::emit::{ALL_FLAGS, Emitter, Operand, Source};
 use super::vector::place_of;
 use crate::guest::x86::cpu::reg;
 use crate::host::x64::asm::{R, Rm, W};
@@ -33,13 +33,19 @@ fn host_has(instruction: &Instruction) -> bool {
     })
 }
 
+/// Whether an instruction of this file works on the host as it does in the guest.
+pub(super) fn is_native(source: &Source) -> bool {
+    let instruction = &source.instruction;
+    is_here(instruction.mnemonic()) && source.op.code == instruction.code() && host_has(instruction)
+}
+
 impl Emitter<'_> {
     /// Translates the current instruction if it is one of this file's. `None`: it is not, or not in this form.
     pub fn bits(&mut self) -> Option<()> {
         let source = self.source();
         let instruction = &source.instruction;
         let mnemonic = instruction.mnemonic();
-        if !is_here(mnemonic) || source.op.code != instruction.code() || !host_has(instruction) {
+        if !is_native(source) {
             return None;
         }
         let words = (0..instruction.op_count()).any(|at| self.width(at) == Some(W::B2));

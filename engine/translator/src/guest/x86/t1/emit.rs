@@ -280,17 +280,20 @@ impl<'a> Emitter<'a> {
     pub fn spoil_flags(&mut self) {
         if self.source().live_before == 0 {
             self.flags = FlagsAt::State;
+        } else if self.has_flags_once() {
+            self.save_flags();
+            self.flags = FlagsAt::State;
         } else if self.flags == (FlagsAt::Host { saved: false }) {
-            self.flags = match self.recipe {
-                Some((recipe, made)) if recipe.lasts(self.sources, made, self.at) => FlagsAt::Again(recipe),
-                _ => {
-                    self.save_flags();
-                    FlagsAt::State
-                }
-            };
+            self.flags = self.recipe.map_or(FlagsAt::State, |(recipe, _)| FlagsAt::Again(recipe));
         } else if self.flags == (FlagsAt::Host { saved: true }) {
             self.flags = FlagsAt::State;
         }
+    }
+
+    /// Whether the guest's flags are in the host's alone, and whoever spoils them must save them.
+    pub fn has_flags_once(&self) -> bool {
+        let lasts = |(recipe, made): (Recipe, usize)| recipe.lasts(self.sources, made, self.at);
+        self.flags == FlagsAt::Host { saved: false } && self.source().live_before != 0 && !self.recipe.is_some_and(lasts)
     }
 
     /// Saves the guest's flags if they are not saved yet; if they are in the host's they stay there too. Spoils RAX.
@@ -1055,14 +1058,14 @@ impl<'a> Emitter<'a> {
 }
 
 /// The host's flags are packed into the state. Keeps them; spoils RAX.
-fn emit_save_flags(asm: &mut Asm) {
+pub(super) fn emit_save_flags(asm: &mut Asm) {
     asm.lahf();
     asm.setcc(Cond::O, R::Ax);
     asm.mov(W::B2, packed_flags(), R::Ax);
 }
 
 /// The host's flags become what is packed in the state. Spoils RAX.
-fn emit_load_flags(asm: &mut Asm) {
+pub(super) fn emit_load_flags(asm: &mut Asm) {
     asm.movzx(W::B2, R::Ax, packed_flags());
     // 1 + 127 overflows.
     asm.alu_imm(Alu::Add, W::B1, R::Ax, 127);

@@ -2,12 +2,16 @@
 //! what turns its linear addresses into host addresses in the CPU (`t1.pages`); the others find it there. Where all of them do
 //! not lie in one page, or the page is not to be had for all, each asks for itself, out of the way.
 //!
+//! Who finds the page kept can do so without touching the host's flags, where these are the guest's and not easily had again:
+//! that is what long additions are made of.
+//!
 //! What is kept holds to the end of the block, as long as the register does: a mapping changes only by instructions that end
 //! the block or that are interpreted in it, behind which nothing is kept; and what other CPUs want revoked waits for this one's
 //! next poll.
 
+use super::bits;
 use super::block::is_plain;
-use super::emit::{Emitter, Source, field, state};
+use super::emit::{Emitter, FlagsAt, Source, emit_load_flags, emit_save_flags, field, state};
 use super::recipe::written_registers;
 use crate::guest::x86::cpu::seg;
 use crate::guest::x86::op::NO_REGISTER;
@@ -45,12 +49,21 @@ pub(super) struct Alone {
     class: u8,
     /// It is the first of its group: the others are told.
     tell: Option<Mem>,
+    /// The guest's flags are in the host's alone, and wanted there.
+    keeps_flags: bool,
+}
+
+/// Whether a memory operand's probe is all that touches the host's flags in an instruction that does not write them, or reads
+/// and writes just one.
+fn leaves_flags(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(mnemonic, Mov | Movzx | Movsx | Movsxd | Mulx | Adcx | Adox | Rorx | Sarx | Shlx | Shrx)
 }
 
 /// A memory operand's base register, distance, size and whether it may be written: of those that can be in a group.
 fn operand(source: &Source) -> Option<(u8, i32, i32, bool)> {
     let (op, instruction) = (&source.op, &source.instruction);
-    let native = is_plain(instruction) || source.vectors != Residency::Nothing;
+    let native = is_plain(instruction) || source.vectors != Residency::Nothing || bits::is_native(source);
     if !op.has_memory() || !native || source.interpreted || instruction.mnemonic() == Mnemonic::Lea {
         return None;
     }
@@ -107,7 +120,14 @@ impl Emitter<'_> {
             Some(_) => None,
             None => Some(Group::plan(self.sources, self.at, base, bytes.into(), write)?),
         };
-        self.spoil_flags();
+        let keeps_flags = known.is_some() && leaves_flags(self.source().instruction.mnemonic()) && self.has_flags_once();
+        let flags = self.flags;
+        if keeps_flags {
+            // Whoever comes to the cold path has saved them.
+            self.flags = FlagsAt::State;
+        } else {
+            self.spoil_flags();
+        }
         let (cold, alone, back) = (self.cold_path(), self.asm.label(), self.asm.label());
         let kept = state(field!(t1.pages) + 8 * i32::from(base));
         if let Some(group) = first {
@@ -123,12 +143,17 @@ impl Emitter<'_> {
             self.groups[usize::from(base)] = Some(group);
         } else {
             self.asm.load(W::B8, R::Cx, kept);
-            self.asm.test(W::B8, R::Cx, R::Cx);
-            self.asm.jcc(Cond::E, alone);
+            if keeps_flags {
+                self.flags = flags;
+                self.asm.jump_if_no_rcx(alone);
+            } else {
+                self.asm.test(W::B8, R::Cx, R::Cx);
+                self.asm.jcc(Cond::E, alone);
+            }
         }
         self.asm.bind(back);
         let (at, class, tell) = (Mem::at(register, disp), self.class(), first.map(|_| kept));
-        self.alones.push(Alone { label: alone, back, cold, at, bytes, write, class, tell });
+        self.alones.push(Alone { label: alone, back, cold, at, bytes, write, class, tell, keeps_flags });
         Some(Mem { base: R::Cx, index: Some((register, 0)), disp })
     }
 
@@ -149,9 +174,15 @@ impl Emitter<'_> {
             if let Some(kept) = alone.tell {
                 self.asm.mov_imm(W::B8, kept, 0);
             }
+            if alone.keeps_flags {
+                emit_save_flags(&mut self.asm);
+            }
             self.set_class(alone.class);
             self.asm.lea(W::B8, R::Ax, alone.at);
             self.look(alone.write, alone.bytes.into(), 1, alone.cold, R::Ax);
+            if alone.keeps_flags {
+                emit_load_flags(&mut self.asm);
+            }
             self.asm.jmp(alone.back);
         }
     }

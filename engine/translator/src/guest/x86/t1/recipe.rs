@@ -111,7 +111,8 @@ pub(super) fn written_registers(source: &Source) -> Option<u16> {
         M::Xchg | M::Xadd => register(0) | register(1),
         M::Cmpxchg => register(0) | 1 << reg::AX,
         M::Bts | M::Btr | M::Btc | M::Bsf | M::Bsr => register(0),
-        mnemonic if condition(mnemonic).is_some() => register(0),
+        M::Mulx => register(0) | register(1),
+        mnemonic if super::bits::is_here(mnemonic) || condition(mnemonic).is_some() => register(0),
         _ => return None,
     })
 }

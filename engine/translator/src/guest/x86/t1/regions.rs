@@ -33,7 +33,7 @@ use crate::host::x64::t2::{self, Frame, Home, Ways};
 use crate::host::x64::vectors::Residency;
 use crate::ir::Op;
 use crate::ir::native::Native;
-use crate::ir::region::{Exit, Region, pass};
+use crate::ir::region::{Exit, Loops, Region, pass};
 use crate::mmu::{PAGE_MASK, class, read_table, write_table};
 use crate::shared::{CpuShared, attention};
 use engine_memory::PageState;
@@ -336,6 +336,8 @@ enum NoRegion {
     NoLoop,
     /// It begins with an instruction that is the interpreter's.
     Interpreted,
+    /// All ways around the loop lead through one that is.
+    Broken,
     /// There is no room for its code.
     NoRoom,
     Refused(t2::Refused),
@@ -346,6 +348,7 @@ impl std::fmt::Display for NoRegion {
         match self {
             Self::NoLoop => f.write_str("no small loop in the page"),
             Self::Interpreted => f.write_str("begins with an instruction for the interpreter"),
+            Self::Broken => f.write_str("a loop with an instruction for the interpreter"),
             Self::NoRoom => f.write_str("no room for code"),
             Self::Refused(why) => why.fmt(f),
         }
@@ -371,7 +374,11 @@ fn form(request: &mut Request) -> Result<Region, NoRegion> {
     let around = flow.loops_around(MOST_IN_LOOP);
     let chosen = around.iter().find(|of| of.head == entry || request.move_to(of));
     match chosen {
-        Some(of) => flow.loop_region(of).ok_or(NoRegion::Interpreted),
+        Some(of) => match flow.loop_region(of) {
+            None => Err(NoRegion::Interpreted),
+            Some(region) if Loops::find(&region).loops.is_empty() => Err(NoRegion::Broken),
+            Some(region) => Ok(region),
+        },
         None if request.everything => {
             form_region(entry, request.mode, &request.sets, |page| (page == page_base).then_some(&*request.bytes))
                 .ok_or(NoRegion::Interpreted)
