@@ -6,6 +6,7 @@ mod img;
 mod io;
 mod machines;
 mod qemu;
+mod secrets;
 pub mod signals;
 
 pub use qemu::why_not_kvm;

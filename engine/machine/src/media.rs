@@ -34,6 +34,7 @@ pub fn open_medium(source: &ImageSource, kind: DriveKind) -> Result<Medium, Medi
         flushing: source.cache.flushing,
         host_cache: source.cache.host_cache,
         table_cache_bytes: source.table_cache_bytes,
+        passphrase: source.passphrase.clone(),
         ..OpenOptions::new(&source.path)
     };
     let image = engine_disk::open(&options)?;

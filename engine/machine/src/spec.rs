@@ -3,7 +3,7 @@
 use engine_base::ClockMode;
 use engine_bus::{CharPort, DriveRules, Options};
 use engine_cpu::{CpuModel, Topology};
-use engine_disk::{CacheMode, Format};
+use engine_disk::{CacheMode, Format, Passphrase};
 use engine_firmware::linux::DirectKernel;
 use engine_firmware::pc::BootDevice;
 use engine_translator::Tier2Options;
@@ -124,6 +124,8 @@ pub struct ImageSource {
     pub table_cache_bytes: Option<u64>,
     /// What becomes of discards, zeros and failures.
     pub rules: DriveRules,
+    /// What unlocks it, if it is encrypted.
+    pub passphrase: Option<Passphrase>,
 }
 
 impl ImageSource {
@@ -137,6 +139,7 @@ impl ImageSource {
             cache: CacheMode::default(),
             table_cache_bytes: None,
             rules: DriveRules::default(),
+            passphrase: None,
         }
     }
 }

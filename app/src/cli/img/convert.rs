@@ -9,7 +9,6 @@ use super::copy::{Content, Copy, Zeros, usual_workers};
 use super::format_options::{NewFile, asks_for_help, list};
 use super::options::{Known, Options};
 use super::progress::Progress;
-use super::secrets::Secrets;
 use super::source::{How, Source, format_by_name, plain_path};
 use super::units::{parse_size, parse_with};
 use super::{Failure, source};
@@ -76,7 +75,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     let size = file.size.unwrap_or(length);
     let while_converting = |failure: Failure| failure.while_doing(format!("{output}: error while converting {output_format}"));
     if !options.has("n") {
-        let finished = file.finished(size, &Secrets::of(&options)?).map_err(while_converting)?;
+        let finished = file.finished(size, &options.secrets()?).map_err(while_converting)?;
         let path = plain_path(output).map_err(while_converting)?;
         engine_disk::create_over(&path, &finished).map_err(|error| while_converting(error.into()))?;
     }

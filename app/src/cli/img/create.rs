@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::format_options::{NewFile, asks_for_help, list};
 use super::options::{Known, Options};
-use super::secrets::Secrets;
 use super::source::{How, Source, format_by_name, plain_path};
 use super::units::parse_size;
 use super::{Failure, say};
@@ -55,7 +54,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         }
     }
     let size = file.size.ok_or_else(|| Failure::new(format!("{name}: Image creation needs a size parameter")))?;
-    let finished = file.finished(size, &Secrets::of(&options)?).map_err(told)?;
+    let finished = file.finished(size, &options.secrets()?).map_err(told)?;
     if !options.has("q") {
         file.announce(name)?;
     }

@@ -5,7 +5,6 @@ use super::copy::{Content, Copy, Zeros, usual_workers};
 use super::format_options::NewFile;
 use super::options::{Known, Options};
 use super::progress::Progress;
-use super::secrets::Secrets;
 use super::source::{How, Source, format_by_name, plain_path};
 use super::units::parse_size;
 
@@ -40,7 +39,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         eprintln!("bellglass img: {}", beyond().message);
     }
     let length = end.saturating_sub(skip);
-    let target = NewFile::new(format).finished(length, &Secrets::of(&options)?)?;
+    let target = NewFile::new(format).finished(length, &options.secrets()?)?;
     let path = plain_path(output)?;
     let while_creating =
         |failure: Failure| failure.while_doing(format!("{output}: error while creating output image of type '{format}'"));

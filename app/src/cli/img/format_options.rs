@@ -1,10 +1,12 @@
 //! What `-o` can say of a new file, format by format: one row an option, which parses it and prints it.
 
+use std::time::Duration;
+
 use engine_disk::{Backing, Compression, CreateOptions, Format, NewDataFile, Preallocation, VmdkKind};
 
 use crate::cli::qemu::nearest;
+use crate::cli::secrets::Secrets;
 
-use super::secrets::Secrets;
 use super::source::{format_by_name, key_values};
 use super::units::parse_size;
 use super::{Failure, say};
@@ -90,6 +92,31 @@ const BACKING_FORMAT: FormatOption = FormatOption {
     show: |file| file.backing_format.clone(),
 };
 
+/// An option of encryption that has one value here, which QEMU takes by itself.
+const fn usual(
+    name: &'static str,
+    value: &'static str,
+    meaning: &'static str,
+    set: fn(&mut NewFile, &str) -> Option<()>,
+) -> FormatOption {
+    FormatOption { name, value, meaning, set, show: |_| None }
+}
+
+fn only(text: &str, usual: &str) -> Option<()> {
+    (text == usual).then_some(())
+}
+
+fn set_iter_time(file: &mut NewFile, text: &str) -> Option<()> {
+    file.options.passphrase_time = Duration::from_millis(text.parse().ok()?);
+    Some(())
+}
+
+const ITER_TIME: &str = "Time to spend in PBKDF in milliseconds";
+const CIPHER_ALG: &str = "Name of encryption cipher algorithm (aes-256)";
+const CIPHER_MODE: &str = "Name of encryption cipher mode (xts)";
+const HASH_ALG: &str = "Name of encryption hash algorithm (sha256)";
+const IVGEN_ALG: &str = "Name of IV generator algorithm (plain64)";
+
 const RAW: &[FormatOption] = &[SIZE, PREALLOCATION];
 
 /// In the order in which QEMU says them when a file is made.
@@ -114,6 +141,11 @@ const QCOW2: &[FormatOption] = &[
         },
         show: |file| file.key_secret.clone(),
     },
+    usual("encrypt.iter-time", "<num>", ITER_TIME, set_iter_time),
+    usual("encrypt.cipher-alg", "<str>", CIPHER_ALG, |_, text| only(text, "aes-256")),
+    usual("encrypt.cipher-mode", "<str>", CIPHER_MODE, |_, text| only(text, "xts")),
+    usual("encrypt.hash-alg", "<str>", HASH_ALG, |_, text| only(text, "sha256")),
+    usual("encrypt.ivgen-alg", "<str>", IVGEN_ALG, |_, text| only(text, "plain64")),
     FormatOption {
         name: "cluster_size",
         value: "<size>",
@@ -276,6 +308,11 @@ const LUKS: &[FormatOption] = &[
         },
         show: |file| file.key_secret.clone(),
     },
+    usual("iter-time", "<num>", ITER_TIME, set_iter_time),
+    usual("cipher-alg", "<str>", CIPHER_ALG, |_, text| only(text, "aes-256")),
+    usual("cipher-mode", "<str>", CIPHER_MODE, |_, text| only(text, "xts")),
+    usual("hash-alg", "<str>", HASH_ALG, |_, text| only(text, "sha256")),
+    usual("ivgen-alg", "<str>", IVGEN_ALG, |_, text| only(text, "plain64")),
 ];
 
 const VHDX: &[FormatOption] = &[SIZE, BACKING_FILE, BACKING_FORMAT, DYNAMIC_OR_FIXED];
@@ -330,18 +367,20 @@ impl NewFile {
 
     /// Takes one `-o` argument. `name` is the file's, for messages.
     pub fn take(&mut self, text: &str, name: &str) -> Result<(), Failure> {
+        key_values(text).iter().try_for_each(|(key, value)| self.set(key, value, name))
+    }
+
+    /// Sets one option.
+    pub fn set(&mut self, key: &str, value: &str, name: &str) -> Result<(), Failure> {
         let known = options_of(self.options.format);
-        for (key, value) in key_values(text) {
-            let Some(option) = known.iter().find(|option| option.name == key) else {
-                let names: Vec<&str> = known.iter().map(|option| option.name).collect();
-                let near = nearest(&key, &names).map(|near| format!("; did you mean '{near}'?")).unwrap_or_default();
-                return Err(Failure::new(format!("{name}: Invalid parameter '{key}'{near}")));
-            };
-            (option.set)(self, &value).ok_or_else(|| {
-                Failure::new(format!("{name}: Invalid value '{value}' for '{key}' ({}: {})", option.value, option.meaning))
-            })?;
-        }
-        Ok(())
+        let Some(option) = known.iter().find(|option| option.name == key) else {
+            let names: Vec<&str> = known.iter().map(|option| option.name).collect();
+            let near = nearest(key, &names).map(|near| format!("; did you mean '{near}'?")).unwrap_or_default();
+            return Err(Failure::new(format!("{name}: Invalid parameter '{key}'{near}")));
+        };
+        (option.set)(self, value).ok_or_else(|| {
+            Failure::new(format!("{name}: Invalid value '{value}' for '{key}' ({}: {})", option.value, option.meaning))
+        })
     }
 
     /// The line that says what is being made.

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 
 use engine_disk::Format;
 
+use crate::cli::secrets::Secrets;
+
 use super::format_options::{NewFile, preallocation};
 use super::options::{Known, Options};
-use super::secrets::Secrets;
 use super::source::{How, Source, formats, key_values, snapshot_parameter};
 use super::units::{parse_size, parse_with};
 

@@ -8,7 +8,6 @@ use super::create::bad_size;
 use super::format_options::{NewFile, asks_for_help, list};
 use super::info::{Output, output, pretty};
 use super::options::{Known, Options};
-use super::secrets::Secrets;
 use super::source::{How, Source, format_by_name, snapshot_parameter};
 use super::units::parse_size;
 use super::{Failure, say};
@@ -57,7 +56,7 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
         }
         (None, _) => return Err(Failure::new("Either --size N or one filename must be specified.")),
     };
-    let new = file.finished(size, &Secrets::of(&options)?)?;
+    let new = file.finished(size, &options.secrets()?)?;
     let (required, full) = match format {
         Format::Raw => (new.size, new.size),
         Format::Qcow2 => {

@@ -25,7 +25,6 @@ pub mod options;
 mod progress;
 mod rebase;
 mod resize;
-pub mod secrets;
 mod snapshot;
 pub mod source;
 pub mod units;
@@ -100,6 +99,12 @@ impl Failure {
 impl From<DiskError> for Failure {
     fn from(error: DiskError) -> Self {
         Self::new(error.to_string())
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(format!("{error:#}"))
     }
 }
 

@@ -2,6 +2,7 @@
 //! `=` or the value behind, shortened as long as only one fits; options and file names in any order until `--`.
 
 use crate::cli::qemu::nearest;
+use crate::cli::secrets::Secrets;
 
 use super::Failure;
 
@@ -83,6 +84,11 @@ impl Options {
     /// All values of an option, in order.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         self.given.iter().filter(move |(given, _)| given == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The secrets that `--object` defines.
+    pub fn secrets(&self) -> Result<Secrets, Failure> {
+        Ok(Secrets::of(self.values("object"))?)
     }
 
     /// All options in the order in which they were given.

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use engine_disk::{Access, BackingFiles, CacheMode, DiskImage, Format, OpenOptions, ProbedRaw, Sharing, probe};
 
 use crate::cli::qemu::{flatten, nearest};
+use crate::cli::secrets::Secrets;
 
 use super::Failure;
 use super::options::Options;
-use super::secrets::Secrets;
 
 /// An image that a command line names, before it is opened.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ impl How {
     pub fn asked_by(self, options: &Options) -> Result<Self, Failure> {
         let unlocked = options.has("U") || options.has("force-share");
         let sharing = if unlocked { Sharing::Unlocked } else { Sharing::Locked };
-        Ok(Self { sharing, secrets: Secrets::of(options)?, ..self })
+        Ok(Self { sharing, secrets: options.secrets()?, ..self })
     }
 
     /// Without the base images.

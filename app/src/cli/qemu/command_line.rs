@@ -4,6 +4,7 @@ use super::chardev::{Chardev, Lead, chardev, lead};
 use super::drives::{Drives, ide};
 use super::key_values::{KeyValues, nearest, size};
 use super::kvm;
+use crate::cli::secrets::Secrets;
 use anyhow::{Context, Result, bail};
 use engine_base::ClockMode;
 use engine_bus::Options;
@@ -94,6 +95,7 @@ const WITH_ARGUMENT: &[&str] = &[
     "-net",
     "-usbdevice",
     "-L",
+    "-object",
 ];
 const WITHOUT_ARGUMENT: &[&str] = &[
     "-nodefaults",
@@ -169,6 +171,8 @@ impl Builder {
                 bail!("-chardev: the id {id} is used twice.");
             }
         }
+        let objects = options.iter().filter(|(name, _)| name == "-object").map(|(_, value)| value.as_str());
+        self.drives = Drives::with_secrets(Secrets::of(objects).context("-object")?);
         for (name, value) in &options {
             match name.as_str() {
                 "-h" | "-help" => return Ok(Request::Print(help())),
@@ -279,8 +283,8 @@ impl Builder {
             "-L" => self
                 .notes
                 .push(format!("-L {value}: firmware is looked for in BELLGLASS_FIRMWARE and the system's folders only.")),
-            // The board has its USB controller and tablet always; -chardev was read before.
-            "-usb" | "-usbdevice" | "-chardev" => {}
+            // The board has its USB controller and tablet always; -chardev and -object were read before.
+            "-usb" | "-usbdevice" | "-chardev" | "-object" => {}
             other => bail!("The option {other} is not known."),
         }
         Ok(())

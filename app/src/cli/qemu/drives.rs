@@ -6,11 +6,12 @@
 
 use anyhow::{Context as _, Result, bail};
 use engine_bus::{Discards, OnError, Zeros};
-use engine_disk::{CacheMode, Flushing, HostCache};
+use engine_disk::{CacheMode, Flushing, Format, HostCache};
 use engine_session::{DriveSlot, DriveSpec, ImageSource, MachineDriveKind as DriveKind};
 use std::collections::BTreeMap;
 
 use super::key_values::{KeyValues, size};
+use crate::cli::secrets::Secrets;
 
 /// What the command line has said of drives so far.
 #[derive(Default)]
@@ -20,6 +21,8 @@ pub struct Drives {
     waiting: BTreeMap<String, ImageSource>,
     /// Devices of this name, which may come before the images that they name.
     devices: Vec<(String, KeyValues)>,
+    /// What unlocks encrypted images.
+    secrets: Secrets,
     /// What the person should know.
     notes: Vec<String>,
 }
@@ -32,8 +35,19 @@ struct Wanted {
 }
 
 /// Options of `-drive` and `-blockdev` alike.
-const IMAGE_OPTIONS: &[&str] =
-    &["aio", "cache-size", "cache.direct", "cache.no-flush", "detect-zeroes", "discard", "l2-cache-size", "read-only"];
+const IMAGE_OPTIONS: &[&str] = &[
+    "aio",
+    "cache-size",
+    "cache.direct",
+    "cache.no-flush",
+    "detect-zeroes",
+    "discard",
+    "encrypt.format",
+    "encrypt.key-secret",
+    "key-secret",
+    "l2-cache-size",
+    "read-only",
+];
 /// Options of `-drive` alone.
 const DRIVE_OPTIONS: &[&str] = &[
     "bus",
@@ -67,6 +81,11 @@ impl Drives {
     /// `-hda`, `-cdrom`, `-fda` and the like.
     pub fn add(&mut self, slot: Option<DriveSlot>, kind: DriveKind, source: Option<ImageSource>) {
         self.drives.push(Wanted { slot, kind, source });
+    }
+
+    /// What `-object` says comes before all that names it.
+    pub fn with_secrets(secrets: Secrets) -> Self {
+        Self { secrets, ..Self::default() }
     }
 
     /// `-drive`.
@@ -265,7 +284,26 @@ impl Drives {
         if let Some((name, bytes)) = table_cache {
             source.table_cache_bytes = Some(size(&format!("{option} {name}"), &bytes, 1)?);
         }
+        self.key(option, values, source)?;
         self.file_options(option, "", values, source)
+    }
+
+    /// Which secret unlocks an image. A qcow2 disk is encrypted inside, `luks` is a format of its own.
+    fn key(&self, option: &str, values: &mut KeyValues, source: &mut ImageSource) -> Result<()> {
+        match values.take("encrypt.format").as_deref() {
+            None | Some("luks") => {}
+            Some(other) => bail!("{option} encrypt.format={other}: possible is luks."),
+        }
+        for (name, format) in [("encrypt.key-secret", Format::Qcow2), ("key-secret", Format::Luks)] {
+            let Some(id) = values.take(name) else { continue };
+            if source.format.is_some_and(|stated| stated != format) {
+                bail!("{option} {name}={id}: it is for images in the format {}.", format.name());
+            }
+            let secret = self.secrets.get(&id);
+            source.passphrase =
+                Some(secret.with_context(|| format!("{option} {name}={id}: -object secret,id={id},… would say it"))?);
+        }
+        Ok(())
     }
 
     /// What is said of how a file is used.
@@ -357,11 +395,11 @@ fn on_error(name: &str, rule: &str) -> Result<OnError> {
 mod tests {
     use super::*;
     use engine_bus::DriveRules;
-    use engine_disk::Format;
+    use engine_disk::Passphrase;
 
     /// `-drive`, `-blockdev` and `-device` as on a command line.
     fn placed(line: &str) -> Result<(Vec<DriveSpec>, Vec<String>)> {
-        let mut drives = Drives::default();
+        let mut drives = Drives::with_secrets(Secrets::of(["secret,id=key,data=open sesame"])?);
         let words: Vec<&str> = line.split_whitespace().collect();
         for pair in words.chunks(2) {
             match pair[0] {
@@ -445,6 +483,21 @@ mod tests {
     }
 
     #[test]
+    fn an_encrypted_image_is_unlocked_by_the_secret_it_names() {
+        for line in [
+            "-drive file=a.qcow2,format=qcow2,encrypt.key-secret=key",
+            "-drive file=a.qcow2,encrypt.format=luks,encrypt.key-secret=key",
+            "-drive file=a.luks,format=luks,key-secret=key",
+            "-blockdev driver=luks,node-name=a,key-secret=key,file.driver=file,file.filename=a.luks -device ide-hd,drive=a",
+            "-blockdev {\"driver\":\"qcow2\",\"node-name\":\"a\",\"encrypt\":{\"format\":\"luks\",\"key-secret\":\"key\"},\
+             \"file\":{\"driver\":\"file\",\"filename\":\"a.qcow2\"}} -device ide-hd,drive=a",
+        ] {
+            let line = line.replace("             ", "");
+            assert_eq!(sources(&line)[0].passphrase, Some(Passphrase::new(b"open sesame".to_vec())), "{line}");
+        }
+    }
+
+    #[test]
     fn what_is_not_there_is_refused_by_name_with_the_reason() {
         for (line, expected) in [
             ("-drive file=x,if=virtio", "if=virtio: possible are ide"),
@@ -469,6 +522,10 @@ mod tests {
             ("-blockdev driver=raw,node-name=a,file.driver=https,file.url=b", "file.driver=https"),
             ("-blockdev {\"driver\":", "JSON"),
             ("-drive file=x,if=none,id=a -drive file=y,if=none,id=a", "two images"),
+            ("-drive file=x,format=qcow2,encrypt.key-secret=other", "-object secret,id=other"),
+            ("-drive file=x,format=qcow2,encrypt.format=aes", "encrypt.format=aes: possible is luks"),
+            ("-drive file=x,format=raw,key-secret=key", "in the format luks"),
+            ("-drive file=x,format=luks,encrypt.key-secret=key", "in the format qcow2"),
         ] {
             let refusal = placed(line).err().unwrap_or_else(|| panic!("{line} was accepted")).to_string();
             assert!(refusal.contains(expected), "{line}: {refusal}");
