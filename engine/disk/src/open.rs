@@ -45,6 +45,8 @@ pub struct OpenOptions {
     /// What unlocks an encrypted disk; base images are opened without. Without it such a disk is refused, unless
     /// [`BackingFiles::LeftOut`] says that it is only looked at.
     pub passphrase: Option<Passphrase>,
+    /// The file that holds the data of a qcow2 disk, in place of the one that the disk names.
+    pub data_file: Option<PathBuf>,
 }
 
 impl OpenOptions {
@@ -63,6 +65,7 @@ impl OpenOptions {
             table_cache_bytes: None,
             internal_snapshot: None,
             passphrase: None,
+            data_file: None,
         }
     }
 
@@ -305,6 +308,7 @@ pub(crate) struct Chain {
     flushing: Flushing,
     host_cache: HostCache,
     table_cache_bytes: Option<u64>,
+    data_file: Option<PathBuf>,
     visited: Vec<FileIdentity>,
 }
 
@@ -316,6 +320,7 @@ impl Default for Chain {
             flushing: Flushing::Durable,
             host_cache: HostCache::Used,
             table_cache_bytes: None,
+            data_file: None,
             visited: Vec::new(),
         }
     }
@@ -346,6 +351,7 @@ impl Chain {
             flushing: options.flushing,
             host_cache: options.host_cache,
             table_cache_bytes: options.table_cache_bytes,
+            data_file: options.data_file.clone(),
             visited,
         };
         let internal_snapshot = options.internal_snapshot.as_deref();
@@ -358,9 +364,12 @@ impl Chain {
         (driver.open)(Opening { file, access, first_sector, internal_snapshot, passphrase, chain: &chain })
     }
 
-    /// Where the data file of the disk at `main` is, by the name that stands in it. What goes for base images goes for
-    /// it too: never is anything but an ordinary file opened, and only where such names may be followed.
+    /// Where the data file of the disk at `main` is: where somebody said, or by the name that stands in it. What goes for
+    /// base images goes for such a name too: never is anything but an ordinary file opened, and only where names may be followed.
     pub(crate) fn data_file(&self, main: &Path, name: Option<&str>, access: Access) -> Result<PartPlace, DiskError> {
+        if let Some(path) = &self.data_file {
+            return Ok(self.part(main, path.clone(), access));
+        }
         let refuse = |reason: String| DiskError::DataFile { reason, path: main.to_path_buf() };
         let name = name.ok_or_else(|| refuse("its name is not written down".into()))?;
         if let Some(protocol) = protocol(name) {
@@ -373,15 +382,19 @@ impl Chain {
             BackingFiles::BesideDisk => return Err(refuse("it lies outside the disk's own folder".into())),
             BackingFiles::Refused => return Err(refuse("other files are not allowed here".into())),
         }
-        Ok(PartPlace {
+        Ok(self.part(main, main.parent().unwrap_or(Path::new("")).join(named), access))
+    }
+
+    fn part(&self, main: &Path, path: PathBuf, access: Access) -> PartPlace {
+        PartPlace {
             main: main.to_path_buf(),
-            path: main.parent().unwrap_or(Path::new("")).join(named),
+            path,
             access,
             sharing: self.sharing,
             flushing: self.flushing,
             host_cache: self.host_cache,
             visited: self.visited.clone(),
-        })
+        }
     }
 
     /// Opens another file that belongs to the disk at `main` and lies beside it.

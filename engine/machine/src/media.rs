@@ -35,6 +35,7 @@ pub fn open_medium(source: &ImageSource, kind: DriveKind) -> Result<Medium, Medi
         host_cache: source.cache.host_cache,
         table_cache_bytes: source.table_cache_bytes,
         passphrase: source.passphrase.clone(),
+        data_file: source.data_file.clone(),
         ..OpenOptions::new(&source.path)
     };
     let image = engine_disk::open(&options)?;

@@ -126,6 +126,8 @@ pub struct ImageSource {
     pub rules: DriveRules,
     /// What unlocks it, if it is encrypted.
     pub passphrase: Option<Passphrase>,
+    /// The file that holds its data, in place of the one that it names.
+    pub data_file: Option<PathBuf>,
 }
 
 impl ImageSource {
@@ -140,6 +142,7 @@ impl ImageSource {
             table_cache_bytes: None,
             rules: DriveRules::default(),
             passphrase: None,
+            data_file: None,
         }
     }
 }

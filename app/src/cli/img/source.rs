@@ -25,6 +25,8 @@ pub struct Source {
     pub read_only: bool,
     /// The secret that unlocks it, by its name.
     pub key_secret: Option<String>,
+    /// The file that holds its data, in place of the one that it names.
+    pub data_file: Option<PathBuf>,
 }
 
 /// How to open one.
@@ -116,11 +118,13 @@ impl Source {
             return Ok(Self { format: source.format.or(format), ..source });
         }
         let path = plain_path(name).map_err(could_not)?;
-        Ok(Self { name: name.to_owned(), path, format, read_only: false, key_secret: None })
+        Ok(Self { name: name.to_owned(), path, format, read_only: false, key_secret: None, data_file: None })
     }
 
     fn from_pairs(name: &str, pairs: Vec<(String, String)>) -> Result<Self, Failure> {
-        const KNOWN: [&str; 9] = [
+        const KNOWN: [&str; 11] = [
+            "data-file.driver",
+            "data-file.filename",
             "driver",
             "file",
             "file.driver",
@@ -131,7 +135,14 @@ impl Source {
             "encrypt.format",
             "encrypt.key-secret",
         ];
-        let mut source = Self { name: name.to_owned(), path: PathBuf::new(), format: None, read_only: false, key_secret: None };
+        let mut source = Self {
+            name: name.to_owned(),
+            path: PathBuf::new(),
+            format: None,
+            read_only: false,
+            key_secret: None,
+            data_file: None,
+        };
         let mut protocol = None;
         for (key, value) in pairs {
             match key.as_str() {
@@ -141,6 +152,8 @@ impl Source {
                 "filename" | "file" | "file.filename" => source.path = plain_path(&value)?,
                 "key-secret" | "encrypt.key-secret" => source.key_secret = Some(value),
                 "encrypt.format" if value == "luks" => {}
+                "data-file.filename" | "data-file" => source.data_file = Some(plain_path(&value)?),
+                "data-file.driver" if value == "file" => {}
                 "read-only" => source.read_only = value == "on" || value == "true",
                 // How the host reads and writes is our own business; these change nothing that is stored.
                 "file.locking" | "locking" | "cache.direct" | "cache.no-flush" | "file.aio" | "discard" | "detect-zeroes" => {}
@@ -184,6 +197,7 @@ impl Source {
             flushing: how.cache.flushing,
             host_cache: how.cache.host_cache,
             internal_snapshot: how.internal_snapshot.clone(),
+            data_file: self.data_file.clone(),
             passphrase: self.key_secret.as_ref().map(|id| how.secrets.get(id)).transpose()?,
             ..OpenOptions::new(&self.path)
         })

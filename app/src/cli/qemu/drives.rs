@@ -9,6 +9,7 @@ use engine_bus::{Discards, OnError, Zeros};
 use engine_disk::{CacheMode, Flushing, Format, HostCache};
 use engine_session::{DriveSlot, DriveSpec, ImageSource, MachineDriveKind as DriveKind};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::key_values::{KeyValues, size};
 use crate::cli::secrets::Secrets;
@@ -40,6 +41,8 @@ const IMAGE_OPTIONS: &[&str] = &[
     "cache-size",
     "cache.direct",
     "cache.no-flush",
+    "data-file.driver",
+    "data-file.filename",
     "detect-zeroes",
     "discard",
     "encrypt.format",
@@ -70,7 +73,6 @@ const REFUSED: &[(&str, &str)] = &[
     ("backing", "base images are those that the disk itself names"),
     ("bps", "nothing limits a disk's speed here"),
     ("copy-on-read", "what is read from a base image is not copied; “bellglass img rebase” can make a disk independent"),
-    ("data-file", "external data files are those that the disk itself names"),
     ("iops", "nothing limits a disk's speed here"),
     ("overlap-check", "every write is checked against all tables in memory; that cannot be changed"),
     ("serial", "a disk's serial number follows from its place"),
@@ -284,6 +286,16 @@ impl Drives {
         if let Some((name, bytes)) = table_cache {
             source.table_cache_bytes = Some(size(&format!("{option} {name}"), &bytes, 1)?);
         }
+        match values.take("data-file.driver").as_deref() {
+            None | Some("file") => {}
+            Some(other) => bail!("{option} data-file.driver={other}: possible is file."),
+        }
+        source.data_file = values.take("data-file.filename").map(PathBuf::from);
+        if let Some(node) = values.take("data-file") {
+            let below = self.waiting.remove(&node);
+            let below = below.with_context(|| format!("{option} data-file={node}: there is no node of this name before it."))?;
+            source.data_file = Some(below.path);
+        }
         self.key(option, values, source)?;
         self.file_options(option, "", values, source)
     }
@@ -483,6 +495,17 @@ mod tests {
     }
 
     #[test]
+    fn data_lies_where_the_command_line_says() {
+        for line in [
+            "-drive file=a.qcow2,data-file.filename=b.raw",
+            "-blockdev driver=file,node-name=b,filename=b.raw \
+             -blockdev driver=qcow2,node-name=a,file.filename=a.qcow2,data-file=b -device ide-hd,drive=a",
+        ] {
+            assert_eq!(sources(line)[0].data_file, Some("b.raw".into()), "{line}");
+        }
+    }
+
+    #[test]
     fn an_encrypted_image_is_unlocked_by_the_secret_it_names() {
         for line in [
             "-drive file=a.qcow2,format=qcow2,encrypt.key-secret=key",
@@ -522,6 +545,8 @@ mod tests {
             ("-blockdev driver=raw,node-name=a,file.driver=https,file.url=b", "file.driver=https"),
             ("-blockdev {\"driver\":", "JSON"),
             ("-drive file=x,if=none,id=a -drive file=y,if=none,id=a", "two images"),
+            ("-blockdev driver=qcow2,node-name=a,file.filename=x,data-file=nobody", "data-file=nobody"),
+            ("-drive file=x,data-file.driver=nbd", "data-file.driver=nbd"),
             ("-drive file=x,format=qcow2,encrypt.key-secret=other", "-object secret,id=other"),
             ("-drive file=x,format=qcow2,encrypt.format=aes", "encrypt.format=aes: possible is luks"),
             ("-drive file=x,format=raw,key-secret=key", "in the format luks"),

@@ -116,6 +116,25 @@ fn data_file_names_that_lead_astray_are_refused_and_looking_follows_none() {
 }
 
 #[test]
+fn a_data_file_that_has_moved_is_taken_from_where_somebody_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, moved) = (folder.path().join("disk.qcow2"), folder.path().join("moved"));
+    create(&path, &with_data_file("data", false, 1 << 20)).unwrap();
+    open(&OpenOptions::new(&path)).unwrap().write_at(5000, b"here").unwrap();
+    std::fs::rename(folder.path().join("data"), &moved).unwrap();
+    assert!(matches!(open(&OpenOptions::new(&path)), Err(DiskError::DataFile { .. })));
+    // A person's word counts where names in images are not followed.
+    let backing_files = BackingFiles::Refused;
+    let disk = open(&OpenOptions { data_file: Some(moved.clone()), backing_files, ..OpenOptions::new(&path) }).unwrap();
+    let mut seen = [0; 4];
+    disk.read_at(5000, &mut seen).unwrap();
+    assert_eq!(&seen, b"here");
+    drop(disk);
+    let itself = open(&OpenOptions { data_file: Some(path.clone()), ..OpenOptions::new(&path) });
+    assert!(matches!(itself, Err(DiskError::DataFile { .. })));
+}
+
+#[test]
 fn qemu_and_we_agree_on_disks_with_a_data_file() {
     let Some((folder, _alone)) = bench("data files") else { return };
     for (number, made) in [
