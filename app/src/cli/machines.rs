@@ -13,7 +13,7 @@ use engine_session::library::{Library, MachineFolder, NewMachine, Running};
 use serde_json::{Value, json};
 
 use super::qemu::size;
-use crate::machine_process::{self, Face};
+use crate::machine_process::{self, Face, Passphrases};
 
 /// What can be done with machines.
 #[derive(Subcommand)]
@@ -33,6 +33,9 @@ pub enum MachineCommand {
         /// Without its window.
         #[arg(long)]
         headless: bool,
+        /// Read the passphrases of its encrypted disks from the standard input, a line for each, instead of asking.
+        #[arg(long)]
+        passphrases_on_stdin: bool,
     },
     /// Ask a running machine to shut down, and wait until it has.
     Stop {
@@ -98,8 +101,10 @@ pub fn carry_out(command: MachineCommand) -> Result<ExitCode> {
             let library = Library::of_this_person()?;
             print!("{}", if json { list_json(&library)? } else { list(&library)? });
         }
-        MachineCommand::Run { machine, headless } => {
-            return machine_process::run(&machine, if headless { Face::Headless } else { Face::Window });
+        MachineCommand::Run { machine, headless, passphrases_on_stdin } => {
+            let face = if headless { Face::Headless } else { Face::Window };
+            let passphrases = if passphrases_on_stdin { Passphrases::OnStandardInput } else { Passphrases::Asked };
+            return machine_process::run(&machine, face, passphrases);
         }
         MachineCommand::Stop { machine, now, wait } => stop(&machine, now, Duration::from_secs(wait))?,
         MachineCommand::Delete { machine } => {

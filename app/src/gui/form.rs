@@ -12,6 +12,16 @@ use super::parts::{self, Tone, Weight, bytes_text, finding};
 const PAGE_WIDTH: f32 = 680.0;
 const CAPTION_WIDTH: f32 = 84.0;
 
+/// A passphrase, which no log shows.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret(…)")
+    }
+}
+
 /// A page of cards in the middle of the window, under its heading.
 pub fn page_ui(ui: &mut Ui, heading: &str, contents: impl FnOnce(&mut Ui)) {
     ScrollArea::vertical().show(ui, |ui| {
@@ -69,6 +79,16 @@ pub fn iso_row_ui(ui: &mut Ui, caption: &str, iso: &mut String, chooser: &mut Op
             *chooser = Some(FileDialog::open(ui.ctx(), Wanted::Iso, Some(&near)));
         }
         response
+    })
+    .inner
+}
+
+/// A field for a passphrase. Returns the field.
+pub fn secret_row_ui(ui: &mut Ui, caption: &str, secret: &mut Secret) -> Response {
+    ui.horizontal(|ui| {
+        let label = caption_ui(ui, caption);
+        let field = TextEdit::singleline(&mut secret.0).password(true).desired_width(f32::INFINITY);
+        ui.add(field).labelled_by(label.id)
     })
     .inner
 }

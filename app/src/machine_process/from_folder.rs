@@ -11,13 +11,15 @@ use engine_remote::ControlSocket;
 use engine_session::library::{Library, MachineFolder};
 use engine_session::{BootDevice, DriveSlot, DriveSpec, EndReason, ImageSource, MachineDriveKind, Policy, Session, Spec};
 
-use super::{Face, MachineProcess, exit_code};
+use super::passphrases::locked_disks;
+use super::{Face, MachineProcess, Passphrases, exit_code};
 
-/// Runs the machine that a person means by `name` (its name, or its folder) until it ends.
+/// Runs the machine that a person means by `name` (its name, or its folder) until it ends. `passphrases` says who unlocks its
+/// encrypted disks.
 ///
 /// # Errors
 /// A sentence that says what keeps the machine from starting.
-pub fn run(name: &str, face: Face) -> Result<ExitCode> {
+pub fn run(name: &str, face: Face, passphrases: Passphrases) -> Result<ExitCode> {
     let folder = Library::of_this_person()?.find(name)?;
     let machine = folder.load()?;
     let lock = folder.lock()?;
@@ -26,7 +28,15 @@ pub fn run(name: &str, face: Face) -> Result<ExitCode> {
         let list: Vec<String> = problems.iter().map(|problem| problem.to_string()).collect();
         bail!("This machine cannot start. {}", list.join("\n"));
     }
-    let process = MachineProcess::start(&spec(&machine, folder.path())?, Policy::default())?;
+    let mut spec = spec(&machine, folder.path())?;
+    let locked = locked_disks(&machine, folder.path());
+    for (disk, passphrase) in locked.iter().zip(passphrases.obtain(&locked)?) {
+        // Disks come first among the drives, in their order.
+        if let Some(source) = &mut spec.drives[disk.index].source {
+            source.passphrase = Some(passphrase);
+        }
+    }
+    let process = MachineProcess::start(&spec, Policy::default())?;
     let _control = serve_control_socket(&folder, process.session(), &machine.name)?;
     let reason = process.until_end(face, Some(&folder))?;
     std::fs::remove_dir_all(folder.runtime_folder()).ok(); // Sockets of a machine that is off help nobody.

@@ -8,6 +8,7 @@
 //! Signals end it as pulling the plug would (see `cli/signals.rs`).
 
 mod from_folder;
+mod passphrases;
 
 use std::process::ExitCode;
 use std::thread::JoinHandle;
@@ -19,6 +20,9 @@ use engine_session::library::MachineFolder;
 use engine_session::{EndReason, Event, Policy, RunState, Running, Session, Spec};
 
 pub use from_folder::run;
+pub use passphrases::Passphrases;
+#[cfg(feature = "window")]
+pub use passphrases::{LockedDisk, locked_disks};
 
 use crate::cli::signals;
 

@@ -2,7 +2,7 @@
 //! takes time, so all of it runs on threads; what fails comes back as a sentence.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -11,13 +11,15 @@ use engine_remote::{ClientError, QmpClient};
 use engine_session::library::MachineFolder;
 use serde_json::json;
 
+use crate::gui::form::Secret;
 use crate::gui::vm::call_window;
 
-/// Starts the machine's process and waits for its end, which may be far away: run it on a thread of its own.
+/// Starts the machine's process and waits for its end, which may be far away: run it on a thread of its own. It gets the
+/// passphrases of its encrypted disks through a pipe.
 ///
 /// # Errors
 /// When it cannot start, or ends with an error: what it said.
-pub fn run_process(program: &Path, folder: &MachineFolder) -> Result<(), String> {
+pub fn run_process(program: &Path, folder: &MachineFolder, passphrases: &[Secret]) -> Result<(), String> {
     let log_path = folder.log_folder().join("last-run.log");
     let log = fs::create_dir_all(folder.log_folder())
         .and_then(|()| File::options().read(true).write(true).create(true).truncate(true).open(&log_path))
@@ -32,7 +34,8 @@ pub fn run_process(program: &Path, folder: &MachineFolder) -> Result<(), String>
     let started = Command::new(program)
         .arg("run")
         .arg(folder.path())
-        .stdin(Stdio::null())
+        .args((!passphrases.is_empty()).then_some("--passphrases-on-stdin"))
+        .stdin(if passphrases.is_empty() { Stdio::null() } else { Stdio::piped() })
         .stdout(out)
         .stderr(log.try_clone().map_err(|error| error.to_string())?)
         .process_group(0)
@@ -40,6 +43,10 @@ pub fn run_process(program: &Path, folder: &MachineFolder) -> Result<(), String>
     let mut child = started.map_err(|error| {
         format!("The machine's process could not be started ({error}). Install Bellglass again: {}", program.display())
     })?;
+    if let Some(mut pipe) = child.stdin.take() {
+        let lines: String = passphrases.iter().flat_map(|secret| [secret.0.as_str(), "\n"]).collect();
+        pipe.write_all(lines.as_bytes()).ok(); // A process that hangs up says why itself.
+    }
     let status = child.wait().map_err(|error| error.to_string())?;
     if status.success() {
         return Ok(());
@@ -118,16 +125,25 @@ mod tests {
     fn a_machine_that_cannot_start_tells_what_it_said() {
         let (folder, machine) = machine();
         let script = "echo noise >&2; echo 'bellglass: The ISO is not there any more. Choose it again.' >&2; exit 1";
-        let said = run_process(&program(folder.path(), script), &machine).unwrap_err();
+        let said = run_process(&program(folder.path(), script), &machine, &[]).unwrap_err();
         assert_eq!(said, "The ISO is not there any more. Choose it again.");
     }
 
     #[test]
     fn a_machine_that_dies_without_a_word_is_told_of_with_its_log() {
         let (folder, machine) = machine();
-        let said = run_process(&program(folder.path(), "kill -9 $$"), &machine).unwrap_err();
+        let said = run_process(&program(folder.path(), "kill -9 $$"), &machine, &[]).unwrap_err();
         assert!(said.contains("last-run.log"), "{said}");
-        assert_eq!(run_process(&program(folder.path(), "exit 0"), &machine), Ok(()));
+        assert_eq!(run_process(&program(folder.path(), "exit 0"), &machine, &[]), Ok(()));
+    }
+
+    #[test]
+    fn passphrases_go_through_a_pipe_and_stand_in_no_list_of_processes() {
+        let (folder, machine) = machine();
+        let script = "read first; read second; echo \"bellglass: $* $first $second\" >&2; exit 1";
+        let passphrases = ["one", "two words"].map(|word| Secret(word.into()));
+        let said = run_process(&program(folder.path(), script), &machine, &passphrases).unwrap_err();
+        assert!(said.starts_with("run /") && said.ends_with("--passphrases-on-stdin one two words"), "{said}");
     }
 
     #[test]

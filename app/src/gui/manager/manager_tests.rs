@@ -7,6 +7,7 @@ use std::time::Duration;
 use egui_kittest::Harness;
 use egui_kittest::kittest::Queryable as _;
 use engine_config::{Host, Machine};
+use engine_disk::Format;
 use engine_session::library::{Library, NewMachine};
 
 use super::Manager;
@@ -137,4 +138,32 @@ fn a_setting_that_cannot_be_is_told_and_not_saved() {
     assert_eq!(made.load().unwrap().cdroms[0].medium, None);
     harness.get_by_label("Done").click();
     settle(&mut harness, |harness| harness.query_by_label("x, Off").is_some());
+}
+
+#[test]
+fn a_machine_with_an_encrypted_disk_asks_for_its_passphrase_and_starts_with_the_right_one_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = library(folder.path()).create(NewMachine { machine: Machine::new("Vault"), disk_bytes: None }).unwrap();
+    let passphrase = Some(engine_disk::Passphrase::new(b"open sesame".to_vec()));
+    let passphrase_time = Duration::ZERO;
+    let disk =
+        engine_disk::CreateOptions { passphrase, passphrase_time, ..engine_disk::CreateOptions::new(Format::Qcow2, 1 << 20) };
+    engine_disk::create(&made.path().join("disk.qcow2"), &disk).unwrap();
+    let mut machine = made.load().unwrap();
+    machine.disks.push(engine_config::Disk { file: "disk.qcow2".into(), format: "qcow2".into() });
+    made.save(&machine).unwrap();
+    let mut harness = manager(folder.path(), "read said; echo \"bellglass: it said $said\" >&2; exit 1");
+    settle(&mut harness, |harness| harness.query_by_label("Vault, Off").is_some());
+    harness.get_by_label("Start").click();
+    settle(&mut harness, |harness| harness.query_by_label("Unlock Vault").is_some());
+    harness.get_by_label("Passphrase").type_text("open");
+    harness.run_steps(2);
+    harness.get_by_label("Unlock and start").click();
+    settle(&mut harness, |harness| harness.query_by_label_contains("does not unlock the disk").is_some());
+    assert!(harness.query_by_label_contains("it said").is_none(), "nothing was started");
+    harness.get_by_label("Passphrase").type_text(" sesame");
+    harness.run_steps(2);
+    harness.get_by_label("Unlock and start").click();
+    settle(&mut harness, |harness| harness.query_by_label_contains("it said open sesame").is_some());
+    assert!(harness.query_by_label("Unlock Vault").is_none());
 }

@@ -16,6 +16,7 @@ mod questions;
 mod rows;
 mod scan;
 mod settings;
+mod unlock;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -31,10 +32,13 @@ use self::commands::{COMMANDS, UiCommand};
 use self::questions::Question;
 use self::scan::{Row, Scanner, Status};
 use self::settings::{Page, Settings};
+use self::unlock::{Unlock, disks_to_unlock};
+use super::form::Secret;
 use super::job::Job;
 use super::media::{self, Media};
 use super::parts::{self, Tone, Weight};
 use super::wizard::{Outcome, Then, Wizard};
+use crate::machine_process::LockedDisk;
 
 /// The manager's window.
 pub struct Manager {
@@ -55,6 +59,8 @@ pub struct Manager {
     /// Its page is open.
     shows_media: bool,
     question: Option<Question>,
+    /// Machines that are to start, once it is known which of their disks ask for a passphrase.
+    starting: Vec<(MachineFolder, Job<Vec<LockedDisk>>)>,
     /// What failed, by machine; `None` is the manager itself.
     failures: Vec<(Option<MachineFolder>, String)>,
     jobs: Vec<(Option<MachineFolder>, Job<Result<(), String>>)>,
@@ -101,6 +107,7 @@ impl Manager {
             wizard: None,
             settings: None,
             question: None,
+            starting: Vec::new(),
             failures: Vec::new(),
             jobs: Vec::new(),
             live: None,
@@ -192,7 +199,36 @@ impl Manager {
         self.jobs.push((Some(folder), job));
     }
 
+    /// Starts a machine, or first asks for its passphrases.
     fn start(&mut self, ctx: &egui::Context, folder: MachineFolder) {
+        self.forget_failures(&folder);
+        let target = folder.clone();
+        let job = Job::start(ctx, "look-for-locks", move |_| disks_to_unlock(&target));
+        self.starting.push((folder, job));
+    }
+
+    /// Starts the machines of which it is known what they need.
+    fn go_on_starting(&mut self, ctx: &egui::Context) {
+        // One question at a time; who comes next waits.
+        if self.question.is_none()
+            && let Some((index, locked)) =
+                self.starting.iter_mut().enumerate().find_map(|(index, (_, job))| Some((index, job.poll()?)))
+        {
+            let (folder, _) = self.starting.remove(index);
+            match locked.unwrap_or_default() {
+                locked if locked.is_empty() => self.launch(ctx, folder, Vec::new()),
+                locked => self.question = Some(Question::Unlock(Unlock::new(folder, locked))),
+            }
+        }
+        if let Some(Question::Unlock(unlock)) = &mut self.question
+            && let Some((folder, passphrases)) = unlock.poll()
+        {
+            self.question = None;
+            self.launch(ctx, folder, passphrases);
+        }
+    }
+
+    fn launch(&mut self, ctx: &egui::Context, folder: MachineFolder, passphrases: Vec<Secret>) {
         let program = self.program.clone();
         let nudge = self.scanner.nudger();
         // The machine's process takes its lock a moment after it was started; look again then.
@@ -209,7 +245,7 @@ impl Manager {
         if let Err(error) = later {
             tracing::warn!(%error, "the list will follow within a second");
         }
-        self.in_background(ctx, folder, move |folder| machines::run_process(&program, folder));
+        self.in_background(ctx, folder, move |folder| machines::run_process(&program, folder, &passphrases));
     }
 
     fn try_live_linux(&mut self, ctx: &egui::Context) {
@@ -259,6 +295,7 @@ impl Manager {
         if let Some(Question::Delete { files, .. }) = &mut self.question {
             files.poll();
         }
+        self.go_on_starting(ctx);
     }
 
     /// A machine was just made.

@@ -7,6 +7,7 @@ use engine_session::library::MachineFolder;
 use ui_assets::{Icon, Theme};
 
 use super::Manager;
+use super::unlock::{Unlock, Wish};
 use crate::gui::job::Job;
 use crate::gui::parts::{self, Weight, bytes_text};
 
@@ -23,6 +24,8 @@ pub enum Question {
         /// What goes with it.
         files: FileList,
     },
+    /// Which passphrases unlock its disks?
+    Unlock(Unlock),
 }
 
 /// The files of a machine, once they have been counted.
@@ -88,6 +91,12 @@ impl Manager {
                     files_ui(ui, files);
                     answer_ui(ui, (Icon::Trash, "Move to trash"), &mut answer);
                 }
+                // The question stays until the passphrases have been tried.
+                Question::Unlock(unlock) => match unlock.ui(ui) {
+                    Some(Wish::Start) => unlock.try_passphrases(ui.ctx()),
+                    Some(Wish::Leave) => answer = Some(Answer::No),
+                    None => {}
+                },
             }
         });
         if modal.should_close() && answer.is_none() {
@@ -98,6 +107,7 @@ impl Manager {
         match question {
             Question::Reset(folder) => self.tell(ctx, folder, "system_reset"),
             Question::PowerOff(folder) => self.tell(ctx, folder, "quit"),
+            Question::Unlock(_) => {}
             Question::Delete { folder, .. } => {
                 self.in_background(ctx, folder, |folder| folder.move_to_trash().map_err(|error| error.to_string()));
             }

@@ -14,7 +14,7 @@ use engine_session::library::Library;
 use serde_json::Value;
 
 use super::catalogue::{Image, UNFINISHED, plain};
-use super::questions::Secret;
+use crate::gui::form::Secret;
 use crate::gui::job::Reporter;
 use crate::gui::parts::bytes_text;
 

@@ -10,7 +10,7 @@ use ui_assets::Icon;
 use super::catalogue::Image;
 use super::operations::unfinished;
 use crate::gui::file_dialog::{FileDialog, Wanted};
-use crate::gui::form::{caption_ui, expand_home, indented, weak};
+use crate::gui::form::{Secret, caption_ui, expand_home, indented, secret_row_ui, weak};
 use crate::gui::parts::{self, Tone, Weight, bytes_text, finding};
 
 const GIB: u64 = 1 << 30;
@@ -162,16 +162,6 @@ pub enum Question {
     Delete(Image),
     /// It cannot be deleted: who needs it, a line each.
     Needed(Image, Vec<String>),
-}
-
-/// A passphrase, which no log shows.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret(pub String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("Secret(…)")
-    }
 }
 
 /// What came of it.
@@ -448,10 +438,7 @@ fn passphrase_ui(ui: &mut Ui, image: &Image, passphrase: &mut Secret) -> Option<
     if !image.encrypted {
         return Some(None);
     }
-    ui.horizontal(|ui| {
-        let label = caption_ui(ui, "Passphrase");
-        ui.add(TextEdit::singleline(&mut passphrase.0).password(true).desired_width(f32::INFINITY)).labelled_by(label.id);
-    });
+    secret_row_ui(ui, "Passphrase", passphrase);
     if passphrase.0.is_empty() {
         indented(ui, |ui| weak(ui, "The image is encrypted. Its passphrase unlocks it for this once; it is not kept."));
         return None;
