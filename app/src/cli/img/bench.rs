@@ -38,6 +38,9 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     if flush_interval > 0 && !writes {
         return Err(Failure::new("--flush-interval is only available in write tests"));
     }
+    if flush_interval > 0 && flush_interval < depth {
+        return Err(Failure::new("Flush interval can't be smaller than depth"));
+    }
     let how = if writes { How::writing() } else { How::reading() };
     let how = how.cached_by(options.value("t").unwrap_or("writeback"))?.asked_by(&options)?;
     let image = Source::named(name, options.value("f"), options.has("image-opts"))?.open(&how)?;
@@ -81,4 +84,18 @@ pub fn run(arguments: &[String]) -> Result<u8, Failure> {
     })?;
     say!("Run completed in {:.3} seconds.\n", begun.elapsed().as_secs_f64());
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flushes_come_no_more_often_than_requests_do_at_once() {
+        let run = |line: &str| {
+            run(&line.split(' ').map(str::to_owned).collect::<Vec<_>>()).map_err(|failure| failure.message).unwrap_err()
+        };
+        assert!(run("-w --flush-interval=8 x").contains("smaller than depth"));
+        assert!(run("--flush-interval=64 x").contains("write tests"));
+    }
 }

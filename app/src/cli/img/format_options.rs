@@ -117,6 +117,14 @@ const CIPHER_MODE: &str = "Name of encryption cipher mode (xts)";
 const HASH_ALG: &str = "Name of encryption hash algorithm (sha256)";
 const IVGEN_ALG: &str = "Name of IV generator algorithm (plain64)";
 
+/// What can be asked of the file itself, whatever its format. These are hints to some file systems, and change nothing here.
+const OF_ANY_FILE: &[FormatOption] = &[
+    usual("nocow", "<bool (on/off)>", "Turn off copy-on-write (a hint, not followed here)", |_, text| switch(text).map(drop)),
+    usual("extent_size_hint", "<size>", "Extent size hint for the file (not followed here)", |_, text| {
+        parse_size(text).map(drop)
+    }),
+];
+
 const RAW: &[FormatOption] = &[SIZE, PREALLOCATION];
 
 /// In the order in which QEMU says them when a file is made.
@@ -372,9 +380,9 @@ impl NewFile {
 
     /// Sets one option.
     pub fn set(&mut self, key: &str, value: &str, name: &str) -> Result<(), Failure> {
-        let known = options_of(self.options.format);
-        let Some(option) = known.iter().find(|option| option.name == key) else {
-            let names: Vec<&str> = known.iter().map(|option| option.name).collect();
+        let known = options_of(self.options.format).iter().chain(OF_ANY_FILE);
+        let Some(option) = known.clone().find(|option| option.name == key) else {
+            let names: Vec<&str> = known.map(|option| option.name).collect();
             let near = nearest(key, &names).map(|near| format!("; did you mean '{near}'?")).unwrap_or_default();
             return Err(Failure::new(format!("{name}: Invalid parameter '{key}'{near}")));
         };
@@ -444,7 +452,7 @@ pub fn asks_for_help(text: &str) -> bool {
 /// Prints the options of a format.
 pub fn list(format: Format) -> Result<(), Failure> {
     say!("Supported {} options:\n", format.name());
-    let mut options: Vec<&FormatOption> = options_of(format).iter().collect();
+    let mut options: Vec<&FormatOption> = options_of(format).iter().chain(OF_ANY_FILE).collect();
     options.sort_by_key(|option| option.name);
     for FormatOption { name, value, meaning, .. } in options {
         say!("  {:<22} - {meaning}\n", format!("{name}={value}"));

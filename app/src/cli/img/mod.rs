@@ -141,7 +141,7 @@ pub fn main(program: &str, arguments: &[OsString]) -> ExitCode {
 
 fn run(arguments: &[OsString]) -> Result<u8, Failure> {
     let arguments = in_text(arguments)?;
-    let (word, rest) = arguments.split_first().ok_or_else(|| Failure::usage("Not enough arguments"))?;
+    let (word, rest) = without_tracing(&arguments).split_first().ok_or_else(|| Failure::usage("Not enough arguments"))?;
     match word.as_str() {
         "-h" | "--help" => {
             help()?;
@@ -165,6 +165,17 @@ fn run(arguments: &[OsString]) -> Result<u8, Failure> {
     (command.run)(rest)
 }
 
+/// What follows `-T …` and `--trace …`, which ask QEMU for a trace of itself. There is none here (`BELLGLASS_LOG` is ours).
+fn without_tracing(mut arguments: &[String]) -> &[String] {
+    loop {
+        arguments = match arguments {
+            [option, _, rest @ ..] if option == "-T" || option == "--trace" => rest,
+            [option, rest @ ..] if option.starts_with("--trace=") => rest,
+            rest => return rest,
+        };
+    }
+}
+
 /// Arguments as text: names in the files' headers are text too, so others could not be written down there.
 pub fn in_text(arguments: &[OsString]) -> Result<Vec<String>, Failure> {
     let text = |argument: &OsString| {
@@ -182,4 +193,17 @@ fn help() -> Result<(), Failure> {
     let formats: Vec<&str> = source::formats().map(|format| format.name()).collect();
     say!("\nSizes are in bytes, or with k, M, G, T, P or E in powers of 1024.\nSupported formats: {}\n", formats.join(" "));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_asks_for_a_trace_is_passed_over() {
+        for line in ["info x", "-T enable=a info x", "--trace enable=a,file=b info x", "--trace=a -T b info x"] {
+            let words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            assert_eq!(without_tracing(&words), ["info", "x"], "{line}");
+        }
+    }
 }
