@@ -14,6 +14,7 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 mod blocks;
+mod calls;
 mod case;
 mod chains;
 mod compare;

@@ -94,6 +94,7 @@ guests! {
     real_and_unreal_mode: "real", 1, "qemu64";
     debug_registers_and_single_steps: "debug", 1, "qemu64";
     code_that_changes_runs_as_it_is_now: "selfmod", 1, "max";
+    returns_to_where_something_else_is_now: "returns", 1, "max";
     code_that_another_cpu_changes: "selfmod_smp", 2, "max";
     a_loop_that_another_cpu_changes: "selfmod_loop", 2, "max";
     two_cpus_start_and_talk: "smp", 2, "qemu64";
