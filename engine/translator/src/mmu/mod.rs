@@ -9,6 +9,8 @@ mod slow;
 mod tlb;
 mod walk;
 
+#[cfg(test)]
+pub(crate) use l2::Leaf;
 pub(crate) use l2::SecondLevel;
 pub(crate) use slow::{PhysicalPage, PhysicalPages};
 #[allow(unused_imports, reason = "the tables' places are for the block translator")]

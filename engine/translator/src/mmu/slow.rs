@@ -66,6 +66,14 @@ impl PhysicalPages {
     pub fn forget(&mut self) {
         self.slots.fill(NOTHING);
     }
+
+    /// Memory that is read and written at the page of `physical`.
+    #[cfg(test)]
+    pub fn put(&mut self, physical: u64, page: *mut u8, state: *const PageState) {
+        let tag = physical & PAGE_MASK;
+        self.slots[(tag >> 12) as usize % SLOTS] =
+            PhysicalPage { tag, read: page, read_state: state, write: page, write_state: state };
+    }
 }
 
 impl Cpu {

@@ -283,3 +283,176 @@ impl Writer<'_> {
         asm.bind(small);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mmu::class::{SUPERVISOR, USER};
+    use crate::mmu::{Leaf, PhysicalPages, SecondLevel, Tlb};
+    use crate::run::code_memory::CodeMemory;
+    use engine_memory::{PageFlags, PageState};
+    use std::mem::offset_of;
+
+    const PAGE: u64 = 0x7fff_1234_5000;
+    const PHYSICAL: u64 = 0x12_3000;
+    const USUAL: Leaf =
+        Leaf { physical: PHYSICAL, writable: true, user: true, no_execute: false, dirty: true, global: false, shift: 12 };
+
+    /// A CPU of nothing but what the stub looks at.
+    #[repr(C)]
+    struct Bench {
+        tlb: Tlb,
+        second_level: SecondLevel,
+        physical_pages: PhysicalPages,
+        a20_mask: u64,
+        apic_base: u64,
+        dr7: u64,
+        enough: refill::Enough,
+        missed: *const u64,
+        count: u64,
+        state: PageState,
+        memory: Vec<u8>,
+    }
+
+    impl Bench {
+        fn new() -> Box<Self> {
+            let mut bench = Box::new(Self {
+                tlb: Tlb::new(),
+                second_level: SecondLevel::new(),
+                physical_pages: PhysicalPages::new(),
+                a20_mask: u64::MAX,
+                apic_base: 0xfee0_0900,
+                dr7: 0x400,
+                enough: refill::enough(u64::MAX, 0),
+                missed: std::ptr::null(),
+                count: 0,
+                state: PageState::default(),
+                memory: vec![0; 4096],
+            });
+            bench.missed = &raw const bench.count;
+            let (page, state): (*mut u8, *const PageState) = (bench.memory.as_mut_ptr(), &raw const bench.state);
+            bench.physical_pages.put(PHYSICAL, page, state);
+            bench
+        }
+
+        /// Calls the stub as a probe at `slot` that wanted `page` does: the addend.
+        fn refill_at(&mut self, class: u8, write: bool, slot: u64, page: u64) -> Option<u64> {
+            let layout = RefillLayout {
+                tlb: offset_of!(Self, tlb) as i32,
+                second_level: offset_of!(Self, second_level) as i32,
+                physical_pages: offset_of!(Self, physical_pages) as i32,
+                a20_mask: offset_of!(Self, a20_mask) as i32,
+                apic_base: offset_of!(Self, apic_base) as i32,
+                dr7: offset_of!(Self, dr7) as i32,
+                enough: offset_of!(Self, enough) as i32,
+                missed: offset_of!(Self, missed) as i32,
+            };
+            let memory = CodeMemory::new(1 << 16).unwrap();
+            let mut asm = Asm::new(memory.address(0));
+            let entries = super::write(&mut asm, &layout);
+            asm.align(16, 0);
+            let start = asm.here();
+            // fn(bench, slot, page, &mut addend) -> found
+            asm.push(R::Bp);
+            asm.mov(W::B8, R::Bp, R::Di);
+            asm.push(R::Si);
+            asm.push(R::Dx);
+            asm.call_to(entries[kind(class, write)]);
+            asm.pop(R::Dx);
+            asm.pop(R::Si);
+            asm.setcc(Cond::E, R::Ax);
+            asm.movzx(W::B1, R::Ax, R::Ax);
+            asm.mov(W::B8, Mem::at(R::Cx, 0), R::Si);
+            asm.pop(R::Bp);
+            asm.ret();
+            memory.write_at(0, &asm.finish());
+            let mut addend = 0;
+            // SAFETY: the code lies there, keeps the ABI, and touches the bench alone.
+            let found = unsafe {
+                let call = std::mem::transmute::<u64, extern "sysv64" fn(*mut Self, u64, u64, *mut u64) -> u32>(start);
+                call(self, slot, page, &raw mut addend)
+            };
+            (found != 0).then_some(addend)
+        }
+
+        fn refill(&mut self, class: u8, write: bool, page: u64) -> Option<u64> {
+            self.refill_at(class, write, page >> 8 & 0x3ff0, page)
+        }
+
+        fn addend(&self, page: u64) -> Option<u64> {
+            Some((self.memory.as_ptr() as u64).wrapping_sub(page))
+        }
+    }
+
+    #[test]
+    fn what_the_second_level_knows_is_entered_and_forgotten_with_the_rest() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.refill(USER, false, PAGE), None, "nothing is known yet");
+        bench.second_level.fill(PAGE, USUAL);
+        assert_eq!(bench.refill(USER, false, PAGE), bench.addend(PAGE));
+        assert_eq!(bench.tlb.read_pointer(USER, PAGE + 5, 1), Some(bench.memory.as_ptr().wrapping_add(5)));
+        assert!(bench.tlb.write_pointer(USER, PAGE, 1).is_none() && bench.tlb.read_pointer(SUPERVISOR, PAGE, 1).is_none());
+        assert_eq!(bench.count, 1);
+        bench.tlb.flush_local();
+        assert!(bench.tlb.read_pointer(USER, PAGE, 1).is_none(), "it was logged");
+        bench.second_level.fill(PAGE, Leaf { global: true, ..USUAL });
+        assert_eq!(bench.refill(USER, false, PAGE), bench.addend(PAGE));
+        bench.tlb.flush_local();
+        assert!(bench.tlb.read_pointer(USER, PAGE, 1).is_some(), "it is global");
+        bench.tlb.flush();
+        assert!(bench.tlb.read_pointer(USER, PAGE, 1).is_none());
+        bench.second_level.forget_all(0);
+        assert_eq!(bench.refill(USER, false, PAGE), None);
+    }
+
+    #[test]
+    fn writes_want_a_dirty_page_without_code_and_note_it() {
+        let mut bench = Bench::new();
+        bench.second_level.fill(PAGE, Leaf { dirty: false, ..USUAL });
+        assert_eq!(bench.refill(USER, true, PAGE), None);
+        bench.second_level.fill(PAGE, USUAL);
+        for flag in [PageFlags::TRANSLATED, PageFlags::WATCHED] {
+            bench.state.set_flags(flag);
+            assert_eq!(bench.refill(USER, true, PAGE), None);
+            bench.state.take_flags(flag);
+        }
+        assert_eq!(bench.state.flags(), 0);
+        assert_eq!(bench.refill(USER, true, PAGE), bench.addend(PAGE));
+        assert_eq!(bench.state.flags(), PageFlags::WRITTEN | PageFlags::DRAWN_ON);
+        assert!(bench.tlb.write_pointer(USER, PAGE, 1).is_some());
+    }
+
+    #[test]
+    fn a_part_of_a_large_page_goes_with_its_other_parts() {
+        for shift in [21, 22, 30] {
+            let mut bench = Bench::new();
+            let part = (PAGE >> shift << shift) + PHYSICAL;
+            bench.second_level.fill(part, Leaf { shift, ..USUAL });
+            assert_eq!(bench.refill(USER, false, part), bench.addend(part), "pages of 1 << {shift}");
+            bench.tlb.flush_page(part ^ 0x8000);
+            assert!(bench.tlb.read_pointer(USER, part, 1).is_none(), "pages of 1 << {shift}");
+        }
+    }
+
+    #[test]
+    fn rare_cases_are_left_to_others() {
+        let mut bench = Bench::new();
+        bench.second_level.fill(PAGE, USUAL);
+        let slot = PAGE >> 8 & 0x3ff0;
+        assert_eq!(bench.refill_at(USER, false, slot - 16, PAGE), None, "it crosses into this page");
+        assert_eq!(bench.refill_at(USER, false, slot, PAGE + 4), None, "it is not aligned");
+        bench.dr7 = 0x401;
+        assert_eq!(bench.refill(USER, false, PAGE), None, "a breakpoint");
+        bench.dr7 = 0x400;
+        bench.apic_base = PHYSICAL | 0x900;
+        assert_eq!(bench.refill(USER, false, PAGE), None, "the local APIC");
+        bench.apic_base = 0xfee0_0900;
+        bench.a20_mask = !(1 << 20);
+        assert_eq!(bench.refill(USER, false, PAGE), None, "no memory behind the A20 gate");
+        bench.a20_mask = u64::MAX;
+        bench.second_level.enter(5);
+        assert_eq!(bench.refill(USER, false, PAGE), None, "another address space");
+        bench.second_level.enter(0);
+        assert!(bench.refill(USER, false, PAGE).is_some());
+    }
+}
