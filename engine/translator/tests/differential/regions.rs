@@ -395,7 +395,7 @@ impl Writer<'_> {
     }
 }
 
-/// A program of several blocks, which ends because every way back burns fuel (or a return address). A mode's blank case has a
+/// A program of several blocks, which ends because every way back, and every RET, burns fuel. A mode's blank case has a
 /// form of no consequence.
 pub fn program(mode: u32, random: &mut Random) -> Option<Case> {
     let form = Form { code: Code::Nopd, mode, shape: Shape::Register };
@@ -440,11 +440,26 @@ pub fn program(mode: u32, random: &mut Random) -> Option<Case> {
                 holes.push((writer.code.len(), block + 1 + writer.random.below((count - block) as u64) as usize));
                 writer.code.extend([0; 4]);
             }
-            8 if wide && writer.random.chance(25) => {
-                // lea rax, [rip + there]; jmp rax
-                writer.code.extend([0x48, 0x8d, 0x05]);
-                holes.push((writer.code.len(), block + 1 + writer.random.below((count - block) as u64) as usize));
-                writer.code.extend([0; 4]);
+            8 if wide && writer.random.chance(60) => {
+                let (back, choice) = (writer.random.chance(50), writer.random.chance(60));
+                if back {
+                    // While fuel lasts: dec fuel; jle behind.
+                    writer.code.extend([0x41, 0xff, 0xc8 | fuel & 7, 0x7e, if choice { 20 } else { 9 }]);
+                }
+                let target = |random: &mut Random| match back {
+                    true => random.below(block as u64 + 1) as usize,
+                    false => block + 1 + random.below((count - block) as u64) as usize,
+                };
+                // lea rax, [rip + there]; perhaps lea rdx, [rip + elsewhere]; cmovcc rax, rdx; jmp rax
+                for reg in if choice { &[0x05, 0x15][..] } else { &[0x05] } {
+                    writer.code.extend([0x48, 0x8d, *reg]);
+                    holes.push((writer.code.len(), target(writer.random)));
+                    writer.code.extend([0; 4]);
+                }
+                if choice {
+                    let condition = writer.random.below(16) as u8;
+                    writer.code.extend([0x48, 0x0f, 0x40 | condition, 0xc2]);
+                }
                 writer.code.extend([0xff, 0xe0]);
             }
             8 => {
@@ -454,7 +469,13 @@ pub fn program(mode: u32, random: &mut Random) -> Option<Case> {
                 holes.push((writer.code.len(), block + 1 + writer.random.below((count - block) as u64) as usize));
                 writer.code.extend([0; 4]);
             }
-            _ if writer.random.chance(60) => writer.code.push(0xc3),
+            _ if writer.random.chance(60) => {
+                // A program may have pushed where it is: dec fuel; jle behind; ret.
+                if wide {
+                    writer.code.push(0x41);
+                }
+                writer.code.extend([0xff, 0xc8 | fuel & 7, 0x7e, 1, 0xc3]);
+            }
             _ => {}
         }
     }
