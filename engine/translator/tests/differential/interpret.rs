@@ -39,6 +39,8 @@ const WINDOW: u64 = 0x2_0000;
 const APPROACH: u64 = 0x3_0000;
 /// Where the approach to a case is mapped: away from the code that cases jump around in.
 const APPROACH_BASE: u64 = CODE_BASE + 0x10_0000;
+/// Where a case's code is mapped a second time.
+pub const CODE_AGAIN: u64 = CODE_BASE + 0x400_0000;
 const RAM: u64 = 0x10_0000;
 const STUB_BYTES: u64 = 16;
 
@@ -259,6 +261,7 @@ fn lay_out(memory: &GuestMemory) -> anyhow::Result<()> {
     put(memory, PML4 + 8 * (SYSTEM >> 39 & 511), HIGH_PDPT | SUPERVISOR)?;
     put(memory, LOW_PDPT, LOW_DIRECTORY | USER)?;
     put(memory, LOW_DIRECTORY + 8 * (CODE_BASE >> 21), CODE_TABLE | USER)?;
+    put(memory, LOW_DIRECTORY + 8 * (CODE_AGAIN >> 21), CODE_TABLE | USER)?;
     put(memory, LOW_DIRECTORY + 8 * (WINDOW_BASE >> 21), WINDOW_TABLE | USER)?;
     for page in 0..CODE_BYTES as u64 >> 12 {
         put(memory, CODE_TABLE + 8 * page, (CODE + page * 0x1000) | USER)?;

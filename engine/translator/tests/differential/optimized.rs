@@ -6,8 +6,8 @@
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture many_optimized`: the whole proof.
 
 use crate::blocks::{blocks, differences, text, vector_blocks};
-use crate::case::{Case, MODE_64};
-use crate::interpret::Interpreted;
+use crate::case::{CODE_BASE, Case, MODE_64};
+use crate::interpret::{CODE_AGAIN, Interpreted};
 use crate::regions::program;
 use crate::seed;
 use crate::translated::undefined_anywhere;
@@ -121,6 +121,36 @@ fn run(seed: u64, each: usize) -> anyhow::Result<()> {
 #[test]
 fn optimized_code_does_what_tier_1_does() -> anyhow::Result<()> {
     run(seed(1), 15_000)
+}
+
+/// A loop that reads beside itself and adds up where it is, and then jumps to R9 once; a number behind it.
+#[rustfmt::skip]
+const WANDERING: &[u8] = &[
+    0xb9, 20, 0, 0, 0,                         // mov ecx, 20
+    0x48, 0x03, 0x05, 0x19, 0, 0, 0,           // add rax, [rip+19h]
+    0x48, 0x8d, 0x15, 0xf2, 0xff, 0xff, 0xff,  // lea rdx, [rip-0eh]
+    0x48, 0x01, 0xd3,                          // add rbx, rdx
+    0xff, 0xc9,                                // dec ecx
+    0x75, 0xeb,                                // jne $-13h
+    0x41, 0x83, 0xe8, 1,                       // sub r8d, 1
+    0x78, 3,                                   // js $+5
+    0x41, 0xff, 0xe1,                          // jmp r9
+    0xcc, 0xcc,
+    1, 2, 3, 4, 5, 6, 7, 8,
+];
+
+#[test]
+fn a_region_runs_wherever_its_page_is() -> anyhow::Result<()> {
+    let mut case = program(MODE_64, &mut Random::new(1)).expect("a program comes of any seed");
+    case.code = WANDERING.to_vec();
+    case.registers.rip = CODE_BASE + 0x400;
+    case.registers.gpr[8] = 1;
+    case.registers.gpr[9] = CODE_AGAIN + 0x400;
+    let mut engines = Engines { plain: Interpreted::translating()?, optimizing: Interpreted::optimizing()? };
+    let end = engines.plain.run(&case)?;
+    assert_eq!(end.registers.rip & !0xfff, CODE_AGAIN);
+    assert_eq!(engines.differences(&case)?, Some(Vec::new()));
+    Ok(())
 }
 
 #[test]

@@ -9,6 +9,9 @@ const MOST: usize = 4;
 /// Most instructions that are looked through.
 const STEPS: u32 = 24;
 
+/// In place of a value: the pc of the region's first instruction.
+const START: Val = Val(u32::MAX - 1);
+
 /// The values and their factors, by their places; none is there twice.
 pub(crate) type Terms = Vec<(Val, u64)>;
 
@@ -42,7 +45,11 @@ impl Sum {
         *steps -= 1;
         match def.op {
             Op::Const => self.add_constant(def.imm, factor),
-            Op::Pc => self.add_constant(region.target(def.imm), factor),
+            // The region may run elsewhere, where constants stay what they are.
+            Op::Pc => {
+                self.add_constant(def.imm, factor);
+                self.add_term(START, factor);
+            }
             Op::Address => {
                 self.add_constant(def.imm, factor);
                 if a.is_some() {

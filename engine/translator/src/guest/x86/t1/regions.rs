@@ -3,8 +3,8 @@
 //!
 //! A region is the code of one page at one offset in CS. Its way in is that of the block at its first instruction: `jmp region`
 //! stands there instead of the block's first instruction, so links and jump caches lead to the region without knowing of it.
-//! Like a block it begins with a look at the page's generation and at `t1.page_base`; if either is not what it was made for,
-//! the block runs instead, and so it does when something rare happens in the region's very first instruction. Elsewhere a bail
+//! Like a block it begins with a look at the page's generation; if that is not what it was made for, the block runs instead, and
+//! so it does when something rare happens in the region's very first instruction. Elsewhere a bail
 //! goes on with the block at the instruction in question. All ways out poll, so no cycle of regions and blocks is deaf. A
 //! region with vector instructions has the registers resident from its way in to wherever it is left.
 //!
@@ -13,6 +13,10 @@
 //! it that fits and whose head is a block too, with all loops inside and nothing else: [`Flow::loops_around`]. So a nest of
 //! loops is entered by its head and its inner loops can be treated as such. If the way never leads by that head, the counter,
 //! which goes on, asks for a loop further in.
+//!
+//! Like a block it may be executed at several addresses: a library is where each process has it. Places in the code are computed
+//! from `t1.page_base`, which is the address of its page just then. Only what leads to several places by their addresses
+//! ([`is_movable`]) has these in its code, and looks at `t1.page_base`, too.
 //!
 //! # Publishing
 //! A thread of the machine ([`Compiler`]) works on a copy of the page. What it has made a vCPU publishes: it looks at the
@@ -33,7 +37,7 @@ use crate::host::x64::t2::{self, Frame, Home, Ways};
 use crate::host::x64::vectors::Residency;
 use crate::ir::Op;
 use crate::ir::native::Native;
-use crate::ir::region::{Exit, Loops, Region, pass};
+use crate::ir::region::{Exit, Loops, Region, Terminator, pass};
 use crate::mmu::{PAGE_MASK, class, read_table, write_table};
 use crate::shared::{CpuShared, attention};
 use engine_memory::PageState;
@@ -317,6 +321,7 @@ fn frame(key: u8) -> Frame {
         cells: field!(t1.cells),
         cell_count: CELLS,
         attention: field!(t1.attention),
+        page: field!(t1.page_base),
         gather: super::gather::ROOM,
         bmi2: std::is_x86_feature_detected!("bmi2"),
         tables: [read_table(class) as i32, write_table(class) as i32],
@@ -463,15 +468,22 @@ fn begin<'a>(
     asm.set_wide(R::Ax, cell);
     asm.compare_wide_imm(Mem::at(R::Ax, 0), request.generation as i32);
     asm.jcc(Cond::NE, instead);
-    asm.set_wide(R::Ax, request.page_base);
-    asm.alu(Alu::Cmp, W::B8, state(field!(t1.page_base)), R::Ax);
-    asm.jcc(Cond::NE, instead);
+    if !is_movable(region) {
+        asm.set_wide(R::Ax, request.page_base);
+        asm.alu(Alu::Cmp, W::B8, state(field!(t1.page_base)), R::Ax);
+        asm.jcc(Cond::NE, instead);
+    }
     if vectors != Residency::Nothing {
         asm.alu_imm(Alu::Cmp, W::B1, state(field!(t1.vectors_resident)), vectors as i32);
         asm.jcc(Cond::B, fill);
         asm.bind(resume);
     }
-    (asm, Exits { request, region, bails, base, instead, stubs, first_link, links: Vec::new() })
+    (asm, Exits { request, bails, base, instead, stubs, first_link, links: Vec::new() })
+}
+
+/// Whether a region's code is the same wherever its page is.
+fn is_movable(region: &Region) -> bool {
+    region.blocks.iter().all(|block| matches!(block.end, Terminator::Jump(_) | Terminator::Branch { .. }))
 }
 
 /// What of the vector registers must be resident in a region: from its start to wherever it is left, for nothing in it goes to Rust.
@@ -489,7 +501,6 @@ fn vectors_of(region: &Region) -> Residency {
 /// The ways out of a region, in the terms of blocks.
 struct Exits<'a> {
     request: &'a Request,
-    region: &'a Region,
     bails: &'a AtomicI32,
     base: u64,
     /// Where the block runs that the region stands in for.
@@ -548,12 +559,12 @@ impl Ways for Exits<'_> {
     fn exit(&mut self, asm: &mut Asm, exit: &Exit) {
         let is_direct = matches!(exit.op, Op::Jump | Op::Call);
         if is_direct {
-            let target = self.region.target(exit.state.pc);
-            if target & PAGE_MASK == self.request.page_base {
-                let place = (target & !PAGE_MASK) as u32;
+            let distance = i64::from(self.request.start).wrapping_add(exit.state.pc as i64);
+            if let Some(place) = u32::try_from(distance).ok().filter(|place| *place < 4096) {
                 return self.by_block(asm, |emitter| emitter.go_to(place, true));
             }
-            asm.set(R::Ax, target);
+            asm.set(R::Ax, distance as u64);
+            asm.alu_load(Alu::Add, W::B8, R::Ax, state(field!(t1.page_base)));
         }
         self.by_block(asm, |emitter| {
             let miss = emitter.asm.label();

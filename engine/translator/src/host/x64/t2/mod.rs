@@ -60,6 +60,8 @@ pub(crate) struct Frame {
     pub cell_count: usize,
     /// A pointer to the attention word, 4 bytes: not zero when the vCPU is wanted.
     pub attention: i32,
+    /// The pc of the page's first byte, wherever the region is executed: 8 bytes.
+    pub page: i32,
     /// Room for three vector registers of 32 bytes.
     pub gather: i32,
     /// The host has BMI2.

@@ -96,7 +96,6 @@ impl<W_: Ways> Emitter<'_, W_> {
         let inst = self.region.insts.get(value.index())?;
         match inst.op {
             Op::Const => Some(inst.imm & inst.ty.mask()),
-            Op::Pc => Some(self.region.target(inst.imm) & inst.ty.mask()),
             _ => None,
         }
     }

@@ -1,5 +1,6 @@
 //! Integer instructions: operands, the host's instruction, the result's register.
 
+use super::moves::cell;
 use super::plan::Delivery;
 use super::registers::{Source, width_of};
 use super::{Emitter, Refused, Ways};
@@ -25,7 +26,8 @@ impl<W_: Ways> Emitter<'_, W_> {
             return Ok(0);
         }
         match inst.op {
-            Op::Const | Op::Pc | Op::Nop => {}
+            Op::Const | Op::Nop => {}
+            Op::Pc => self.pc(value, inst)?,
             Op::Cond if self.plan.is_virtual[value.index()] => {}
             Op::FlagsOf => self.write_flags_of(value)?,
             Op::Add | Op::Sub | Op::And | Op::Or | Op::Xor | Op::AddCarry | Op::SubBorrow => self.arithmetic(value, inst)?,
@@ -61,6 +63,18 @@ impl<W_: Ways> Emitter<'_, W_> {
             _ => self.write_memory(value, inst)?,
         }
         Ok(0)
+    }
+
+    /// A place in the code or near it, from where the region's page is now. Keeps the host's flags.
+    fn pc(&mut self, value: Val, inst: &Inst) -> Result<(), Refused> {
+        let w = at_least_four(self.width(value)?);
+        let distance = i64::from(self.region.page_offset).wrapping_add(inst.imm as i64);
+        let distance = i32::try_from(distance).map_err(|_| Refused::Operation(inst.op))?;
+        let hint = self.hint(value);
+        let register = self.allocate(hint)?;
+        self.asm.load(W::B8, register, cell(self.frame.page));
+        self.asm.lea(w, register, Mem::at(register, distance));
+        self.define(register, value)
     }
 
     // ---- Flags -------------------------------------------------------------------------------------------------

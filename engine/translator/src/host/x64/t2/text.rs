@@ -43,6 +43,7 @@ pub(crate) fn text(region: &Region, registers: &[R]) -> String {
         cells: 0x400,
         cell_count: 64,
         attention: 0x210,
+        page: 0x218,
         gather: 0x300,
         bmi2: false,
         tables: [0x1000, 0x5000],
