@@ -59,6 +59,9 @@ pub(super) const BAILS: i32 = 1000;
 /// … and in what time they may happen. One costs about 50 ns; a loop over memory has one for each page that it comes to, and is
 /// worth it.
 const BAIL_TIME: Duration = Duration::from_micros(100);
+/// How often in a row that must be so. A loop that writes where code has been bails with each byte of a page or two, and then
+/// never again.
+const STRIKES: u32 = 64;
 /// Most guest instructions of a loop that is compiled with those in it.
 const MOST_IN_LOOP: usize = 250;
 /// Bytes of the first instruction of every block, the one that a region takes the place of.
@@ -139,20 +142,23 @@ pub(super) struct Published {
     pub ranges: Vec<(u32, Box<[u8]>)>,
     pub bails: Box<AtomicI32>,
     since: Instant,
+    strikes: u32,
 }
 
 impl Published {
     pub fn new(compiled: &mut Compiled) -> Self {
         let bails = std::mem::take(&mut compiled.bails);
-        Self { entry: compiled.entry, ranges: std::mem::take(&mut compiled.ranges), bails, since: Instant::now() }
+        Self { entry: compiled.entry, ranges: std::mem::take(&mut compiled.ranges), bails, since: Instant::now(), strikes: 0 }
     }
 
-    /// It has bailed [`BAILS`] times more: whether that was too often for the time. If not, it may do so again.
+    /// It has bailed [`BAILS`] times more: whether that was too often for the time, once more in a row. If not, it may do so
+    /// again.
     pub fn is_useless(&mut self) -> bool {
         let spent = self.since.elapsed();
         self.since = Instant::now();
         self.bails.store(BAILS, Ordering::Relaxed);
-        spent < BAIL_TIME
+        self.strikes = if spent < BAIL_TIME { self.strikes + 1 } else { 0 };
+        self.strikes >= STRIKES
     }
 
     /// Whether the page still holds what the region was made of. `mark` says of each run that it is code.
