@@ -10,6 +10,7 @@
 
 use super::block::{BlockInfo, Heat, Link, Relative, Site, Sites, leave};
 use super::flow::Target;
+use super::jumps::{self, Jump};
 use super::pages::{Alone, Groups};
 use super::recipe::Recipe;
 use super::x87::{self, Note, emit_note};
@@ -134,6 +135,14 @@ struct Exit {
     reason: u32,
 }
 
+/// A look-up that does not find its target in the usual slot.
+struct Elsewhere {
+    label: Label,
+    found: Label,
+    miss: Label,
+    key: u8,
+}
+
 /// The way of a branch that is taken, where the block goes on behind it: out of the way.
 struct Side {
     label: Label,
@@ -192,6 +201,7 @@ pub(super) struct Emitter<'a> {
     first_heat: u32,
     /// Where loops that have become hot leave, and the numbers of their counters.
     hot: Vec<(Label, u32)>,
+    elsewheres: Vec<Elsewhere>,
 }
 
 impl<'a> Emitter<'a> {
@@ -237,6 +247,7 @@ impl<'a> Emitter<'a> {
             heats: Vec::new(),
             first_heat: 0,
             hot: Vec::new(),
+            elsewheres: Vec::new(),
         }
     }
 
@@ -915,6 +926,7 @@ impl<'a> Emitter<'a> {
 
     /// Writes the ways out that have been asked for so far.
     pub fn write_exits(&mut self) {
+        self.write_elsewheres();
         for exit in std::mem::take(&mut self.exits) {
             self.asm.bind(exit.label);
             if exit.at_ax {
@@ -1012,11 +1024,37 @@ impl<'a> Emitter<'a> {
         asm.mov(W::B4, R::Cx, R::Ax);
         asm.shift_imm(5, W::B4, R::Cx, 12);
         asm.alu(Alu::Xor, W::B4, R::Cx, R::Ax);
-        asm.alu_imm(Alu::And, W::B4, R::Cx, super::jumps::JUMPS as i32 - 1);
+        asm.alu_imm(Alu::And, W::B4, R::Cx, jumps::JUMPS as i32 - 1);
         asm.shift_imm(4, W::B4, R::Cx, 4);
         asm.alu_load(Alu::Add, W::B8, R::Cx, state(field!(t1.tables) + 8 * i32::from(self.key)));
         asm.alu_load(Alu::Cmp, W::B8, R::Ax, Mem::at(R::Cx, 0));
         asm.jcc(Cond::NE, miss);
+    }
+
+    /// The same for the offset in CS that lies `distance` bytes behind the page's start; RAX becomes it. Where the block is
+    /// executed at the address for which it was decoded the slot is known; for others it is computed, out of the way.
+    pub fn look_up_at(&mut self, distance: i32, miss: Label) {
+        let (elsewhere, found) = (self.asm.label(), self.asm.label());
+        let usual = self.page.wrapping_add(distance as u64);
+        let slot = (jumps::slot(usual) * size_of::<Jump>()) as i32;
+        self.offset_in_page(R::Ax, distance);
+        self.asm.load(W::B8, R::Cx, state(field!(t1.tables) + 8 * i32::from(self.key)));
+        self.asm.alu_load(Alu::Cmp, W::B8, R::Ax, Mem::at(R::Cx, slot));
+        self.asm.jcc(Cond::NE, elsewhere);
+        self.asm.alu_imm(Alu::Add, W::B8, R::Cx, slot);
+        self.asm.bind(found);
+        self.elsewheres.push(Elsewhere { label: elsewhere, found, miss, key: self.key });
+    }
+
+    fn write_elsewheres(&mut self) {
+        let before = self.key;
+        for elsewhere in std::mem::take(&mut self.elsewheres) {
+            self.key = elsewhere.key;
+            self.asm.bind(elsewhere.label);
+            self.look_up(elsewhere.miss);
+            self.asm.jmp(elsewhere.found);
+        }
+        self.key = before;
     }
 
     /// At the start of a block that lies in two pages: it is left unless the jump cache names it. Whoever enters it there has

@@ -4,7 +4,7 @@
 use super::emit::{Emitter, FlagsAt, Operand, field, state};
 use super::integer::condition;
 use crate::guest::x86::cpu::reg;
-use crate::host::x64::asm::{Cond, Label, Mem, R, W};
+use crate::host::x64::asm::{Cond, Mem, R, W};
 use iced_x86::{Mnemonic, OpKind};
 
 /// Where a direct transfer goes.
@@ -57,9 +57,8 @@ impl Emitter<'_> {
             self.go_to(next, false);
             return;
         }
-        self.offset_in_page(R::Ax, next as i32);
         let miss = self.leave_at_ax();
-        self.look_up(miss);
+        self.look_up_at(next as i32, miss);
         self.take_jump();
     }
 
@@ -98,8 +97,7 @@ impl Emitter<'_> {
             Target::Far(distance) => {
                 self.flags = FlagsAt::State;
                 let miss = self.cold_path();
-                self.offset_in_page(R::Ax, distance);
-                self.look_up(miss);
+                self.look_up_at(distance, miss);
                 self.take_jump();
             }
         }
@@ -169,8 +167,9 @@ impl Emitter<'_> {
                 self.go_to(at, backwards);
             }
             Target::Far(distance) => {
-                self.offset_in_page(R::Ax, distance);
-                self.call_to_ax(bytes);
+                let miss = self.cold_path();
+                self.look_up_at(distance, miss);
+                self.call_found(bytes);
             }
         }
         Some(())
@@ -179,14 +178,15 @@ impl Emitter<'_> {
     fn call_indirect(&mut self) -> Option<()> {
         self.indirect_target()?;
         let bytes = i32::from(self.pointer().bytes());
-        self.call_to_ax(bytes);
+        let miss = self.cold_path();
+        self.look_up(miss);
+        self.call_found(bytes);
         Some(())
     }
 
-    /// Calls the offset in RAX: found first, so that nothing is pushed if the interpreter has to do it.
-    fn call_to_ax(&mut self, bytes: i32) {
-        let miss: Label = self.cold_path();
-        self.look_up(miss);
+    /// Calls the offset in RAX, whose entry is at RCX: it was found first, so that nothing is pushed if the interpreter has to do
+    /// it all.
+    fn call_found(&mut self, bytes: i32) {
         self.asm.mov(W::B8, state(field!(t1.scratch)), R::Ax);
         self.asm.mov(W::B8, state(field!(t1.scratch) + 8), R::Cx);
         self.push_return(bytes);

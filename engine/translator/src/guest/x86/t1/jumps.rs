@@ -28,8 +28,9 @@ pub(super) struct Jump {
     pub code: u64,
 }
 
-/// The slot of an offset; translated code computes the same ([`super::emit::Emitter::look_up`]).
-fn slot(rip: u64) -> usize {
+/// The slot of an offset; translated code computes the same ([`super::emit::Emitter::look_up`]), or knows it
+/// ([`super::emit::Emitter::look_up_at`]).
+pub(super) fn slot(rip: u64) -> usize {
     (rip as u32 ^ rip as u32 >> 12) as usize % JUMPS
 }
 
