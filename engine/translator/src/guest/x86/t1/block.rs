@@ -739,8 +739,8 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
         if group > 0 {
             emitter.end_instruction();
             at += group;
-            if at == count {
-                emitter.at = count - 1;
+            emitter.at = at - 1;
+            if at == count && !emitter.source().op.flags.contains(OpFlags::LAST) {
                 emitter.settle();
                 emitter.fall_through();
             }

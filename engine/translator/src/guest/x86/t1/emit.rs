@@ -841,6 +841,7 @@ impl<'a> Emitter<'a> {
                 self.site(Cause::RareCase)
             })
             .collect();
+        self.at = first + count - 1;
         let (leaves, fill_vectors) = (self.leaves(), self.wants_vectors_behind());
         self.at = first;
         let (label, resume) = (self.asm.label(), self.asm.label());

@@ -38,7 +38,7 @@ impl Emitter<'_> {
             }
             Mnemonic::Call if self.is_direct() => self.call()?,
             Mnemonic::Call if self.source().instruction.is_call_near_indirect() => self.call_indirect()?,
-            Mnemonic::Ret => self.ret()?,
+            Mnemonic::Ret => self.pop_and_return(&[])?,
             Mnemonic::Jmp | Mnemonic::Call => return None,
             _ => self.branch(condition(mnemonic)?)?,
         }
@@ -204,7 +204,8 @@ impl Emitter<'_> {
         self.move_stack(-bytes);
     }
 
-    fn ret(&mut self) -> Option<()> {
+    /// POPs to `registers` and the current instruction, which is RET, with one look at the TLB.
+    fn pop_and_return(&mut self, registers: &[Operand]) -> Option<()> {
         let w = self.pointer();
         let bytes = i32::from(w.bytes());
         // The operand size is how far the stack pointer moves, less the immediate.
@@ -216,17 +217,36 @@ impl Emitter<'_> {
         if moved != bytes + extra {
             return None;
         }
-        let mem = self.stack(false, bytes as u8, 0);
-        self.asm.load(w, R::Ax, mem);
-        let miss = self.cold_path();
-        self.look_up(miss);
-        self.move_stack(bytes + extra);
+        let (count, last) = (registers.len(), self.at);
+        let popped = count as i32 * bytes;
+        self.at = last - count;
+        self.settle();
+        self.spoil_flags();
+        let cold = self.cold_path_of(count + 1);
+        let mem = self.stack_at(false, (popped + bytes) as u8, 0, cold);
+        let slot = |number: usize| Mem { disp: bytes * number as i32, ..mem };
+        for (number, operand) in registers.iter().enumerate() {
+            if let Operand::Reg(to) = *operand {
+                let target = self.whole(to);
+                self.asm.load(w, target, slot(number));
+                self.commit(*operand);
+            }
+        }
+        self.asm.load(w, R::Ax, slot(count));
+        self.at = last;
+        self.move_stack(popped + moved);
+        // The POPs are done if the target is not known: the interpreter returns, and no more.
+        let (otherwise, alone) = (self.asm.label(), self.cold_path());
+        self.look_up(otherwise);
         self.take_jump();
+        self.asm.bind(otherwise);
+        self.move_stack(-moved);
+        self.asm.jmp(alone);
         Some(())
     }
 
-    /// A run of PUSHes of registers and immediates, or of POPs to registers, with one look at the TLB: how many instructions
-    /// were written; 0 if there is no such run.
+    /// A run of PUSHes of registers and immediates, or of POPs to registers and perhaps RET, with one look at the TLB: how many
+    /// instructions were written; 0 if there is no such run.
     pub fn stack_group(&mut self) -> usize {
         let w = self.pointer();
         let bytes = i32::from(w.bytes());
@@ -252,8 +272,14 @@ impl Emitter<'_> {
                 _ => break,
             }
         }
-        self.at = first;
         let count = operands.len();
+        self.at = first + count;
+        let returns = !pushes && count != 0 && self.at < sources.len() && !self.source().interpreted;
+        if returns && self.source().instruction.mnemonic() == Mnemonic::Ret && self.pop_and_return(&operands).is_some() {
+            self.at = first + count;
+            return count + 1;
+        }
+        self.at = first;
         if count < 2 {
             return 0;
         }
