@@ -16,6 +16,10 @@
 //! with a breakpoint are never entered, so that their accesses take the slow path. A write entry exists only once the page's
 //! dirty bit is set. Filled slots are logged, so that a flush costs what has been filled, not what could be; those of global pages
 //! apart, which stay when another address space is entered.
+//!
+//! Two pages that are a multiple of 4 MiB apart want the same slot, and programs that use both in turn would miss all the time.
+//! What the stub that refills the tables drives out of a slot it keeps among a few [victims](Tlb), where it looks first. They
+//! are as true as the tables' entries, but not worth a log: whatever makes any entry go makes all of them go.
 
 use super::PAGE_MASK;
 use crate::guest::x86::access::last_page;
@@ -27,6 +31,9 @@ pub(crate) const ENTRIES: usize = 1024;
 /// A tag that nothing is found by: bit 11 is in no page's address, and not among the low bits that a probe for aligned operands
 /// compares as well.
 const NO_PAGE: u64 = 1 << 11;
+/// Victims of a table: so many for slots whose numbers have the same low bits.
+const WAYS: usize = 2;
+const SETS: usize = 8;
 /// Beyond this many fills a flush clears everything.
 const LOG_LIMIT: usize = 1024;
 /// Sizes of pages larger than 4 KiB, as log2.
@@ -85,6 +92,10 @@ pub(crate) struct Tlb {
     global: Log,
     /// Pages of 2 MiB, 4 MiB and 1 GiB of which a part may be entered, hashed by their number.
     large: [[u64; LARGE_WORDS]; LARGE_SHIFTS.len()],
+    /// What has been driven out of its slot, by table. Translated code alone puts it there, and takes it back.
+    victims: [[[TlbEntry; WAYS]; SETS]; 2 * class::COUNT],
+    /// There may be any.
+    has_victims: bool,
 }
 
 /// Slots: class in the upper bits, index in the lower ten.
@@ -122,7 +133,7 @@ impl Log {
 
 /// What code that is made at run time must know to fill the tables, besides [`read_table`] and [`write_table`].
 pub(crate) mod layout {
-    use super::{Class, LARGE_WORDS, Log, Tlb, class};
+    use super::{Class, LARGE_WORDS, Log, Tlb, TlbEntry, class};
     use std::mem::offset_of;
     /// From a class's table for reading to that for writing, and from there to the next class's.
     pub const TABLE_BYTES: usize = size_of::<Class>() / 2;
@@ -137,6 +148,14 @@ pub(crate) mod layout {
     pub const LOCAL_AT: usize = offset_of!(Tlb, local);
     pub const GLOBAL_AT: usize = offset_of!(Tlb, global);
     pub const LARGE_AT: usize = offset_of!(Tlb, large);
+    /// Victims lie by table, in the tables' order, then by the low bits of the slot's number.
+    pub const VICTIMS_AT: usize = offset_of!(Tlb, victims);
+    pub const HAS_VICTIMS_AT: usize = offset_of!(Tlb, has_victims);
+    pub const SETS: usize = super::SETS;
+    pub const WAYS: usize = super::WAYS;
+    pub const ENTRY_BYTES: usize = size_of::<TlbEntry>();
+    /// What is in a slot's tag if no page is.
+    pub const NO_PAGE: u64 = super::NO_PAGE;
     const _: () = assert!(offset_of!(Log, slots) == 0 && offset_of!(Class, read) == 0);
 }
 
@@ -160,6 +179,15 @@ impl Tlb {
             local: Log::new(),
             global: Log::new(),
             large: [[0; LARGE_WORDS]; LARGE_SHIFTS.len()],
+            victims: [[[EMPTY; WAYS]; SETS]; 2 * class::COUNT],
+            has_victims: false,
+        }
+    }
+
+    fn forget_victims(&mut self) {
+        if self.has_victims {
+            self.victims = [[[EMPTY; WAYS]; SETS]; 2 * class::COUNT];
+            self.has_victims = false;
         }
     }
 
@@ -211,6 +239,7 @@ impl Tlb {
 
     /// Forgets everything but global pages.
     pub fn flush_local(&mut self) {
+        self.forget_victims();
         if self.local.is_full() {
             self.clear();
         } else {
@@ -230,6 +259,7 @@ impl Tlb {
 
     /// Forgets the page of `linear` (INVLPG): all parts of it, should it be a large one.
     pub fn flush_page(&mut self, linear: u64) {
+        self.forget_victims();
         for class in &mut self.classes {
             class.read[slot(linear)] = EMPTY;
             class.write[slot(linear)] = EMPTY;
@@ -259,6 +289,7 @@ impl Tlb {
 
     /// Forgets all write entries that lead to the host page at `page`: it has become code.
     pub fn revoke_writes(&mut self, page: *const u8) {
+        self.forget_victims();
         for class in &mut self.classes {
             for entry in &mut class.write {
                 if entry.tag != NO_PAGE && entry.tag.wrapping_add(entry.addend) == page as u64 {

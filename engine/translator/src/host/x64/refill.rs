@@ -17,6 +17,8 @@
 //! ```
 //! All registers keep their values; the flags other than ZF do not. An access that crosses into another page, or is not aligned
 //! as its probe wanted it, is not found: then slot and page do not belong together.
+//!
+//! What has last been driven out of the slot is at hand (see `mmu/tlb.rs`): it takes its place back, and what is there now goes.
 
 use super::asm::{Alu, Asm, Cond, Label, Mem, R, W};
 use crate::mmu::refill::{self, first, physical, second};
@@ -103,6 +105,9 @@ impl Writer<'_> {
         asm.alu_imm(Alu::And, W::B4, R::Bx, 0x3ff0);
         asm.alu(Alu::Cmp, W::B4, R::Bx, R::Cx);
         asm.jcc(Cond::NE, fail);
+        let entered = asm.label();
+        self.exchange(entered);
+        let asm = &mut *self.asm;
         asm.alu_imm(Alu::Cmp, W::B1, field(layout.dr7, 0), 0);
         asm.jcc(Cond::NE, fail);
         self.find_entry(fail);
@@ -110,6 +115,7 @@ impl Writer<'_> {
         self.find_host_page(fail);
         self.enter();
         let asm = &mut *self.asm;
+        asm.bind(entered);
         asm.mov(W::B8, Mem::at(R::Sp, SLOT_AT), R::Di);
         asm.load(W::B8, R::Bx, field(layout.missed, 0));
         asm.alu_imm(Alu::Add, W::B8, Mem::at(R::Bx, 0), 1);
@@ -123,6 +129,76 @@ impl Writer<'_> {
             asm.pop(reg);
         }
         asm.ret();
+    }
+
+    /// The tag in the slot, at R8 (which it sets), or its addend.
+    fn slot(&self, inside: usize) -> Mem {
+        let disp = self.layout.tlb + (first::TABLES_AT + inside) as i32;
+        Mem { base: R::Bp, index: Some((R::R8, 0)), disp }
+    }
+
+    /// A part of a victim of the slot, whose set is at BX.
+    fn victim(&self, way: usize, inside: usize) -> Mem {
+        let disp = self.layout.tlb + (first::VICTIMS_AT + way * first::ENTRY_BYTES + inside) as i32;
+        Mem { base: R::Bp, index: Some((R::Bx, 0)), disp }
+    }
+
+    /// R8 becomes the slot's distance from the first table, BX that of its set of victims from the first. Spoils SI.
+    fn find_slot(&mut self) {
+        let set_bytes = first::WAYS * first::ENTRY_BYTES;
+        let asm = &mut *self.asm;
+        asm.mov(W::B4, R::R8, R::Ax);
+        asm.shift_imm(4, W::B4, R::R8, first::TABLE_BYTES.trailing_zeros() as u8);
+        asm.alu(Alu::Add, W::B4, R::R8, R::Cx);
+        asm.mov(W::B4, R::Bx, R::Cx);
+        asm.alu_imm(Alu::And, W::B4, R::Bx, ((first::SETS - 1) * first::ENTRY_BYTES) as i32);
+        asm.shift_imm(4, W::B4, R::Bx, (set_bytes / first::ENTRY_BYTES).trailing_zeros() as u8);
+        asm.mov(W::B4, R::Si, R::Ax);
+        asm.shift_imm(4, W::B4, R::Si, (first::SETS * set_bytes).trailing_zeros() as u8);
+        asm.alu(Alu::Add, W::B4, R::Bx, R::Si);
+    }
+
+    /// If the page is among the slot's victims, it changes places with what is in the slot; DI is its addend then. Spoils BX, SI
+    /// and R8.
+    fn exchange(&mut self, done: Label) {
+        self.find_slot();
+        for way in 0..first::WAYS {
+            let [victim_tag, victim_addend] = [0, 8].map(|inside| self.victim(way, inside));
+            let [tag, addend] = [0, 8].map(|inside| self.slot(inside));
+            let asm = &mut *self.asm;
+            let next = asm.label();
+            asm.alu(Alu::Cmp, W::B8, victim_tag, R::Dx);
+            asm.jcc(Cond::NE, next);
+            asm.load(W::B8, R::Di, victim_addend);
+            asm.load(W::B8, R::Si, tag);
+            asm.mov(W::B8, victim_tag, R::Si);
+            asm.load(W::B8, R::Si, addend);
+            asm.mov(W::B8, victim_addend, R::Si);
+            asm.mov(W::B8, tag, R::Dx);
+            asm.mov(W::B8, addend, R::Di);
+            asm.jmp(done);
+            asm.bind(next);
+        }
+    }
+
+    /// What is in the slot becomes a victim. Spoils BX, SI and R8; keeps DI.
+    fn drive_out(&mut self) {
+        let nothing = self.asm.label();
+        self.find_slot();
+        let slot = [0, 8].map(|inside| self.slot(inside));
+        let victims: [[Mem; 2]; first::WAYS] = std::array::from_fn(|way| [0, 8].map(|inside| self.victim(way, inside)));
+        let asm = &mut *self.asm;
+        asm.test_imm(W::B4, slot[0], first::NO_PAGE as i32);
+        asm.jcc(Cond::NE, nothing);
+        for way in (0..first::WAYS).rev() {
+            let from = if way == 0 { slot } else { victims[way - 1] };
+            for (from, to) in from.into_iter().zip(victims[way]) {
+                asm.load(W::B8, R::Si, from);
+                asm.mov(W::B8, to, R::Si);
+            }
+        }
+        asm.mov_imm(W::B1, field(self.layout.tlb, first::HAS_VICTIMS_AT), 1);
+        asm.bind(nothing);
     }
 
     /// SI becomes the entry of the page, DI its physical address. Spoils BX and R8.
@@ -230,14 +306,14 @@ impl Writer<'_> {
     /// Enters the host's page at DI, which becomes the addend, into the table, and notes that. Spoils all but AX, CX and DX.
     fn enter(&mut self) {
         let tlb = self.layout.tlb;
+        self.asm.push(R::Si);
+        self.drive_out();
+        self.asm.pop(R::Si);
+        let [tag, addend] = [0, 8].map(|inside| self.slot(inside));
         let asm = &mut *self.asm;
         asm.alu(Alu::Sub, W::B8, R::Di, R::Dx);
-        asm.mov(W::B4, R::R8, R::Ax);
-        asm.shift_imm(4, W::B4, R::R8, first::TABLE_BYTES.trailing_zeros() as u8);
-        asm.alu(Alu::Add, W::B4, R::R8, R::Cx);
-        let slot = |inside: i32| Mem { base: R::Bp, index: Some((R::R8, 0)), disp: tlb + first::TABLES_AT as i32 + inside };
-        asm.mov(W::B8, slot(0), R::Dx);
-        asm.mov(W::B8, slot(8), R::Di);
+        asm.mov(W::B8, tag, R::Dx);
+        asm.mov(W::B8, addend, R::Di);
         // What a log has of it: the class above ten bits of the slot's number.
         asm.mov(W::B4, R::R8, R::Ax);
         asm.shift_imm(5, W::B4, R::R8, 1);
@@ -403,6 +479,33 @@ mod tests {
         assert!(bench.tlb.read_pointer(USER, PAGE, 1).is_none());
         bench.second_level.forget_all(0);
         assert_eq!(bench.refill(USER, false, PAGE), None);
+    }
+
+    #[test]
+    fn pages_that_want_the_same_slot_take_turns_until_any_entry_goes() {
+        // Pages 4 MiB apart.
+        let pages = [0, 1, 2].map(|number| PAGE + (number << 22));
+        type Flush = fn(&mut Tlb);
+        let flushes: [Flush; 4] =
+            [Tlb::flush, Tlb::flush_local, |tlb| tlb.flush_page(0), |tlb| tlb.revoke_writes(std::ptr::null())];
+        for (flush, write) in flushes.into_iter().flat_map(|flush| [(flush, false), (flush, true)]) {
+            let mut bench = Bench::new();
+            for page in pages {
+                bench.second_level.fill(page, Leaf { global: page == pages[1], ..USUAL });
+                assert_eq!(bench.refill(USER, write, page), bench.addend(page));
+            }
+            bench.second_level.forget_all(0);
+            for page in pages.into_iter().cycle().take(9) {
+                assert_eq!(bench.refill(USER, write, page), bench.addend(page));
+                assert_eq!(bench.tlb.read_pointer(USER, page, 1).is_some(), !write);
+                assert_eq!(bench.tlb.write_pointer(USER, page, 1).is_some(), write);
+                assert_eq!(bench.refill(USER, !write, page), None, "the other table has others");
+                assert_eq!(bench.refill(SUPERVISOR, write, page), None);
+                assert_eq!(bench.refill(USER, write, page ^ 0x8000), None);
+            }
+            flush(&mut bench.tlb);
+            assert_eq!(pages[..2].iter().filter_map(|page| bench.refill(USER, write, *page)).count(), 0);
+        }
     }
 
     #[test]
