@@ -48,7 +48,7 @@ impl Header {
     pub(super) fn read(file: &FencedFile, footer: &Footer) -> Result<Self, DiskError> {
         let end = file.len()?;
         let inside = |start: u64, length: u64| start.checked_add(length).is_some_and(|stop| stop <= end);
-        if !inside(footer.header_offset, HEADER_LENGTH as u64) {
+        if footer.header_offset < SECTOR || !inside(footer.header_offset, HEADER_LENGTH as u64) {
             return Err(wrong(file, "its header lies outside the file"));
         }
         let mut bytes = [0; HEADER_LENGTH];

@@ -11,6 +11,8 @@
 mod create;
 mod footer;
 mod header;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -228,9 +230,13 @@ fn open(opening: Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError> {
                 sector => Block::Stored(u64::from(sector) * SECTOR + marks_length),
             };
             let blocks = table.iter().map(block).collect();
-            let reserved = vec![(footer.header_offset, HEADER_LENGTH as u64), (header.table_offset, table.len() as u64 * 4)];
+            let mut reserved = vec![(footer.header_offset, HEADER_LENGTH as u64), (header.table_offset, table.len() as u64 * 4)];
             let ends = reserved.iter().map(|(start, length)| start + length);
             let first_free = ends.max().unwrap_or(0).max(header.table_offset + header.entries * 4).max(names_end);
+            let has_no_copy = footer.place > 0;
+            if has_no_copy {
+                reserved.push((footer.place, FOOTER_LENGTH as u64));
+            }
             let marks = is_differencing.then_some(MarksLayout {
                 sector_size: SECTOR,
                 order: BitOrder::HighestFirst,
@@ -251,7 +257,13 @@ fn open(opening: Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError> {
                 reserved,
                 ..Opened::new(layout, footer.size, block_size, blocks, FOOTER_LENGTH as u64)
             };
-            Ok(Arc::new(BlockTableDisk::new(file, access, opened)?))
+            let disk = BlockTableDisk::new(file, access, opened)?;
+            if has_no_copy && access == Access::ReadWrite {
+                // New blocks go where the footer is, and a crash before it stands behind them would leave none.
+                fenced.write_at(0, &footer.bytes)?;
+                fenced.flush()?;
+            }
+            Ok(Arc::new(disk))
         }
         kind => Err(wrong(&fenced, &format!("its kind {kind} does not exist"))),
     }
