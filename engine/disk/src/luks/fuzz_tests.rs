@@ -24,7 +24,7 @@ const SIZE: u64 = 256 << 10;
 const MOST_TIME: Duration = Duration::from_secs(2);
 
 /// A sound image, and where in it the header of its encryption begins.
-fn seed(format: Format) -> (Vec<u8>, usize) {
+pub(super) fn seed(format: Format) -> (Vec<u8>, usize) {
     let header = create_with_rounds(&Passphrase::new(WORD.into()), FEW_ROUNDS).unwrap();
     let file = Arc::new(SimFile::new(Vec::new()));
     if format == Format::Luks {

@@ -6,7 +6,9 @@ use std::sync::Arc;
 
 use super::*;
 use crate::fields::put;
+use crate::open::Chain;
 use crate::qcow2::tests::qemu::bench;
+use crate::sim_file::{Fault, SimFile};
 use crate::{BackingFiles, CheckReport, OpenOptions, Repair, check, create as create_disk, open};
 
 const SIZE: u64 = 3 << 20;
@@ -215,4 +217,47 @@ fn an_encrypted_disk_that_grows_or_shrinks_stays_encrypted_and_readable() {
     assert_eq!(seen, [7; 5000]);
     disk.read_at((2 << 30) - 512, &mut seen[..512]).unwrap();
     assert_eq!(seen[..512], [8; 512]);
+}
+
+#[test]
+fn a_failing_host_leaves_every_sector_old_or_new_and_a_second_attempt_succeeds() {
+    let word = passphrase("secret");
+    for format in [Format::Luks, Format::Qcow2] {
+        let (content, _) = fuzz_tests::seed(format);
+        let open = |file: &Arc<SimFile>| {
+            let chain = Chain::default();
+            let opening = Opening::of(Arc::clone(file) as _, Access::ReadWrite, &chain);
+            (format.driver().open)(Opening { passphrase: word.as_ref(), ..opening }).unwrap()
+        };
+        for errno in [5, 28] {
+            for at in 0.. {
+                let file = Arc::new(SimFile::new(content.clone()));
+                let disk = open(&file);
+                disk.write_at(0, &[1; 9000]).unwrap();
+                disk.flush().unwrap();
+                file.fail(Some(Fault { at, persists: false, errno }));
+                let write = disk.write_at(700, &[2; 5000]).and_then(|()| disk.write_at(100_000, &[2; 3000]));
+                let flush = disk.flush();
+                let was_reached = file.operations() > at;
+                file.fail(None);
+                let context = format!("{format} operation {at}, errno {errno}: {write:?}, {flush:?}");
+                let again = disk.write_at(700, &[2; 5000]).and_then(|()| disk.flush());
+                drop(disk);
+                let found = all_of(&*open(&file));
+                assert!(found[..700] == [1; 700] && found[5700..9000] == [1; 3300], "{context}");
+                for sector in found[700..5700].chunk_by(|left, right| left == right) {
+                    assert!(matches!(sector[0], 1 | 2), "{context}: noise");
+                }
+                assert!(again.is_err() || found[700..5700] == [2; 5000], "{context}");
+                if format == Format::Qcow2 {
+                    let report = format.driver().check.unwrap()(file, Repair::Nothing).unwrap();
+                    assert_eq!(report.errors, 0, "{context}: {:?}", report.details);
+                }
+                if !was_reached {
+                    assert!(at > 3, "{context}");
+                    break;
+                }
+            }
+        }
+    }
 }

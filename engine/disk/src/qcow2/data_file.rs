@@ -27,6 +27,12 @@ impl DataFile {
         Self { place, opened: OnceLock::new() }
     }
 
+    /// This file, whatever name the disk knows it by.
+    #[cfg(test)]
+    pub(super) fn on(place: PartPlace, file: Arc<dyn crate::BlockFile>) -> Self {
+        Self { place, opened: OnceLock::from(Arc::new(FencedFile::new(file))) }
+    }
+
     /// The file, opened now if it was not yet.
     pub(super) fn get(&self) -> Result<&FencedFile, DiskError> {
         if self.opened.get().is_none() {

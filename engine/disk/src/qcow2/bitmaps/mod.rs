@@ -21,6 +21,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use crate::DiskError;
+use crate::fenced_file::FencedFile;
 use crate::image::DiskImage;
 use crate::image_info::{BitmapInfo, Bitmaps};
 
@@ -56,24 +57,28 @@ impl Qcow2 {
 
     /// Begins to change bitmaps: marks them as in use. Those that somebody left in use are of no use any more.
     fn track(&self, metadata: &mut Metadata, is_wanted: impl Fn(&Bitmap) -> bool) -> Result<(), DiskError> {
-        let page_bytes = self.geometry.cluster_size() as usize;
-        let mut tracked = self.tracking.lock();
-        let mut flush = false;
-        for bitmap in &mut metadata.bitmaps.bitmaps {
-            if bitmap.flags & IN_USE != 0 || !is_wanted(bitmap) {
-                continue;
-            }
-            bitmap.flags |= IN_USE;
-            metadata.file.write_at(bitmap.flags_at, &bitmap.flags.to_be_bytes())?;
-            flush = true;
-            // One with unknown extra data stays in use for ever.
-            if bitmap.is_known() {
-                tracked.push(Tracked::new(&bitmap.name, bitmap.granularity_bits, bitmap.flags & AUTO != 0, page_bytes));
+        let Metadata { file, bitmaps, .. } = metadata;
+        let mut is_marked = Ok(false);
+        for bitmap in bitmaps.bitmaps.iter_mut().filter(|bitmap| bitmap.flags & IN_USE == 0) {
+            if is_wanted(bitmap) && is_marked.is_ok() {
+                is_marked = self.track_bitmap(file, bitmap).map(|()| true);
             }
         }
-        drop(tracked);
         self.tracking.refresh();
-        if flush { metadata.file.flush() } else { Ok(()) }
+        if is_marked? { file.flush() } else { Ok(()) }
+    }
+
+    fn track_bitmap(&self, file: &FencedFile, bitmap: &mut Bitmap) -> Result<(), DiskError> {
+        // The file first: where it could not be told, the next attempt must tell it, or the bitmap would look sound.
+        let flags = bitmap.flags | IN_USE;
+        file.write_at(bitmap.flags_at, &flags.to_be_bytes())?;
+        bitmap.flags = flags;
+        // One with unknown extra data stays in use for ever.
+        if bitmap.is_known() {
+            let page_bytes = self.geometry.cluster_size() as usize;
+            self.tracking.lock().push(Tracked::new(&bitmap.name, bitmap.granularity_bits, flags & AUTO != 0, page_bytes));
+        }
+        Ok(())
     }
 
     /// Writes down what has changed in bitmaps and takes their marks away. Where that fails, they are out of date.
@@ -257,10 +262,11 @@ impl Bitmaps for Qcow2 {
         let mut metadata = self.alone()?;
         self.track_one(&mut metadata, name)?;
         let index = metadata.bitmaps.position(name).ok_or_else(|| self.no_such_bitmap(name))?;
-        let bitmap = &mut metadata.bitmaps.bitmaps[index];
-        bitmap.flags = if enabled { bitmap.flags | AUTO } else { bitmap.flags & !AUTO };
-        let (place, flags) = (bitmap.flags_at, bitmap.flags);
-        metadata.file.write_at(place, &flags.to_be_bytes())?;
+        let Metadata { file, bitmaps, .. } = &mut *metadata;
+        let bitmap = &mut bitmaps.bitmaps[index];
+        let flags = if enabled { bitmap.flags | AUTO } else { bitmap.flags & !AUTO };
+        file.write_at(bitmap.flags_at, &flags.to_be_bytes())?;
+        bitmap.flags = flags;
         self.change_tracked(name, |tracked| tracked.follows = enabled);
         Ok(())
     }

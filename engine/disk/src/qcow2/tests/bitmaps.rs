@@ -25,6 +25,20 @@ fn listed(disk: &dyn DiskImage) -> Vec<(String, u64, bool, bool)> {
     disk.bitmaps().unwrap().list().into_iter().map(tuple).collect()
 }
 
+/// What a bitmap of a disk marks, where it claims to be up to date.
+pub(super) fn trusted_marks(disk: &Qcow2, name: &str) -> Option<Vec<std::ops::Range<u64>>> {
+    let bitmaps = disk.bitmaps().unwrap();
+    let is_trusted = bitmaps.list().iter().any(|bitmap| bitmap.name == name && !bitmap.out_of_date);
+    is_trusted.then(|| bitmaps.marked(name, 0, usize::MAX).unwrap())
+}
+
+/// The first sector that has changed without a mark.
+pub(super) fn unmarked_change(marks: &[std::ops::Range<u64>], now: &[u8], then: &[u8]) -> Option<usize> {
+    let has_mark = |sector: usize| marks.iter().any(|range| range.contains(&(sector as u64 * 512)));
+    let mut sectors = now.chunks(512).zip(then.chunks(512)).enumerate();
+    sectors.find(|(sector, (now, then))| now != then && !has_mark(*sector)).map(|(sector, _)| sector)
+}
+
 #[test]
 fn a_bitmap_says_what_was_written_since_it_was_made_or_cleared() {
     let file = Arc::new(SimFile::new(empty(KIND, 1 << 20)));

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use super::fault::workload;
 use super::qemu::{at, bench, img, run};
 use super::*;
+use crate::open::Chain;
+use crate::sim_file::Fault;
 use crate::{Amendment, BackingFiles, NewDataFile, NewSnapshot};
 
 fn with_data_file(name: &str, raw: bool, size: u64) -> CreateOptions {
@@ -74,6 +77,59 @@ fn a_data_file_that_is_not_raw_takes_a_base_and_gives_space_back() {
         assert!(matches!(disk.create_snapshot(&NewSnapshot::default()), Err(DiskError::NotPossible { .. })));
         assert!(matches!(disk.write_compressed(0, &[1; 65536]), Err(DiskError::NotPossible { .. })));
     }
+}
+
+/// A disk whose tables and whose data lie in one file each in memory.
+fn open_both(tables: &Arc<SimFile>, data: &Arc<SimFile>) -> Qcow2 {
+    let mut disk = open_sim(tables, Access::ReadWrite, None).unwrap();
+    let chain = Chain::default();
+    let place = chain.data_file(tables.path(), Some("data"), Access::ReadWrite).unwrap();
+    disk.attach_data_file(DataFile::on(place, Arc::clone(data) as _), &chain).unwrap();
+    disk
+}
+
+#[test]
+fn a_fault_at_every_operation_on_either_file_loses_nothing() {
+    let size = 128 << 10;
+    let mut faults = 0;
+    for (raw, fails_in_data, errno) in [(false, true), (false, false), (true, true), (true, false)]
+        .into_iter()
+        .flat_map(|(raw, in_data)| [EIO, ENOSPC].map(|errno| (raw, in_data, errno)))
+    {
+        for at in 0.. {
+            let qcow2 = Qcow2Options { cluster_size: 512, ..Qcow2Options::default() };
+            let tables = Arc::new(SimFile::new(Vec::new()));
+            let options = CreateOptions { qcow2, ..with_data_file("data", raw, size) };
+            Format::Qcow2.driver().create.unwrap()(&*tables, &options).unwrap();
+            let data = Arc::new(SimFile::new(vec![0; if raw { size as usize } else { 0 }]));
+            let mut bytes = vec![0; size as usize];
+            let disk = open_both(&tables, &data);
+            let failing = if fails_in_data { &data } else { &tables };
+            failing.fail(Some(Fault { at, persists: false, errno }));
+            let outcome = workload(&disk, &mut bytes);
+            let reached = failing.operations() > at;
+            failing.fail(None);
+            drop(disk);
+            let context = format!("raw {raw}, in the data {fails_in_data}, fault {errno} at {at}");
+            let report = check(Arc::clone(&tables) as _).unwrap();
+            assert_eq!(report.errors, 0, "{context}: {:?}", report.details);
+            let disk = open_both(&tables, &data);
+            if !outcome.fenced {
+                assert_eq!(report.leaks, 0, "{context}");
+                assert!(read_all(&disk) == bytes, "{context}");
+                assert!(!raw || data.content() == bytes, "{context}: read by itself");
+            }
+            disk.write_at(0, &vec![0x33; size as usize]).unwrap();
+            disk.flush().unwrap();
+            assert!(read_all(&disk).iter().all(|byte| *byte == 0x33), "{context}");
+            if !reached {
+                break;
+            }
+            faults += u64::from(outcome.failed);
+        }
+    }
+    println!("{faults} faults, nothing lost");
+    assert!(faults > 100, "only {faults} operations were reached");
 }
 
 #[test]

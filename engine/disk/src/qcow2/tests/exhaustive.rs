@@ -7,6 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
+use super::bitmaps::{trusted_marks, unmarked_change};
 use super::*;
 use crate::sim_file::CrashImages;
 use crate::{NewSnapshot, Preallocation};
@@ -170,20 +171,6 @@ fn observe(disk: &Qcow2, file: &Arc<SimFile>, base: Option<&[u8]>) -> State {
     State { content: read_all(disk), snapshots }
 }
 
-/// What the bitmap of a disk marks, where it claims to be up to date.
-fn trusted_marks(disk: &Qcow2) -> Option<Vec<std::ops::Range<u64>>> {
-    let bitmaps = disk.bitmaps().unwrap();
-    let is_trusted = bitmaps.list().iter().any(|bitmap| bitmap.name == "kept" && !bitmap.out_of_date);
-    is_trusted.then(|| bitmaps.marked("kept", 0, usize::MAX).unwrap())
-}
-
-/// The first sector that has changed without a mark.
-fn unmarked_change(marks: &[std::ops::Range<u64>], now: &[u8], then: &[u8]) -> Option<usize> {
-    let has_mark = |sector: usize| marks.iter().any(|range| range.contains(&((sector * SECTOR) as u64)));
-    let mut sectors = now.chunks(SECTOR).zip(then.chunks(SECTOR)).enumerate();
-    sectors.find(|(sector, (now, then))| now != then && !has_mark(*sector)).map(|(sector, _)| sector)
-}
-
 #[derive(Clone, Copy, Default)]
 struct Figures {
     sequences: usize,
@@ -238,7 +225,7 @@ fn crash(start: &Start, steps: &[Step], figures: &mut Figures, judge: &mut impl 
         figures.unmarked += usize::from(report.unmarked > 0);
         judge(&crashed, report.unmarked > 0);
         // Opened for writing it would be told that nobody follows the bitmap any more.
-        let marks = trusted_marks(&open_sim(&crashed, Access::ReadOnly, start.base.as_deref()).unwrap());
+        let marks = trusted_marks(&open_sim(&crashed, Access::ReadOnly, start.base.as_deref()).unwrap(), "kept");
         figures.trusted_bitmaps += usize::from(marks.is_some());
 
         let disk = start.open(&crashed).unwrap_or_else(|error| panic!("{}: {error}", context()));

@@ -1,18 +1,19 @@
 //! The host fails at every single operation in turn. After each failure nothing may be lost or doubled, a second
 //! attempt must succeed, and the image must be sound when opened again.
 
+use super::bitmaps::{trusted_marks, unmarked_change};
 use super::*;
 use crate::sim_file::Fault;
 
 /// What a run of the workload saw.
-struct Outcome {
-    failed: bool,
-    fenced: bool,
+pub(super) struct Outcome {
+    pub(super) failed: bool,
+    pub(super) fenced: bool,
 }
 
 /// A fixed mixture that allocates tables, blocks and data, overwrites, zeroes, discards and flushes.
 /// Each step is tried again after a failure. `bytes` follows what the disk must hold.
-fn workload(disk: &dyn DiskImage, bytes: &mut [u8]) -> Outcome {
+pub(super) fn workload(disk: &dyn DiskImage, bytes: &mut [u8]) -> Outcome {
     let mut outcome = Outcome { failed: false, fenced: false };
     let steps: [(u8, u64, usize); 14] = [
         (1, 0, 700),
@@ -78,9 +79,14 @@ fn workload(disk: &dyn DiskImage, bytes: &mut [u8]) -> Outcome {
 #[test]
 fn a_fault_at_every_operation_loses_nothing() {
     let small = Qcow2Options { cluster_size: 512, ..Qcow2Options::default() };
-    let kinds = [small, Qcow2Options { refcount_bits: 64, ..small }, Qcow2Options { version: 2, cluster_size: 4096, ..small }];
+    let kinds = [
+        small,
+        Qcow2Options { refcount_bits: 64, ..small },
+        Qcow2Options { version: 2, cluster_size: 4096, ..small },
+        Qcow2Options { extended_l2: true, cluster_size: 16384, ..small },
+    ];
     let size = 128 << 10;
-    let mut faults = 0;
+    let (mut faults, mut trusted) = (0, 0);
     for (kind, errno, with_base) in
         kinds.into_iter().flat_map(|kind| [(kind, EIO, false), (kind, ENOSPC, true), (kind, ENOSPC, false)])
     {
@@ -89,7 +95,11 @@ fn a_fault_at_every_operation_loses_nothing() {
             let file = Arc::new(SimFile::new(empty(kind, size)));
             let mut bytes = base.clone().unwrap_or_default();
             bytes.resize(size as usize, 0);
+            let before = bytes.clone();
             let disk = open_sim(&file, Access::ReadWrite, base.as_deref()).unwrap();
+            if kind.version == 3 {
+                disk.bitmaps().unwrap().add("kept", Some(512)).unwrap();
+            }
             file.fail(Some(Fault { at, persists: false, errno }));
             let outcome = workload(&disk, &mut bytes);
             let reached = file.operations() > at;
@@ -100,6 +110,13 @@ fn a_fault_at_every_operation_loses_nothing() {
             drop(disk);
             let report = check(Arc::clone(&file) as Arc<dyn BlockFile>).unwrap();
             assert_eq!(report.errors, 0, "{kind:?}, fault {errno} at {at}: {:?}", report.details);
+            // A bitmap that looks sound tells of every change, whatever failed.
+            let disk = open_sim(&file, Access::ReadOnly, base.as_deref()).unwrap();
+            let marks = trusted_marks(&disk, "kept");
+            trusted += u64::from(marks.is_some());
+            let forgotten = marks.and_then(|marks| unmarked_change(&marks, &read_all(&disk), &before));
+            assert_eq!(forgotten, None, "{kind:?}, fault {errno} at {at}");
+            drop(disk);
             if !outcome.fenced {
                 assert_eq!(report.leaks, 0, "{kind:?}, fault {errno} at {at}");
                 let disk = open_sim(&file, Access::ReadWrite, base.as_deref()).unwrap();
@@ -119,7 +136,8 @@ fn a_fault_at_every_operation_loses_nothing() {
             faults += u64::from(outcome.failed);
         }
     }
-    println!("{faults} faults, nothing lost");
+    println!("{faults} faults, nothing lost; {trusted} bitmaps up to date afterwards");
+    assert!(trusted > faults / 2, "{trusted}");
     assert!(faults > 300, "only {faults} operations were reached");
 }
 
