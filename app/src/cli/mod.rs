@@ -8,6 +8,8 @@ mod machines;
 mod qemu;
 mod secrets;
 pub mod signals;
+#[cfg(test)]
+mod text_fuzzer;
 
 pub use qemu::why_not_kvm;
 

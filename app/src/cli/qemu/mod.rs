@@ -6,6 +6,8 @@ mod chardev;
 pub mod command_line;
 mod console;
 mod drives;
+#[cfg(test)]
+mod fuzz_tests;
 mod key_values;
 mod kvm;
 pub mod run;
