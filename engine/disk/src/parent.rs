@@ -39,7 +39,8 @@ impl Base {
             return Ok(Base::Open(base));
         }
         let reason = format!(
-            "\"{}\" is not as it was when this disk was built on it: it was changed or replaced since",
+            "\"{}\" is not as it was when this disk was built on it: it was changed or replaced since (if all that happened is that \
+             a commit into it was cut off, \"bellglass img rebase -u -b\" with its name makes the two fit again)",
             backing.name.escape_debug()
         );
         Err(DiskError::Backing { reason, path: overlay.to_path_buf() })
