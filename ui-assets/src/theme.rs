@@ -97,8 +97,14 @@ fn parse(text: &str) -> Theme {
     ron::from_str(text).unwrap_or_else(|error| panic!("a built-in theme does not parse: {error}"))
 }
 
-/// Gives a window our looks, light and dark; which one shows follows the desktop.
+/// Gives a window our looks, light and dark. Which one shows follows the desktop, unless `BELLGLASS_THEME` says `light` or
+/// `dark`; desktops on X11 do not tell, and get the dark one.
 pub fn apply(ctx: &egui::Context) {
+    match std::env::var("BELLGLASS_THEME").as_deref() {
+        Ok("light") => ctx.set_theme(egui::Theme::Light),
+        Ok("dark") => ctx.set_theme(egui::Theme::Dark),
+        _ => {}
+    }
     for (mode, theme) in [(egui::Theme::Light, Theme::light()), (egui::Theme::Dark, Theme::dark())] {
         ctx.style_mut_of(mode, |style| style_from(theme, style));
     }
