@@ -57,10 +57,11 @@ impl Unlock {
             let before = secret.clone();
             let field = ui.add_enabled_ui(self.trying.is_none(), |ui| secret_row_ui(ui, "Passphrase", secret)).inner;
             let field = field.on_hover_text(disk.path.display().to_string());
+            // Before the keyboard is given back: a field that has it has not lost it.
+            entered |= field.lost_focus() && ui.input(|input| input.key_pressed(Key::Enter));
             if index == 0 && ui.ctx().memory(|memory| memory.focused().is_none()) && self.trying.is_none() {
                 field.request_focus();
             }
-            entered |= field.lost_focus() && ui.input(|input| input.key_pressed(Key::Enter));
             if *secret != before {
                 self.refused = None;
             }
