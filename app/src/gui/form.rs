@@ -69,14 +69,26 @@ pub fn weak(ui: &mut Ui, text: &str) {
 
 /// A field for the path of an ISO, and the desktop's dialog beside it. Returns the field.
 pub fn iso_row_ui(ui: &mut Ui, caption: &str, iso: &mut String, chooser: &mut Option<FileDialog>, hint: &str) -> Response {
+    file_row_ui(ui, caption, iso, chooser, hint, Wanted::Iso)
+}
+
+/// The same for the path of any file.
+pub fn file_row_ui(
+    ui: &mut Ui,
+    caption: &str,
+    path: &mut String,
+    chooser: &mut Option<FileDialog>,
+    hint: &str,
+    wanted: Wanted,
+) -> Response {
     ui.horizontal(|ui| {
         let label = caption_ui(ui, caption);
-        let field = TextEdit::singleline(iso).hint_text(hint).desired_width(ui.available_width() - 130.0);
+        let field = TextEdit::singleline(path).hint_text(hint).desired_width(ui.available_width() - 130.0);
         let response = ui.add(field).labelled_by(label.id);
         let free = !FileDialog::is_open(chooser);
         if ui.add_enabled_ui(free, |ui| parts::button(ui, Icon::Folder, "Choose…", Weight::Plain)).inner.clicked() {
-            let near = expand_home(iso.trim());
-            *chooser = Some(FileDialog::open(ui.ctx(), Wanted::Iso, Some(&near)));
+            let near = expand_home(path.trim());
+            *chooser = Some(FileDialog::open(ui.ctx(), wanted, Some(&near)));
         }
         response
     })

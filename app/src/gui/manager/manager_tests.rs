@@ -167,3 +167,32 @@ fn a_machine_with_an_encrypted_disk_asks_for_its_passphrase_and_starts_with_the_
     settle(&mut harness, |harness| harness.query_by_label_contains("it said open sesame").is_some());
     assert!(harness.query_by_label("Unlock Vault").is_none());
 }
+
+#[test]
+fn disks_are_added_and_removed_in_the_settings_and_no_file_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = library(folder.path()).create(NewMachine { machine: Machine::new("x"), disk_bytes: None }).unwrap();
+    let disks = || made.load().unwrap().disks.iter().map(|disk| disk.file.display().to_string()).collect::<Vec<_>>();
+    let mut harness = manager(folder.path(), "exit 0");
+    settle(&mut harness, |harness| harness.query_by_label("Settings").is_some());
+    harness.get_by_label("Settings").click();
+    settle(&mut harness, |harness| harness.query_by_label("Settings of x").is_some());
+    harness.get_by_label("Add a new disk").click();
+    harness.run_steps(3);
+    harness.get_by_label("Add this disk").click();
+    settle(&mut harness, |_| disks() == ["disks/disk 1.qcow2"]);
+    settle(&mut harness, |harness| harness.query_by_label("Changes are saved as you make them.").is_some());
+    harness.get_by_label("Remove").click();
+    settle(&mut harness, |_| disks().is_empty());
+    settle(&mut harness, |harness| harness.query_by_label("Changes are saved as you make them.").is_some());
+    let file = made.path().join("disks/disk 1.qcow2");
+    assert!(file.is_file(), "the file stays");
+    harness.get_by_label("Add an existing disk").click();
+    harness.run_steps(3);
+    harness.get_by_label("Disk image").focus();
+    harness.run_steps(2);
+    harness.get_by_label("Disk image").type_text(&file.display().to_string());
+    harness.run_steps(2);
+    harness.get_by_label("Add this disk").click();
+    settle(&mut harness, |_| disks() == ["disks/disk 1.qcow2"]);
+}

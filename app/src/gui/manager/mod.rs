@@ -12,6 +12,7 @@ mod live_linux;
 mod machines;
 #[cfg(test)]
 mod manager_tests;
+mod new_disk;
 mod questions;
 mod rows;
 mod scan;
@@ -174,7 +175,8 @@ impl Manager {
     fn open_settings(&mut self) {
         let Some(row) = self.selected_row() else { return };
         if let Ok(machine) = &row.entry.machine {
-            self.settings = Some(Box::new(Settings::new(row.entry.folder.clone(), machine.clone(), self.host)));
+            self.settings =
+                Some(Box::new(Settings::new(row.entry.folder.clone(), machine.clone(), self.host, self.program.clone())));
         }
     }
 

@@ -9,6 +9,7 @@ use engine_config::{CdDrive, Host, Machine, check, check_name};
 use engine_session::library::MachineFolder;
 use ui_assets::Icon;
 
+use super::new_disk::{self, NewDisk};
 use super::scan::Status;
 use crate::gui::file_dialog::FileDialog;
 use crate::gui::form::{caption_ui, expand_home, indented, iso_row_ui, page_ui, size_findings_ui, size_rows_ui, weak};
@@ -32,6 +33,8 @@ pub enum Page {
 pub struct Settings {
     folder: MachineFolder,
     host: Host,
+    /// What copies images.
+    program: PathBuf,
     /// As the file has it.
     saved: Machine,
     /// As the page shows it.
@@ -39,6 +42,8 @@ pub struct Settings {
     /// What is in each CD drive, as entered.
     media: Vec<String>,
     choosers: Vec<Option<FileDialog>>,
+    /// A disk that is being added.
+    new_disk: Option<NewDisk>,
     before: Vec<Machine>,
     /// What is saved next is an earlier state.
     going_back: bool,
@@ -50,11 +55,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings of the machine in `folder`.
-    pub fn new(folder: MachineFolder, machine: Machine, host: Host) -> Self {
+    /// The settings of the machine in `folder`; `program` copies images for it.
+    pub fn new(folder: MachineFolder, machine: Machine, host: Host, program: PathBuf) -> Self {
         Self {
             folder,
             host,
+            program,
+            new_disk: None,
             media: media_of(&machine),
             choosers: machine.cdroms.iter().map(|_| None).collect(),
             edited: machine.clone(),
@@ -131,19 +138,48 @@ impl Settings {
                 drive.medium = (!path.is_empty()).then(|| expand_home(path));
             }
         }
-        for disk in &self.edited.disks {
+        let mut removed = None;
+        for (index, disk) in self.edited.disks.iter().enumerate() {
             ui.horizontal(|ui| {
                 caption_ui(ui, "Hard disk");
                 ui.add(egui::Label::new(disk.file.display().to_string()).truncate().selectable(true));
                 weak(ui, &disk.format);
+                let remove = parts::button(ui, Icon::Eject, "Remove", Weight::Quiet);
+                if remove.on_hover_text("The machine loses this disk; its file stays in the machine's folder").clicked() {
+                    removed = Some(index);
+                }
             });
         }
-        if self.edited.disks.len() + self.edited.cdroms.len() < 4 {
-            let add = parts::button(ui, Icon::Plus, "Add a CD drive", Weight::Quiet);
-            if add.on_hover_text("An empty one; put an ISO in here or while it runs").clicked() {
-                self.edited.cdroms.push(CdDrive { medium: None });
-                self.media.push(String::new());
-                self.choosers.push(None);
+        if let Some(index) = removed {
+            self.edited.disks.remove(index);
+        }
+        self.new_disk_ui(ui);
+        if self.edited.disks.len() + self.edited.cdroms.len() < 4 && self.new_disk.is_none() {
+            ui.horizontal_wrapped(|ui| {
+                if parts::button(ui, Icon::Plus, "Add a new disk", Weight::Quiet).clicked() {
+                    self.new_disk = Some(NewDisk::empty());
+                }
+                if parts::button(ui, Icon::Plus, "Add an existing disk", Weight::Quiet).clicked() {
+                    self.new_disk = Some(NewDisk::existing());
+                }
+                let add = parts::button(ui, Icon::Plus, "Add a CD drive", Weight::Quiet);
+                if add.on_hover_text("An empty one; put an ISO in here or while it runs").clicked() {
+                    self.edited.cdroms.push(CdDrive { medium: None });
+                    self.media.push(String::new());
+                    self.choosers.push(None);
+                }
+            });
+        }
+    }
+
+    fn new_disk_ui(&mut self, ui: &mut Ui) {
+        let Some(new_disk) = &mut self.new_disk else { return };
+        match new_disk.ui(ui, &self.folder, &self.program) {
+            new_disk::Outcome::Open => {}
+            new_disk::Outcome::Left => self.new_disk = None,
+            new_disk::Outcome::Made(disk) => {
+                self.edited.disks.push(disk);
+                self.new_disk = None;
             }
         }
     }
