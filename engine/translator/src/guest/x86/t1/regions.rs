@@ -32,6 +32,7 @@ use crate::guest::x86::lift::region::{Flow, LoopAround, form_region};
 use crate::guest::x86::lift::{GPR, LiftMode, SEGMENT_BASE, SLOTS, Vectors};
 use crate::guest::x86::trace::copy_code;
 use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, W};
+use crate::host::x64::refill;
 use crate::host::x64::stubs::{PINNED, Stubs};
 use crate::host::x64::t2::{self, Frame, Home, Ways};
 use crate::host::x64::vectors::Residency;
@@ -309,7 +310,7 @@ fn lift_mode(key: u8) -> LiftMode {
 }
 
 /// Where a region's code finds everything.
-fn frame(key: u8) -> Frame {
+fn frame(key: u8, stubs: &Stubs) -> Frame {
     let mut homes = vec![None; SLOTS.len()];
     for number in 0..16 {
         let memory = field!(gpr) + 8 * number as i32;
@@ -331,6 +332,7 @@ fn frame(key: u8) -> Frame {
         gather: super::gather::ROOM,
         bmi2: std::is_x86_feature_detected!("bmi2"),
         tables: [read_table(class) as i32, write_table(class) as i32],
+        refills: [false, true].map(|write| stubs.refill[refill::kind(class, write)]),
     }
 }
 
@@ -417,8 +419,8 @@ fn compile_region(mut request: Request) -> Result<Compiled, NoRegion> {
     pass::run(&mut region, pass::PIPELINE);
     tracing::trace!("a region:\n{region}");
     let bails = Box::new(AtomicI32::new(BAILS));
-    let frame = frame(request.key);
     let space = request.space.clone();
+    let frame = frame(request.key, &space.stubs());
     let write = |base: u64, first_link: u32| {
         let mut entry = 0;
         let (asm, exits) = t2::emit(&region, &frame, || begin(&request, &region, &bails, base, first_link, &mut entry))?;

@@ -1,6 +1,7 @@
 //! Gathers: each element is looked up in the TLB. Where one is not found the vector registers get back what they were, and the
 //! instruction bails; a block enters the page, so the next time it is there.
 
+use super::memory::Look;
 use super::{ColdKind, Emitter, Refused, Ways};
 use crate::host::x64::asm::{Asm, Cond, Label, Mem, R, W, X};
 use crate::host::x64::gather::{Elements, Wanted, Writer};
@@ -53,9 +54,10 @@ impl<W_: Ways> Elements for Looking<'_, '_, W_> {
             None => asm.lea_scaled(W::B8, address, address, scale, disp),
         }
         let span = Span { low: 0, high: self.places.element.into() };
-        self.emitter.look_up(address, entry, page, span, false);
+        let look = Look { address, span, writes: false, refills: false, stream: None };
+        self.emitter.look_up(&look, entry, page);
         self.emitter.asm.jcc(Cond::NE, self.places.undo);
-        self.emitter.take_entry(entry, page, false, None);
+        self.emitter.take_entry(&look, entry);
         Mem::sum(entry, address)
     }
 }

@@ -32,6 +32,7 @@ impl<W_: Ways> Emitter<'_, W_> {
             ColdKind::Left(left) => self.write_left(&left),
             ColdKind::Gather(rest) => self.write_rest(&rest),
             ColdKind::Undo { registers, bail } => self.write_undo(&registers, bail),
+            ColdKind::Missed(missed) => self.write_missed(&missed),
             ColdKind::Edge { to, moves, retired } => {
                 moves::write(&mut self.asm, &moves);
                 self.add_retired(retired);

@@ -5,7 +5,7 @@ use super::registers::{Source, bit, width_of};
 use super::streams::Part;
 use super::{Cold, ColdKind, Emitter, Refused, Ways};
 use crate::host::x64::asm::{Alu, Cond, Label, Mem, R, Rm, W};
-use crate::ir::region::{PROBE_WRITE, Span};
+use crate::ir::region::{PROBE_RAISED, PROBE_WRITE, Span};
 use crate::ir::{Inst, NO_SNAPSHOT, Op, Val};
 
 /// Bits of an address that count, its highest one repeated above them.
@@ -13,14 +13,40 @@ const CANONICAL_BITS: u8 = 48;
 /// Where no page is, nor near it.
 const NO_PAGE: u64 = 1 << 62;
 
+/// What is looked up for an access: the bytes around an address.
+#[derive(Clone, Copy)]
+pub(super) struct Look {
+    pub address: R,
+    pub span: Span,
+    pub writes: bool,
+    /// What the table does not have may be entered there. (Not a right to write that nobody may use yet.)
+    pub refills: bool,
+    /// The stream that is told of the page.
+    pub stream: Option<usize>,
+}
+
+impl Look {
+    fn of_probe(inst: &Inst, address: R, stream: Option<usize>) -> Self {
+        let writes = inst.aux & PROBE_WRITE != 0;
+        Self { address, span: Span::unpack(inst.imm), writes, refills: inst.aux & PROBE_RAISED == 0, stream }
+    }
+}
+
 /// An access of a stream that has left its page.
 #[derive(Clone, Copy)]
 pub(super) struct LeftPage {
-    address: R,
+    look: Look,
     addend: R,
-    span: Span,
-    writes: bool,
-    stream: usize,
+    bail: Label,
+    back: Label,
+}
+
+/// A page that the table does not have; `entry` is its place in there, and becomes the addend.
+#[derive(Clone, Copy)]
+pub(super) struct Missed {
+    look: Look,
+    entry: R,
+    page: R,
     bail: Label,
     back: Label,
 }
@@ -92,13 +118,10 @@ impl<W_: Ways> Emitter<'_, W_> {
     fn probe(&mut self, value: Val, inst: &Inst) -> Result<(), Refused> {
         let address = self.read(inst.args[0])?;
         let hint = self.hint(value);
-        let span = Span::unpack(inst.imm);
         let addend = match self.plan.stream_part(value) {
-            Some(Part::Asks(stream)) => self.ask_stream(inst, address, span, stream, hint)?,
-            Some(Part::Tells(stream)) => {
-                self.find_addend(inst, address, span, inst.aux & PROBE_WRITE != 0, hint, Some(stream))?
-            }
-            None => self.find_addend(inst, address, span, inst.aux & PROBE_WRITE != 0, hint, None)?,
+            Some(Part::Asks(stream)) => self.ask_stream(inst, Look::of_probe(inst, address, Some(stream)), stream, hint)?,
+            Some(Part::Tells(stream)) => self.find_addend(inst, Look::of_probe(inst, address, Some(stream)), hint)?,
+            None => self.find_addend(inst, Look::of_probe(inst, address, None), hint)?,
         };
         self.define(addend, value)
     }
@@ -122,7 +145,8 @@ impl<W_: Ways> Emitter<'_, W_> {
     }
 
     /// A register with the addend of a stream's page, in which the bytes around an address lie.
-    fn ask_stream(&mut self, inst: &Inst, address: R, span: Span, stream: usize, hint: Option<R>) -> Result<R, Refused> {
+    fn ask_stream(&mut self, inst: &Inst, look: Look, stream: usize, hint: Option<R>) -> Result<R, Refused> {
+        let Look { address, span, .. } = look;
         let addend = self.allocate(hint)?;
         let page = self.stream_cell(stream);
         match span.low {
@@ -134,8 +158,7 @@ impl<W_: Ways> Emitter<'_, W_> {
         self.host_flags = Val::NONE;
         let bail = self.bail(inst)?;
         let back = self.asm.label();
-        let writes = inst.aux & PROBE_WRITE != 0;
-        let left = self.cold(ColdKind::Left(LeftPage { address, addend, span, writes, stream, bail, back }));
+        let left = self.cold(ColdKind::Left(LeftPage { look, addend, bail, back }));
         self.asm.jcc(Cond::A, left);
         self.asm.load(W::B8, addend, Mem { disp: page.disp + 8, ..page });
         self.asm.bind(back);
@@ -144,27 +167,43 @@ impl<W_: Ways> Emitter<'_, W_> {
 
     /// Out of the way: asks the TLB, and tells the stream.
     pub(super) fn write_left(&mut self, left: &LeftPage) {
-        let LeftPage { address, addend, span, writes, stream, bail, back } = *left;
+        let LeftPage { look, addend, bail, back } = *left;
         // One of three is neither.
-        let is_spare = |register: &R| *register != address && *register != addend;
+        let is_spare = |register: &R| *register != look.address && *register != addend;
         let page = [R::Ax, R::Dx].into_iter().find(is_spare).unwrap_or(R::Cx);
         self.asm.push(page);
-        self.look_up(address, addend, page, span, writes);
-        let found = self.asm.label();
+        self.look_up(&look, addend, page);
+        let (found, entered) = (self.asm.label(), self.asm.label());
         self.asm.jcc(Cond::E, found);
+        if look.refills {
+            self.refill(&look, addend, page);
+            self.asm.jcc(Cond::E, entered);
+        }
         self.asm.pop(page);
         self.asm.jmp(bail);
         self.asm.bind(found);
-        self.take_entry(addend, page, writes, Some(stream));
+        self.take_entry(&look, addend);
+        self.asm.bind(entered);
+        self.tell_stream(&look, addend, page);
         self.asm.pop(page);
         self.asm.jmp(back);
+    }
+
+    /// Tells the stream, if there is one, of a page and its addend.
+    fn tell_stream(&mut self, look: &Look, addend: R, page: R) {
+        if let Some(stream) = look.stream {
+            let cell = self.stream_cell(stream);
+            self.asm.mov(W::B8, cell, page);
+            self.asm.mov(W::B8, Mem { disp: cell.disp + 8, ..cell }, addend);
+        }
     }
 
     // ---- The TLB -----------------------------------------------------------------------------------------------
 
     /// Looks for the page in which the bytes around an address lie. The host says "equal" if the table has it; then `entry` is
     /// the entry's distance in it and `page` the page's address.
-    pub(super) fn look_up(&mut self, address: R, entry: R, page: R, span: Span, writes: bool) {
+    pub(super) fn look_up(&mut self, look: &Look, entry: R, page: R) {
+        let Look { address, span, writes, .. } = *look;
         let table = self.frame.tables[usize::from(writes)];
         if span.low == 0 && self.frame.bmi2 {
             self.asm.rorx(entry, address, 8);
@@ -182,33 +221,41 @@ impl<W_: Ways> Emitter<'_, W_> {
     }
 
     /// `entry`, which [`Emitter::look_up`] has found, becomes the page's addend.
-    pub(super) fn take_entry(&mut self, entry: R, page: R, writes: bool, stream: Option<usize>) {
-        let table = self.frame.tables[usize::from(writes)];
+    pub(super) fn take_entry(&mut self, look: &Look, entry: R) {
+        let table = self.frame.tables[usize::from(look.writes)];
         self.asm.load(W::B8, entry, Mem { base: R::Bp, index: Some((entry, 0)), disp: table + 8 });
-        if let Some(stream) = stream {
-            let cell = self.stream_cell(stream);
-            self.asm.mov(W::B8, cell, page);
-            self.asm.mov(W::B8, Mem { disp: cell.disp + 8, ..cell }, entry);
-        }
     }
 
-    /// A register with the addend of the page in which the bytes around an address lie, if the table has it.
-    fn find_addend(
-        &mut self,
-        inst: &Inst,
-        address: R,
-        span: Span,
-        writes: bool,
-        hint: Option<R>,
-        stream: Option<usize>,
-    ) -> Result<R, Refused> {
+    /// Out of the way: has what [`Emitter::look_up`] has not found entered into the table. The host says "equal" if that was
+    /// possible; then `entry` is the addend.
+    fn refill(&mut self, look: &Look, entry: R, page: R) {
+        self.asm.push(entry);
+        self.asm.push(page);
+        self.asm.call_to(self.frame.refills[usize::from(look.writes)]);
+        self.asm.pop(page);
+        self.asm.pop(entry);
+    }
+
+    pub(super) fn write_missed(&mut self, missed: &Missed) {
+        let Missed { look, entry, page, bail, back } = *missed;
+        self.refill(&look, entry, page);
+        self.asm.jcc(Cond::NE, bail);
+        self.asm.jmp(back);
+    }
+
+    /// A register with the addend of the page in which the bytes around an address lie.
+    fn find_addend(&mut self, inst: &Inst, look: Look, hint: Option<R>) -> Result<R, Refused> {
         let entry = self.allocate(hint)?;
         let page = self.allocate(None)?;
-        self.look_up(address, entry, page, span, writes);
+        self.look_up(&look, entry, page);
         self.host_flags = Val::NONE;
-        let label = self.bail(inst)?;
-        self.asm.jcc(Cond::NE, label);
-        self.take_entry(entry, page, writes, stream);
+        let bail = self.bail(inst)?;
+        let back = self.asm.label();
+        let missed = if look.refills { self.cold(ColdKind::Missed(Missed { look, entry, page, bail, back })) } else { bail };
+        self.asm.jcc(Cond::NE, missed);
+        self.take_entry(&look, entry);
+        self.asm.bind(back);
+        self.tell_stream(&look, entry, page);
         self.busy &= !bit(page);
         Ok(entry)
     }
@@ -223,7 +270,8 @@ impl<W_: Ways> Emitter<'_, W_> {
             self.bail_unless_aligned(inst, address, disp, access.bytes)?;
         }
         let writes = inst.op == Op::Store || access.for_write;
-        let addend = self.find_addend(inst, address, Span { low: disp, high }, writes, None, None)?;
+        let look = Look { address, span: Span { low: disp, high }, writes, refills: true, stream: None };
+        let addend = self.find_addend(inst, look, None)?;
         Ok(Mem { base: addend, index: Some((address, 0)), disp })
     }
 

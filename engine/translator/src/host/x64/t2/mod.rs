@@ -68,6 +68,8 @@ pub(crate) struct Frame {
     pub bmi2: bool,
     /// The tables that probes look at (see `mmu/tlb.rs`), for reading and for writing.
     pub tables: [i32; 2],
+    /// Where the stubs are that are asked for what the tables do not have (see `host/x64/refill.rs`).
+    pub refills: [u64; 2],
 }
 
 /// How code leaves a region. All that is written is out of the way; RAX, RCX and RDX may be spoilt.
@@ -135,6 +137,8 @@ enum ColdKind {
     Gather(gather::Rest),
     /// Vector registers get back what they were, then the instruction bails.
     Undo { registers: [(X, Mem); 2], bail: Label },
+    /// The table does not have a page.
+    Missed(memory::Missed),
 }
 
 /// A region on its way to code.

@@ -47,6 +47,7 @@ pub(crate) fn text(region: &Region, registers: &[R]) -> String {
         gather: 0x300,
         bmi2: false,
         tables: [0x1000, 0x5000],
+        refills: [0x10_0000, 0x10_0100],
     };
     let code = match emit(region, &frame, || (Asm::new(0), Marks)) {
         Ok((asm, _)) => asm.finish(),
