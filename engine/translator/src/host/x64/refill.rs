@@ -131,13 +131,13 @@ impl Writer<'_> {
         asm.ret();
     }
 
-    /// The tag in the slot, at R8 (which it sets), or its addend.
+    /// A part of what is in the slot, whose distance from the first table is in R8.
     fn slot(&self, inside: usize) -> Mem {
         let disp = self.layout.tlb + (first::TABLES_AT + inside) as i32;
         Mem { base: R::Bp, index: Some((R::R8, 0)), disp }
     }
 
-    /// A part of a victim of the slot, whose set is at BX.
+    /// A part of a victim of the slot, the distance of whose set is in BX.
     fn victim(&self, way: usize, inside: usize) -> Mem {
         let disp = self.layout.tlb + (first::VICTIMS_AT + way * first::ENTRY_BYTES + inside) as i32;
         Mem { base: R::Bp, index: Some((R::Bx, 0)), disp }
