@@ -109,7 +109,8 @@ fn half_pushed(case: &Case, instruction: &Instruction) -> Option<u64> {
     (pushes && case.mode == MODE_32).then(|| (case.registers.gpr[4].wrapping_sub(2)) & 0xffff_ffff)
 }
 
-/// Whether CMPS faulted at either of its operands: which of the two is read first differs between CPUs (seen on AMD with REPE CMPSB).
+/// Whether CMPS faulted at either of its operands: which of the two is read first differs between CPUs, and on one CPU between its
+/// forms (AMD: REPE CMPSB begins with the source, REPE CMPSD and CMPSB with the destination).
 fn compares_at(instruction: &Instruction, outcome: &Outcome) -> bool {
     let compares =
         matches!(instruction.code(), Code::Cmpsb_m8_m8 | Code::Cmpsw_m16_m16 | Code::Cmpsd_m32_m32 | Code::Cmpsq_m64_m64);
@@ -119,7 +120,8 @@ fn compares_at(instruction: &Instruction, outcome: &Outcome) -> bool {
         _ => u64::MAX,
     };
     let operands = [outcome.registers.gpr[6] & mask, outcome.registers.gpr[7] & mask];
-    compares && outcome.fault.is_some_and(|fault| operands.contains(&fault.address))
+    // A #GP tells no address: the source's segment, for no other operand has one that is not flat.
+    compares && outcome.fault.is_some_and(|fault| fault.vector == 13 || operands.contains(&fault.address))
 }
 
 /// The linear address of the memory operand.
@@ -154,8 +156,11 @@ pub fn differences(case: &Case, native: &Outcome, interpreted: &Outcome) -> Vec<
         differ("rip", theirs.rip.into(), ours.rip.into());
     } else {
         let either_operand = compares_at(&instruction, native) && compares_at(&instruction, interpreted);
+        let vector = |outcome: &Outcome| outcome.fault.map(|fault| fault.vector);
+        let one_each = either_operand && vector(native) != vector(interpreted);
         let key = |outcome: &Outcome| match outcome.fault {
             None => (0x100, 0, 0),
+            Some(_) if one_each => (0x101, 0, 0),
             Some(fault) if fault.vector == 14 => {
                 // The kernel hides whether its own addresses (from the last page of the lower half on) are mapped.
                 let hidden = if fault.address >= 0x7fff_ffff_f000 { 1 } else { 0 };

@@ -121,7 +121,7 @@ impl Word for u128 {
 impl Cpu {
     /// The linear address of `offset` in a segment, checked for `bytes` bytes of reading: the fast part.
     #[inline(always)]
-    pub(super) fn readable(&mut self, segment: u8, offset: u64, bytes: u64) -> Result<u64, Stop> {
+    fn readable(&mut self, segment: u8, offset: u64, bytes: u64) -> Result<u64, Stop> {
         let span = &self.spans[usize::from(segment & 7)];
         if offset.wrapping_add(bytes) <= span.read_end {
             Ok(span.base.wrapping_add(offset) & self.linear_mask)

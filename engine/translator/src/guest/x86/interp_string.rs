@@ -267,8 +267,7 @@ impl Operation for Compare {
     const USES_DESTINATION: bool = true;
 
     fn element<T: Int>(cpu: &mut Cpu, op: &Op, source: u64, destination: u64) -> Exec {
-        // Segments are checked before pages; then the destination goes first on the CPUs at hand: seen when both pages are missing.
-        cpu.readable(op.segment, source, T::BYTES)?;
+        // The destination goes first on the CPUs at hand: seen when both pages are missing.
         let b = cpu.read::<T>(seg::ES, destination)?;
         let a = cpu.read::<T>(op.segment, source)?;
         Cmp::run(&mut cpu.flags, a, b);
