@@ -436,12 +436,13 @@ impl Emitter<'_> {
         match count {
             Operand::Imm(count) => {
                 let count = count as u8 & mask;
-                if count == 0 {
+                let through_carry = matches!(number, 2 | 3);
+                // Once around with the carry neither reads nor writes a flag, as no rotation at all.
+                if count == 0 || through_carry && count.is_multiple_of(8 * w.bytes() + 1) {
                     return None;
                 }
                 // OF is defined for counts of 1 only, but the host is the same kind of machine.
                 let written = if rotates { RflagsBits::CF | RflagsBits::OF } else { ALL_FLAGS };
-                let through_carry = matches!(number, 2 | 3);
                 let rm = match to {
                     Operand::Mem => {
                         let mut mem = self.memory(true, w.bytes())?;
