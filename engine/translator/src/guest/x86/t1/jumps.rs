@@ -12,11 +12,12 @@
 //! They ask here like all indirect transfers. The other way was built and measured on a Zen 4 host: a mirror of the guest's calls
 //! on the host's stack, 16,384 frames of a return address and a host CALL's own, so that a RET of the host's returns to a landing
 //! that compares the guest's address and the mode's key. It was exact, but it did not pay: with tier 1 alone the benchmarks'
-//! `calls`, which are deep, took 1.20 times the processor time (medians of 0.395 s and 0.330 s; five other runs said the same),
-//! `python` 1.10, `pipes` 0.87, `openssl` 0.91, `sqlite` 0.96, and what else was tried the same as before. Neither way is
-//! shorter, for what a look-up computes and polls the other way spends on frames, their limit and two comparisons; and the
-//! host knows where the jump of a look-up goes as well as where a RET does, or better, when calls are deeper than its return
-//! stack. What does pay is that RET shares its look at the TLB with the POPs before it.
+//! `calls`, which are deep, took 1.20 times the processor time (medians of three runs, 0.395 s and 0.330 s; five other runs said
+//! the same). Whatever else was tried (`python` 1.10, `sqlite` 0.96, `openssl` 0.91, `pipes` 0.87, …) stayed within what
+//! single runs differ by on the busy machine of that day. Neither way is shorter, for what a look-up computes and polls the
+//! other way spends on frames, their limit and two comparisons; and the host seems to know where the jump of a look-up goes as
+//! well as where a RET does, or better, when calls are deeper than its return
+//! stack. RET shares its look at the TLB with the POPs before it instead.
 
 use super::CLASS;
 use super::KEYS;
