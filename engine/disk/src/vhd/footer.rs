@@ -39,23 +39,35 @@ const MOST_SEARCHED: u64 = 16 << 20;
 const MOST_STRETCHES: usize = 4096;
 
 impl Footer {
+    /// Finds the footer.
+    ///
+    /// A fixed disk begins with its content, which a guest can make look like the copy that other kinds have there. So a
+    /// footer behind the content that tells of a fixed disk comes before any copy, and no copy tells of one.
     pub(super) fn read(file: &FencedFile) -> Result<Self, DiskError> {
         let end = file.len()?;
-        let mut bytes = [0; FOOTER_LENGTH];
-        let mut place = 0;
-        file.read_zero_padded(0, &mut bytes)?;
-        if !bytes.starts_with(FOOTER_MAGIC) {
-            // A fixed disk begins with its content.
-            let Some(at) = end.checked_sub(FOOTER_LENGTH as u64) else { return Err(wrong(file, "it is too short")) };
-            place = at;
-            file.read_exact(at, &mut bytes)?;
-        }
-        if bytes == [0; FOOTER_LENGTH]
+        let Some(mut place) = end.checked_sub(FOOTER_LENGTH as u64) else { return Err(wrong(file, "it is too short")) };
+        let mut last = [0; FOOTER_LENGTH];
+        file.read_exact(place, &mut last)?;
+        if last == [0; FOOTER_LENGTH]
             && let Some(at) = last_before_zeros(file)?
         {
             place = at;
-            file.read_exact(at, &mut bytes)?;
+            file.read_exact(at, &mut last)?;
         }
+        let last = Self::parse(file, last, place);
+        if let Ok(footer) = &last
+            && footer.kind == FIXED
+            && footer.size <= place
+        {
+            return last;
+        }
+        let mut first = [0; FOOTER_LENGTH];
+        file.read_exact(0, &mut first)?;
+        let is_copy = first.starts_with(FOOTER_MAGIC) && Fields(&first).be32(60) != FIXED;
+        if is_copy { Self::parse(file, first, 0) } else { last }
+    }
+
+    fn parse(file: &FencedFile, bytes: [u8; FOOTER_LENGTH], place: u64) -> Result<Self, DiskError> {
         if !bytes.starts_with(FOOTER_MAGIC) {
             return Err(wrong(file, "neither its beginning nor its end has the signature"));
         }

@@ -1,4 +1,4 @@
-//! Disks whose copy of the footer at the start is damaged: the one at the end is all they have.
+//! Which footer counts: the copy at the start may be damaged, or be what a guest has written there.
 
 use super::*;
 use crate::open::Chain;
@@ -50,4 +50,32 @@ fn a_block_that_runs_into_the_only_footer_is_not_written_to() {
     let file = Arc::new(SimFile::new(content));
     assert!(matches!(open_file(&file, Access::ReadWrite), Err(DiskError::Damaged { .. })));
     open_file(&file, Access::ReadOnly).unwrap();
+}
+
+#[test]
+fn a_fixed_disk_stays_one_whatever_a_guest_writes_to_its_first_sectors() {
+    for kind in [FIXED, DYNAMIC, DIFFERENCING] {
+        let file = Arc::new(SimFile::new(Vec::new()));
+        let preallocation = crate::Preallocation::Full;
+        let options = crate::CreateOptions { preallocation, ..crate::CreateOptions::new(Format::Vhd, SIZE) };
+        create::create(&*file, &options).unwrap();
+        // The beginning of a larger disk, with all that such a one needs.
+        let other = Arc::new(SimFile::new(Vec::new()));
+        create_small(&*other, 2 * SIZE);
+        let mut content = other.content();
+        let mut footer = Footer { kind, ..Footer::new(2 * SIZE, kind) };
+        footer.header_offset = FOOTER_LENGTH as u64;
+        footer.seal();
+        content[..FOOTER_LENGTH].copy_from_slice(&footer.bytes);
+        content.truncate(SIZE as usize);
+        let disk = open_file(&file, Access::ReadWrite).unwrap();
+        disk.write_at(0, &content).unwrap();
+        drop(disk);
+        for access in [Access::ReadOnly, Access::ReadWrite] {
+            let disk = open_file(&file, access).unwrap();
+            let mut found = vec![0; content.len()];
+            disk.read_at(0, &mut found).unwrap();
+            assert!(disk.len() == SIZE && found == content && disk.info().cluster_size.is_none(), "kind {kind}");
+        }
+    }
 }
