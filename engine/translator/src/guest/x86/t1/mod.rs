@@ -9,7 +9,7 @@
 //!   the instructions; the host's `same.rs` writes the guest's own with other operands.
 //! * `pages.rs`: memory operands that share a look at the TLB.
 //! * `recipe.rs`: flags that only faults would want.
-//! * `jumps.rs`: where indirect transfers find their targets' code; `seen.rs`: where indirect jumps have led lately.
+//! * `jumps.rs`: where indirect transfers find their targets' code.
 //! * `regions.rs`: the optimising tier, whose code takes the place of blocks.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
@@ -34,7 +34,6 @@ mod jumps;
 mod pages;
 mod recipe;
 mod regions;
-mod seen;
 mod system;
 mod vector;
 mod x87;
@@ -65,7 +64,6 @@ use emit::Source;
 use engine_cpu::x86::Activity;
 use engine_memory::PAGE_BYTES;
 use jumps::{Jump, JumpCaches};
-use seen::Seen;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -109,8 +107,6 @@ pub(crate) struct Translator {
     gather: [[u128; 2]; 3],
     /// Where regions keep values for which they have no register.
     cells: [u64; regions::CELLS],
-    /// Where indirect jumps have led lately.
-    seen: Seen,
     /// What makes host addresses of linear ones off general registers, while a block says so; 0: nothing.
     pages: [u64; 16],
     /// The CPU's attention word.
@@ -153,7 +149,6 @@ impl Translator {
             scratch: [0; 2],
             gather: [[0; 2]; 3],
             cells: [0; regions::CELLS],
-            seen: Seen::default(),
             pages: [0; 16],
             attention,
             enough: refill::NEVER_ENOUGH,
