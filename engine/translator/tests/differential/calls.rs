@@ -279,7 +279,7 @@ fn run(seed: u64, each: usize) -> anyhow::Result<()> {
             scope.spawn(move || campaign(MODE_32, seed, each, Interpreted::translating)),
             scope.spawn(move || campaign(MODE_64, !seed, each / 2, move || Interpreted::in_chaos(seed))),
             scope.spawn(move || campaign(MODE_32, !seed, each / 2, move || Interpreted::in_chaos(seed))),
-            scope.spawn(move || campaign(MODE_64, seed, each / 2, Interpreted::optimizing)),
+            scope.spawn(move || campaign(MODE_64, seed, each / 2, || Interpreted::optimizing(0))),
             scope.spawn(move || campaign(MODE_64, !seed, each / 4, move || Interpreted::optimizing_in_chaos(seed))),
         ];
         threads.into_iter().map(|thread| thread.join().expect("a campaign does not panic")).collect()

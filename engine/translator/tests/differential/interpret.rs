@@ -107,9 +107,9 @@ impl Interpreted {
         Ok(Self { approaches: true, ..Self::with(|memory| Interpreter::translating(memory, options))? })
     }
 
-    /// The same with the optimising tier, which compiles everything as soon as it is translated.
-    pub fn optimizing() -> anyhow::Result<Self> {
-        let tier2 = Some(Tier2Options { threshold: 0, background: false });
+    /// The same with the optimising tier, which compiles loops after so many rounds; 0: everything as soon as it is translated.
+    pub fn optimizing(threshold: u32) -> anyhow::Result<Self> {
+        let tier2 = Some(Tier2Options { threshold, background: false });
         let options = TranslatorOptions { hot: 0, tier2, ..TranslatorOptions::default() };
         Ok(Self { approaches: true, ..Self::with(|memory| Interpreter::translating(memory, options))? })
     }

@@ -90,9 +90,11 @@ fn run(seed: u64, each: usize) -> anyhow::Result<()> {
         let disturbed = Interpreted::optimizing_in_chaos(seed)?;
         let kicker = disturbed.kicker();
         let threads = [
-            scope.spawn(|| campaign(programs(seed), Interpreted::optimizing()?)),
-            scope.spawn(|| campaign(blocks(seed, 64, each), Interpreted::optimizing()?)),
-            scope.spawn(|| campaign(vector_blocks(seed, 64, each), Interpreted::optimizing()?)),
+            scope.spawn(|| campaign(programs(seed), Interpreted::optimizing(0)?)),
+            scope.spawn(|| campaign(blocks(seed, 64, each), Interpreted::optimizing(0)?)),
+            scope.spawn(|| campaign(vector_blocks(seed, 64, each), Interpreted::optimizing(0)?)),
+            // Loops as machines take them, with the targets that indirect jumps have had.
+            scope.spawn(|| campaign(programs(seed ^ 1 << 51).take(each / 3), Interpreted::optimizing(4)?)),
             scope.spawn(|| campaign(programs(!seed).take(each / 50), disturbed)),
         ];
         // Polls are taken wherever there is one.
@@ -146,7 +148,7 @@ fn a_region_runs_wherever_its_page_is() -> anyhow::Result<()> {
     case.registers.rip = CODE_BASE + 0x400;
     case.registers.gpr[8] = 1;
     case.registers.gpr[9] = CODE_AGAIN + 0x400;
-    let mut engines = Engines { plain: Interpreted::translating()?, optimizing: Interpreted::optimizing()? };
+    let mut engines = Engines { plain: Interpreted::translating()?, optimizing: Interpreted::optimizing(0)? };
     let end = engines.plain.run(&case)?;
     assert_eq!(end.registers.rip & !0xfff, CODE_AGAIN);
     assert_eq!(engines.differences(&case)?, Some(Vec::new()));

@@ -9,7 +9,7 @@ use super::flags::{Flags, bit};
 use super::lapic::Event;
 use super::op::Op;
 use super::paravirt::{self, StealMeter};
-use super::t1::Translator;
+use super::t1::{Seen, Translator};
 use super::trace::{Running, Traces};
 use crate::chaos::Dice;
 use crate::mmu::{PhysicalPages, SecondLevel, Tlb};
@@ -112,7 +112,7 @@ pub(crate) struct Span {
 }
 
 /// One CPU. Translated code addresses the fields it needs from the start of this: what is used most comes first, the tables of the TLB
-/// (see `mmu/tlb.rs`) come last.
+/// (see `mmu/tlb.rs`) and the ring of jumps come last.
 #[repr(C)]
 pub(crate) struct Cpu {
     /// RAX … R15 in the encoding's order; entry 16 is always zero (see [`super::op::NO_REGISTER`]).
@@ -217,6 +217,8 @@ pub(crate) struct Cpu {
     pub t1: Translator,
     /// The first level of the software TLB.
     pub tlb: Tlb,
+    /// Where indirect jumps have led lately.
+    pub seen: Seen,
 }
 
 /// The board during `run`.
@@ -298,6 +300,7 @@ impl Cpu {
             counts: false,
             t1,
             tlb: Tlb::new(),
+            seen: Seen::default(),
         });
         cpu.reset();
         cpu

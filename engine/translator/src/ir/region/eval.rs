@@ -59,6 +59,10 @@ impl<G: Guest> Run<'_, G> {
                 Terminator::Jump(edge) => edge,
                 Terminator::Branch { condition, taken, .. } if self.machine.int(*condition) != 0 => taken,
                 Terminator::Branch { not_taken, .. } => not_taken,
+                Terminator::Switch { target, ways, otherwise } => {
+                    let target = self.machine.int(*target);
+                    ways.iter().find(|(pc, _)| region.target(*pc) == target).map_or(otherwise, |(_, edge)| edge)
+                }
             };
             match edge.to {
                 To::Block(to) => {

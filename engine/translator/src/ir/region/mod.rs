@@ -89,24 +89,49 @@ pub(crate) enum Terminator {
         taken: Edge,
         not_taken: Edge,
     },
+    /// An indirect jump, some of whose targets are in the region.
+    Switch {
+        /// The pc that is jumped to.
+        target: Val,
+        /// Those in the region, by their distance from its start; the most frequent ones first.
+        ways: Vec<(u64, Edge)>,
+        /// All others.
+        otherwise: Edge,
+    },
 }
 
 impl Terminator {
     /// Its edges, the taken one first.
     pub fn edges(&self) -> impl Iterator<Item = &Edge> {
-        let (first, second) = match self {
-            Self::Jump(edge) => (edge, None),
-            Self::Branch { taken, not_taken, .. } => (taken, Some(not_taken)),
+        let (ways, first, second): (&[(u64, Edge)], _, _) = match self {
+            Self::Jump(edge) => (&[], edge, None),
+            Self::Branch { taken, not_taken, .. } => (&[], taken, Some(not_taken)),
+            Self::Switch { ways, otherwise, .. } => (ways, otherwise, None),
         };
-        std::iter::once(first).chain(second)
+        ways.iter().map(|(_, edge)| edge).chain(std::iter::once(first)).chain(second)
     }
     /// The same, to change them.
     pub fn edges_mut(&mut self) -> impl Iterator<Item = &mut Edge> {
-        let (first, second) = match self {
-            Self::Jump(edge) => (edge, None),
-            Self::Branch { taken, not_taken, .. } => (taken, Some(not_taken)),
+        let (ways, first, second): (&mut [(u64, Edge)], _, _) = match self {
+            Self::Jump(edge) => (&mut [], edge, None),
+            Self::Branch { taken, not_taken, .. } => (&mut [], taken, Some(not_taken)),
+            Self::Switch { ways, otherwise, .. } => (ways, otherwise, None),
         };
-        std::iter::once(first).chain(second)
+        ways.iter_mut().map(|(_, edge)| edge).chain(std::iter::once(first)).chain(second)
+    }
+    /// What it looks at to choose a way.
+    pub fn looks_at(&self) -> Option<Val> {
+        match self {
+            Self::Jump(_) => None,
+            Self::Branch { condition: value, .. } | Self::Switch { target: value, .. } => Some(*value),
+        }
+    }
+    /// The same, to change it.
+    pub fn looks_at_mut(&mut self) -> Option<&mut Val> {
+        match self {
+            Self::Jump(_) => None,
+            Self::Branch { condition: value, .. } | Self::Switch { target: value, .. } => Some(value),
+        }
     }
     /// The blocks it leads to.
     pub fn successors(&self) -> impl Iterator<Item = BlockId> {

@@ -37,6 +37,15 @@ impl Display for Region {
                     f.write_str(", ")?;
                     self.write_edge(f, not_taken)?;
                 }
+                Terminator::Switch { target, ways, otherwise } => {
+                    write!(f, "    Switch {target:?}, ")?;
+                    for (pc, edge) in ways {
+                        write!(f, "{}: ", Signed(*pc))?;
+                        self.write_edge(f, edge)?;
+                        f.write_str(", ")?;
+                    }
+                    self.write_edge(f, otherwise)?;
+                }
             }
             f.write_char('\n')?;
         }

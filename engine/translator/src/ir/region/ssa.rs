@@ -7,7 +7,7 @@
 
 use super::super::ops::{Effects, Op, Ty};
 use super::super::{HIGH_BYTE, Inst, NO_SNAPSHOT, Val};
-use super::{BlockId, FLAGS, GuestState, Region, SlotValue, To};
+use super::{BlockId, Edge, FLAGS, GuestState, Region, SlotValue, To};
 
 /// Slots and, last, the flags.
 const PLACES: usize = 64;
@@ -99,10 +99,9 @@ impl<'a> Conversion<'a> {
                 kept.push(value);
             }
         }
-        for at in 0..2 {
-            let Some(To::Exit(exit)) = self.region.blocks[block as usize].end.edges().nth(at).map(|edge| edge.to) else {
-                continue;
-            };
+        let ends: Vec<To> = self.region.blocks[block as usize].end.edges().map(|edge| edge.to).collect();
+        for to in ends {
+            let To::Exit(exit) = to else { continue };
             let state = self.state(&held, self.region.exits[exit as usize].state.clone());
             self.region.exits[exit as usize].state = state;
         }
@@ -171,16 +170,19 @@ impl<'a> Conversion<'a> {
 
     fn fill_arguments(&mut self) {
         for from in 0..self.region.blocks.len() {
-            for at in 0..2 {
-                let Some(To::Block(to)) = self.region.blocks[from].end.edges().nth(at).map(|edge| edge.to) else { continue };
-                let place = |param: &Val| match self.region.def(*param).imm {
-                    FLAGS => FLAGS_PLACE,
-                    slot => slot as usize,
-                };
-                let args = self.region.blocks[to as usize].params.iter().map(|param| self.left[from][place(param)]).collect();
-                if let Some(edge) = self.region.blocks[from].end.edges_mut().nth(at) {
-                    edge.args = args;
+            let place = |param: &Val| match self.region.def(*param).imm {
+                FLAGS => FLAGS_PLACE,
+                slot => slot as usize,
+            };
+            let args = |edge: &Edge| match edge.to {
+                To::Block(to) => {
+                    self.region.blocks[to as usize].params.iter().map(|param| self.left[from][place(param)]).collect()
                 }
+                To::Exit(_) => Vec::new(),
+            };
+            let args: Vec<Vec<Val>> = self.region.blocks[from].end.edges().map(args).collect();
+            for (edge, args) in self.region.blocks[from].end.edges_mut().zip(args) {
+                edge.args = args;
             }
         }
     }
@@ -213,8 +215,8 @@ pub(crate) fn substitute(region: &mut Region, mut alias: Vec<Val>) {
             let fixed = usize::from(inst.op == Op::FlagsOf);
             inst.args[fixed..].iter_mut().for_each(&mut last);
         }
-        if let super::Terminator::Branch { condition, .. } = &mut block.end {
-            last(condition);
+        if let Some(value) = block.end.looks_at_mut() {
+            last(value);
         }
         for edge in block.end.edges_mut() {
             edge.args.iter_mut().for_each(&mut last);

@@ -70,10 +70,11 @@ impl<'a> Rules<'a> {
                 .map_err(|why| format!("{value:?} {}: {why}", self.region.def(*value).op.info().name))?;
         }
         let end = block.body.len() as u32 + 1;
-        if let Terminator::Branch { condition, .. } = &block.end {
-            self.check_use(number, end, *condition)?;
-            if self.region.def(*condition).result() != Some(Ty::Bool) {
-                return Err("branches on what is no Bool".into());
+        if let Some(value) = block.end.looks_at() {
+            self.check_use(number, end, value)?;
+            let wanted = if matches!(block.end, Terminator::Branch { .. }) { Ty::Bool } else { Ty::I64 };
+            if self.region.def(value).result() != Some(wanted) {
+                return Err("ends with what is no Bool, or no pc".into());
             }
         }
         for edge in block.end.edges() {

@@ -1,4 +1,5 @@
-//! Forming a region: finds the blocks that can be reached from an entry by direct branches, lifts each, and puts them together.
+//! Forming a region: finds the blocks that can be reached from an entry by direct branches, and by indirect jumps as far as is
+//! known where they lead ([`Targets`]), lifts each, and puts them together.
 //!
 //! A region stays within the pages that its caller has bytes of, and within [`MAX_INSTRUCTIONS`]. Where it ends (a page without
 //! bytes, an instruction that is the interpreter's, one too many) an exit leads to the pc there.
@@ -10,7 +11,7 @@ use super::{LiftMode, SLOTS, lift};
 use crate::ir::ops::Effects;
 use crate::ir::region::{self, BlockId, Code, Edge, Exit, GuestState, Region, RegionBlock, Terminator, To};
 use crate::ir::{self, Block, FlagSet, NO_SNAPSHOT, Ty, Val};
-use iced_x86::FlowControl;
+use iced_x86::{FlowControl, Mnemonic};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 /// Most guest instructions of a region.
@@ -18,6 +19,8 @@ pub(crate) const MAX_INSTRUCTIONS: usize = 500;
 /// Most guest instructions of one block: as many as a block's numbers can hold, and no more than are worth a look at once.
 const MAX_BLOCK: usize = 200;
 const PAGE: usize = 4096;
+/// Most targets that are guessed.
+const MOST_GUESSED: usize = 4;
 
 /// The region of all that can be reached from `entry`, an offset in a flat CS. `page` gives the bytes of the page at an offset,
 /// if the region may reach into it. Nothing comes of code that begins with something for the interpreter.
@@ -27,14 +30,33 @@ pub(crate) fn form_region<'a>(
     sets: &InstructionSets,
     page: impl FnMut(u64) -> Option<&'a [u8; PAGE]>,
 ) -> Option<Region> {
-    let flow = Flow::explore(entry, mode, sets, page);
+    let flow = Flow::explore(entry, mode, sets, Targets::Guessed(Vec::new()), page);
     flow.region(entry, &flow.leaders)
 }
 
-/// The instructions that can be reached from one by direct branches, as blocks.
+/// Where indirect jumps lead, as far as that is known. What is wrong here only costs time.
+#[derive(Debug)]
+pub(crate) enum Targets {
+    /// What has been seen: by the place of a jump in its page the pcs, frequent ones first.
+    Seen(BTreeMap<u32, Vec<u64>>),
+    /// For tests, which have seen nothing: wherever some RIP-relative LEA points that has been found.
+    Guessed(Vec<u64>),
+}
+
+impl Targets {
+    fn of(&self, jump: u64) -> &[u64] {
+        match self {
+            Self::Seen(seen) => seen.get(&(jump as u32 % PAGE as u32)).map_or(&[], Vec::as_slice),
+            Self::Guessed(places) => places,
+        }
+    }
+}
+
+/// The instructions that can be reached from one, as blocks.
 pub(crate) struct Flow {
     entry: u64,
     mode: LiftMode,
+    targets: Targets,
     /// Decoded instructions by their pc.
     ops: BTreeMap<u64, Op>,
     /// Where blocks begin, in the order in which they were found.
@@ -69,8 +91,9 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Exploring<'_, F> {
             while !self.flow.ops.contains_key(&pc) && self.flow.ops.len() < MAX_INSTRUCTIONS {
                 let Some(op) = self.decode(pc) else { break };
                 self.flow.ops.insert(pc, op);
-                pc = self.flow.behind(pc, &op);
+                self.guess(pc, &op);
                 let (ways, ends) = self.flow.ways(pc, &op);
+                pc = self.flow.behind(pc, &op);
                 open.extend(ways);
                 if ends {
                     break;
@@ -81,6 +104,19 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Exploring<'_, F> {
                     break;
                 }
             }
+        }
+    }
+
+    fn guess(&mut self, pc: u64, op: &Op) {
+        let there = op.disp;
+        if let Targets::Guessed(places) = &mut self.flow.targets
+            && op.code.mnemonic() == Mnemonic::Lea
+            && op.flags.contains(OpFlags::RIP_RELATIVE)
+            && there / PAGE as u64 == pc / PAGE as u64
+            && !places.contains(&there)
+            && places.len() < MOST_GUESSED
+        {
+            places.push(there);
         }
     }
 
@@ -111,9 +147,10 @@ impl Flow {
         entry: u64,
         mode: LiftMode,
         sets: &InstructionSets,
+        targets: Targets,
         page: impl FnMut(u64) -> Option<&'a [u8; PAGE]>,
     ) -> Self {
-        let flow = Self { entry, mode, ops: BTreeMap::new(), leaders: Vec::new() };
+        let flow = Self { entry, mode, targets, ops: BTreeMap::new(), leaders: Vec::new() };
         let mut exploring = Exploring { flow, sets, page };
         exploring.explore();
         exploring.flow
@@ -123,11 +160,12 @@ impl Flow {
         self.cut(pc.wrapping_add(op.len.into()))
     }
 
-    /// Where an instruction leads, if it is a branch within the region; `next` is behind it. And whether its block ends with it.
-    fn ways(&self, next: u64, op: &Op) -> (Vec<u64>, bool) {
+    /// Where the instruction at `pc` leads, if it is a branch within the region. And whether its block ends with it.
+    fn ways(&self, pc: u64, op: &Op) -> (Vec<u64>, bool) {
         match op.code.flow_control() {
-            FlowControl::ConditionalBranch => (vec![next, op.imm], true),
+            FlowControl::ConditionalBranch => (vec![self.behind(pc, op), op.imm], true),
             FlowControl::UnconditionalBranch if op.code.is_jmp_short_or_near() => (vec![op.imm], true),
+            FlowControl::IndirectBranch if op.code.is_jmp_near_indirect() => (self.targets.of(pc).to_vec(), true),
             _ => (Vec::new(), op.flags.contains(OpFlags::LAST)),
         }
     }
@@ -161,12 +199,14 @@ impl Flow {
     /// How many instructions the block at a leader has, and where it leads.
     fn block_at(&self, leader: u64) -> (usize, Vec<u64>) {
         let ops = self.run(leader);
-        let next = ops.iter().fold(leader, |pc, op| self.behind(pc, op));
-        let to = match ops.last() {
-            Some(last) => match self.ways(next, last) {
-                (ways, true) => ways,
-                (_, false) => vec![next],
-            },
+        let to = match ops.split_last() {
+            Some((last, before)) => {
+                let pc = before.iter().fold(leader, |pc, op| self.behind(pc, op));
+                match self.ways(pc, last) {
+                    (ways, true) => ways,
+                    (_, false) => vec![self.behind(pc, last)],
+                }
+            }
             None => Vec::new(),
         };
         (ops.len(), to.into_iter().filter(|to| self.leaders.contains(to)).collect())
@@ -211,7 +251,9 @@ impl Flow {
         region.blocks.push(empty_block(0, Terminator::Jump(Edge::new(To::Block(1)))));
         for leader in order() {
             let block = lift(&self.run(leader), self.mode, leader, (leader % PAGE as u64) as u16);
-            add_block(&mut region, &block, leader.wrapping_sub(entry), |target| numbers.get(&target).copied());
+            let last = block.guest.last().map_or(leader, |last| leader.wrapping_add(last.offset.into()));
+            let targets = self.targets.of(self.cut(last));
+            add_block(&mut region, &block, leader.wrapping_sub(entry), targets, |target| numbers.get(&target).copied());
         }
         if region.blocks[1].retired == 0 {
             return None;
@@ -248,7 +290,8 @@ fn empty_block(pc: u64, end: Terminator) -> RegionBlock {
 }
 
 /// Adds a lifted block that begins `displacement` from the region's start, up to the first instruction that is the interpreter's.
-fn add_block(region: &mut Region, block: &Block, displacement: u64, find: impl Fn(u64) -> Option<BlockId>) {
+/// `targets`: where its end leads, if that is an indirect jump.
+fn add_block(region: &mut Region, block: &Block, displacement: u64, targets: &[u64], find: impl Fn(u64) -> Option<BlockId>) {
     let first = region.insts.len() as u32;
     let first_snapshot = region.snapshots.len();
     let moved = |value: Val| if value.is_some() { Val(value.0 + first) } else { value };
@@ -311,6 +354,12 @@ fn add_block(region: &mut Region, block: &Block, displacement: u64, find: impl F
             let pc = displacement.wrapping_add(last.imm);
             Terminator::Jump(Edge::new(exit(region, ir::Op::Call, Val::NONE, pc, back)))
         }
+        Some((ir::Op::JumpIndirect, last)) if targets.iter().any(|target| find(*target).is_some()) => {
+            let way = |target: &u64| Some((target.wrapping_sub(region.pc), Edge::new(To::Block(find(*target)?))));
+            let ways = targets.iter().filter_map(way).collect();
+            let target = moved(last.args[0]);
+            Terminator::Switch { target, ways, otherwise: Edge::new(exit(region, last.op, target, 0, 0)) }
+        }
         Some((op, last)) => {
             let back = if op == ir::Op::CallIndirect { back } else { 0 };
             Terminator::Jump(Edge::new(exit(region, op, moved(last.args[0]), 0, back)))
@@ -343,7 +392,7 @@ fn finish(region: &mut Region) {
 /// A block with a poll in every way back. Blocks must be in reverse postorder.
 fn add_polls(region: &mut Region) {
     for from in 0..region.blocks.len() {
-        for at in 0..2 {
+        for at in 0..region.blocks[from].end.edges().count() {
             let Some(To::Block(to)) = region.blocks[from].end.edges().nth(at).map(|edge| edge.to) else { continue };
             if to as usize > from {
                 continue;

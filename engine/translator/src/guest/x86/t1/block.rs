@@ -723,6 +723,8 @@ fn write_block(mut emitter: Emitter<'_>, info: &BlockInfo) -> (Vec<u8>, Vec<Link
         emitter.asm.compare_wide_imm(Mem::at(R::Ax, 0), second.generation as i32);
         emitter.asm.jcc(Cond::NE, stale);
         emitter.check_second_page();
+    } else {
+        emitter.count_entry();
     }
     emitter.count_retired();
     emitter.want_x87();

@@ -977,6 +977,29 @@ impl<'a> Emitter<'a> {
         self.heats.push(Heat { left, target, again: threshold.saturating_mul(4).clamp(1, i32::MAX as u32) as i32 });
     }
 
+    /// Counts how often the block is entered, if it goes on by an indirect jump: loops of those have no way back that is counted.
+    /// Spoils RAX and flags.
+    pub fn count_entry(&mut self) {
+        let last = self.sources.last().map(|source| source.instruction.is_jmp_near_indirect());
+        if last == Some(true) {
+            self.count_jump(self.sources[0].start);
+        }
+    }
+
+    /// Remembers where an indirect jump leads: to the offset in RAX. Spoils RDX and flags.
+    pub fn note_target(&mut self) {
+        if self.threshold.is_none() {
+            return;
+        }
+        let jump = self.source().start as i32;
+        let next = state(field!(seen.next));
+        self.asm.movzx(W::B1, R::Dx, next);
+        let noted = Mem { base: R::Bp, index: Some((R::Dx, 3)), disp: field!(seen.jumps) };
+        self.asm.mov(W::B4, noted, R::Ax);
+        self.asm.mov_imm(W::B4, Mem { disp: noted.disp + 4, ..noted }, jump);
+        self.asm.alu_imm(Alu::Add, W::B1, next, 1);
+    }
+
     /// Code out of the way that leaves with this reason.
     fn exit(&mut self, at_ax: bool, reason: u32) -> Label {
         let label = self.asm.label();

@@ -34,6 +34,7 @@ impl Emitter<'_> {
                 self.indirect_target()?;
                 let miss = self.cold_path();
                 self.look_up(miss);
+                self.note_target();
                 self.take_jump();
             }
             Mnemonic::Call if self.is_direct() => self.call()?,

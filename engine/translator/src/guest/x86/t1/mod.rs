@@ -9,7 +9,7 @@
 //!   the instructions; the host's `same.rs` writes the guest's own with other operands.
 //! * `pages.rs`: memory operands that share a look at the TLB.
 //! * `recipe.rs`: flags that only faults would want.
-//! * `jumps.rs`: where indirect transfers find their targets' code.
+//! * `jumps.rs`: where indirect transfers find their targets' code; `seen.rs`: where indirect jumps have led lately.
 //! * `regions.rs`: the optimising tier, whose code takes the place of blocks.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
@@ -34,6 +34,7 @@ mod jumps;
 mod pages;
 mod recipe;
 mod regions;
+mod seen;
 mod system;
 mod vector;
 mod x87;
@@ -64,6 +65,7 @@ use emit::Source;
 use engine_cpu::x86::Activity;
 use engine_memory::PAGE_BYTES;
 use jumps::{Jump, JumpCaches};
+pub(crate) use seen::Seen;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

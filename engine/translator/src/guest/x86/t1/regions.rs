@@ -18,6 +18,9 @@
 //! from `t1.page_base`, which is the address of its page just then. Only what leads to several places by their addresses
 //! ([`is_movable`]) has these in its code, and looks at `t1.page_base`, too.
 //!
+//! Indirect jumps count as branches to where they have led lately ([`Seen`](super::seen::Seen)); blocks that end with one count
+//! how often they are entered, so the loop of an interpreter, whose ways back are all indirect, becomes a region too.
+//!
 //! # Publishing
 //! A thread of the machine ([`Compiler`]) works on a copy of the page. What it has made a vCPU publishes: it looks at the
 //! generation, marks all of the region's bytes as code, compares them with those that were compiled, and only then points the
@@ -28,7 +31,7 @@ use super::emit::{Emitter, field, state};
 use crate::backend::Tier2Options;
 use crate::guest::x86::cpu::{CodeSize, Cpu, Span, seg};
 use crate::guest::x86::cpuid::InstructionSets;
-use crate::guest::x86::lift::region::{Flow, LoopAround, form_region};
+use crate::guest::x86::lift::region::{Flow, LoopAround, Targets, form_region};
 use crate::guest::x86::lift::{GPR, LiftMode, SEGMENT_BASE, SLOTS, Vectors};
 use crate::guest::x86::trace::copy_code;
 use crate::host::x64::asm::{Alu, Asm, Cond, Label, Mem, R, W};
@@ -43,7 +46,7 @@ use crate::mmu::{PAGE_MASK, class, read_table, write_table};
 use crate::shared::{CpuShared, attention};
 use engine_memory::PageState;
 use iced_x86::EncodingKind;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -94,6 +97,8 @@ pub(super) struct Request {
     mode: LiftMode,
     sets: InstructionSets,
     cpu: Arc<CpuShared>,
+    /// Where indirect jumps have led lately, by their places in the page.
+    targets: BTreeMap<u32, Vec<u64>>,
     /// What is in no loop is compiled too.
     everything: bool,
     /// How many vCPUs the machine has.
@@ -383,7 +388,11 @@ fn form(request: &mut Request) -> Result<Region, NoRegion> {
     if request.everything && request.start & 1 != 0 {
         return form_region(entry, request.mode, &request.sets, bytes).ok_or(NoRegion::Interpreted);
     }
-    let flow = Flow::explore(entry, request.mode, &request.sets, bytes);
+    let targets = match request.everything {
+        true => Targets::Guessed(Vec::new()),
+        false => Targets::Seen(std::mem::take(&mut request.targets)),
+    };
+    let flow = Flow::explore(entry, request.mode, &request.sets, targets, bytes);
     let around = flow.loops_around(MOST_IN_LOOP);
     let chosen = around.iter().find(|of| of.head == entry || request.move_to(of));
     match chosen {
@@ -620,6 +629,7 @@ impl Cpu {
             mode: lift_mode(key),
             sets: self.cpuid.instruction_sets().clone(),
             cpu: self.shared.clone(),
+            targets: self.seen.targets(self.rip & PAGE_MASK),
             everything: options.threshold == 0,
             cpus: fabric.cpu_count(),
         };

@@ -3,9 +3,9 @@
 use super::moves::{self, From, Move, Place};
 use super::registers::State;
 use super::{ColdKind, Emitter, Refused, Ways};
-use crate::host::x64::asm::{Cond, R};
-use crate::ir::Val;
+use crate::host::x64::asm::{Alu, Cond, Label, R, W};
 use crate::ir::region::{BlockId, Edge, Terminator, To};
+use crate::ir::{Op, Val};
 
 impl<W_: Ways> Emitter<'_, W_> {
     /// The block's terminator.
@@ -17,7 +17,52 @@ impl<W_: Ways> Emitter<'_, W_> {
                 let condition = self.truth(*condition)?;
                 self.branch(condition, taken, not_taken)
             }
+            Terminator::Switch { target, ways, otherwise } => self.switch(*target, ways, otherwise),
         }
+    }
+
+    /// Many ways, by comparisons one after the other.
+    fn switch(&mut self, target: Val, ways: &[(u64, Edge)], otherwise: &Edge) -> Result<(), Refused> {
+        let region = self.region;
+        let mut compared = self.read(target)?;
+        let pcs: Vec<i64> = ways.iter().map(|(pc, _)| region.target(*pc) as i64).collect();
+        let mut base = 0;
+        if pcs.iter().any(|pc| i32::try_from(*pc).is_err()) {
+            base = pcs[0];
+            let distance = self.allocate(None)?;
+            self.asm.set(distance, base.wrapping_neg() as u64);
+            self.asm.alu_load(Alu::Add, W::B8, distance, compared);
+            compared = distance;
+        }
+        self.host_flags = Val::NONE;
+        for ((_, edge), pc) in ways.iter().zip(pcs) {
+            // Targets in one page are near each other.
+            let by = i32::try_from(pc.wrapping_sub(base)).map_err(|_| Refused::Operation(Op::JumpIndirect))?;
+            self.asm.alu_imm(Alu::Cmp, W::B8, compared, by);
+            let label = self.aside(edge)?;
+            self.asm.jcc(Cond::E, label);
+        }
+        self.busy = 0;
+        if let Some(check) = self.plan.late_check(&region.blocks[self.block]) {
+            self.check_pc(region.def(check))?;
+        }
+        self.go(otherwise)
+    }
+
+    /// Where a conditional jump leads that goes along an edge.
+    fn aside(&mut self, edge: &Edge) -> Result<Label, Refused> {
+        Ok(match edge.to {
+            To::Exit(exit) => self.cold(ColdKind::Exit(exit)),
+            To::Block(to) => {
+                let moves = self.moves_along(edge, to)?;
+                let retired = self.plan.retired.on_the_way(self.block as BlockId, to);
+                if retired == 0 && moves.iter().all(|one| one.from == From::Place(one.to)) {
+                    self.labels[to as usize]
+                } else {
+                    self.cold(ColdKind::Edge { to, moves, retired })
+                }
+            }
+        })
     }
 
     /// Goes along an edge, from here.
@@ -48,18 +93,7 @@ impl<W_: Ways> Emitter<'_, W_> {
         let rank = |edge: &Edge| u8::from(is_block(edge)) + u8::from(is_back(edge)) + 2 * u8::from(is_next(edge));
         let (aside, condition, straight) =
             if rank(taken) > rank(not_taken) { (not_taken, Cond(condition.0 ^ 1), taken) } else { (taken, condition, not_taken) };
-        let label = match aside.to {
-            To::Exit(exit) => self.cold(ColdKind::Exit(exit)),
-            To::Block(to) => {
-                let moves = self.moves_along(aside, to)?;
-                let retired = self.plan.retired.on_the_way(self.block as BlockId, to);
-                if retired == 0 && moves.iter().all(|one| one.from == From::Place(one.to)) {
-                    self.labels[to as usize]
-                } else {
-                    self.cold(ColdKind::Edge { to, moves, retired })
-                }
-            }
-        };
+        let label = self.aside(aside)?;
         self.asm.jcc(condition, label);
         self.go(straight)
     }

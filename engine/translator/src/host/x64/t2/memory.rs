@@ -100,7 +100,7 @@ impl<W_: Ways> Emitter<'_, W_> {
         Ok(())
     }
 
-    fn check_pc(&mut self, inst: &Inst) -> Result<(), Refused> {
+    pub(super) fn check_pc(&mut self, inst: &Inst) -> Result<(), Refused> {
         let target = self.read(inst.args[0])?;
         let test = self.allocate(None)?;
         self.asm.mov(W::B8, test, target);

@@ -297,11 +297,13 @@ impl<'a, W: Ways> Emitter<'a, W> {
         (self.state, self.block, self.position, self.host_flags) = (state, number, 0, Val::NONE);
         self.asm.bind(self.labels[number]);
         self.add_retired(self.plan.retired.at_start(number as BlockId) as i32);
-        let mut skip = 0;
+        let (mut skip, late) = (0, self.plan.late_check(block));
         for (at, value) in block.body.iter().enumerate() {
             self.position = at as u32;
             self.busy = 0;
-            if skip > 0 {
+            if late == Some(*value) {
+                // `write_end` does it.
+            } else if skip > 0 {
                 skip -= 1;
             } else {
                 skip = self.write_inst(*value, &block.body[at + 1..])?;

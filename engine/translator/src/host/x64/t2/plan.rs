@@ -189,6 +189,9 @@ impl<'a> Plan<'a> {
             for arg in block.end.edges().flat_map(|edge| &edge.args) {
                 self.is_value[arg.index()] = true;
             }
+            if let Terminator::Switch { target, .. } = block.end {
+                self.is_value[target.index()] = true;
+            }
         }
         for held in &region.slot_values {
             self.is_value[held.value.index()] = true;
@@ -522,12 +525,17 @@ impl<'a> Plan<'a> {
                 self.hot_uses(*value, inst, &mut |used| add(&mut positions, used, at, true));
                 if inst.op.info().effects.contains(Effects::MAY_BAIL) {
                     let state = region.snapshot(inst).ok_or(Refused::Operation(inst.op))?;
+                    let at = if self.late_check(block) == Some(*value) { block.body.len() as u32 } else { at };
                     self.cold_uses(state, &mut |used| add(&mut positions, used, at, false))?;
                 }
             }
             let end = block.body.len() as u32;
-            if let Terminator::Branch { condition, .. } = block.end {
-                self.condition_uses(condition, &mut |used| add(&mut positions, used, end, true));
+            match block.end {
+                Terminator::Branch { condition, .. } => {
+                    self.condition_uses(condition, &mut |used| add(&mut positions, used, end, true));
+                }
+                Terminator::Switch { target, .. } => add(&mut positions, target, end, true),
+                Terminator::Jump(_) => {}
             }
             for edge in block.end.edges() {
                 match edge.to {
@@ -545,6 +553,14 @@ impl<'a> Plan<'a> {
             self.positions[number] = positions;
         }
         Ok(())
+    }
+
+    /// A block's check of the target of its indirect jump, if nothing comes between: it is made only where the target is none of
+    /// those that are known, which are as they should be.
+    pub fn late_check(&self, block: &RegionBlock) -> Option<Val> {
+        let last = *block.body.last()?;
+        let inst = self.region.def(last);
+        matches!(block.end, Terminator::Switch { target, .. } if inst.op == Op::CheckPc && inst.args[0] == target).then_some(last)
     }
 
     fn condition_uses(&self, condition: Val, each: &mut impl FnMut(Val)) {

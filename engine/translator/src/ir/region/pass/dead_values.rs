@@ -3,7 +3,7 @@
 
 use super::super::super::Val;
 use super::super::super::ops::{Effects, Op};
-use super::super::{GuestState, Region, Terminator, To, ssa};
+use super::super::{GuestState, Region, To, ssa};
 
 /// The pass.
 pub(super) fn run(region: &mut Region) {
@@ -53,8 +53,8 @@ impl Marking<'_> {
                     self.mark(*value);
                 }
             }
-            if let Terminator::Branch { condition, .. } = &block.end {
-                self.mark(*condition);
+            if let Some(value) = block.end.looks_at() {
+                self.mark(value);
             }
             for edge in block.end.edges() {
                 if let To::Exit(exit) = edge.to {

@@ -137,8 +137,8 @@ fn copy(region: &mut Region, blocks: &[BlockId]) -> Vec<BlockId> {
             moved[value.index()] = copy;
             *value = copy;
         }
-        if let super::super::Terminator::Branch { condition, .. } = &mut new.end {
-            *condition = moved[condition.index()];
+        if let Some(value) = new.end.looks_at_mut() {
+            *value = moved[value.index()];
         }
         for edge in new.end.edges_mut() {
             if let To::Exit(exit) = &mut edge.to {
