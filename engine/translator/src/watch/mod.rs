@@ -7,7 +7,7 @@
 //! * `profile.rs`: the hottest guest code as text, from the two before.
 //! * `report.rs`: all of it as [`engine_cpu::Section`]s, for `info jit`.
 //!
-//! A tier more is a [`sampler::Place`] (where its code lies, by [`sampler::Sampler::set_code`]), a [`code_log::Placed`] for
+//! A tier more is a [`sampler::Place`] (told by where its code lies: [`sampler::Sampler::set_code`]), a [`code_log::Placed`] for
 //! each piece of code that it makes, and a [`report::TierFigures`] in [`report::sections`].
 
 //!

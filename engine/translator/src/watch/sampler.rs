@@ -84,10 +84,12 @@ pub(crate) struct Watched {
     pub mode: *const u8,
 }
 
-/// Where one kind of host code lies.
+/// Where host code lies: tier 1's from the start, tier 2's up to the end.
 #[derive(Default)]
-struct CodeRange {
+struct Code {
     start: AtomicU64,
+    /// Where tier 2's begins.
+    tier2: AtomicU64,
     end: AtomicU64,
     space: AtomicU64,
 }
@@ -96,8 +98,7 @@ struct CodeRange {
 pub(crate) struct Sampler {
     /// What the thread does when it is not in translated code.
     doing: AtomicU8,
-    /// Tier 1 and tier 2.
-    code: [CodeRange; 2],
+    code: Code,
     samples: [AtomicU64; PLACES.len()],
     /// Whether a timer runs.
     armed: AtomicBool,
@@ -114,7 +115,7 @@ impl Sampler {
     pub fn new(options: WatchOptions) -> Self {
         Self {
             doing: AtomicU8::new(Place::Interpreter as u8),
-            code: Default::default(),
+            code: Code::default(),
             samples: Default::default(),
             armed: AtomicBool::new(false),
             rip: AtomicPtr::default(),
@@ -138,14 +139,14 @@ impl Sampler {
         self.doing.store(before, Ordering::Relaxed);
     }
 
-    /// Says where the code of a tier lies from now on. Its own thread.
-    pub fn set_code(&self, tier: Place, code: std::ops::Range<u64>, space: u32) {
-        let Some(range) = self.code.get((tier as usize).wrapping_sub(Place::Tier1 as usize)) else { return };
+    /// Says where code lies from now on, and from where on it is tier 2's. Its own thread.
+    pub fn set_code(&self, code: std::ops::Range<u64>, tier2: u64, space: u32) {
         // Empty while it changes, so that no sample is taken to be where it was not.
-        range.end.store(0, Ordering::Relaxed);
-        range.start.store(code.start, Ordering::Relaxed);
-        range.space.store(space.into(), Ordering::Relaxed);
-        range.end.store(code.end, Ordering::Relaxed);
+        self.code.end.store(0, Ordering::Relaxed);
+        self.code.start.store(code.start, Ordering::Relaxed);
+        self.code.tier2.store(tier2, Ordering::Relaxed);
+        self.code.space.store(space.into(), Ordering::Relaxed);
+        self.code.end.store(code.end, Ordering::Relaxed);
     }
 
     /// Samples taken at a place.
@@ -168,20 +169,16 @@ impl Sampler {
 
     /// A sample, with the host's instruction pointer. In the signal handler.
     fn take(&self, host: u64) {
-        let code = self
-            .code
-            .iter()
-            .zip([Place::Tier1, Place::Tier2])
-            .find(|(range, _)| (range.start.load(Ordering::Relaxed)..range.end.load(Ordering::Relaxed)).contains(&host));
+        let [start, tier2, end] = [&self.code.start, &self.code.tier2, &self.code.end].map(|at| at.load(Ordering::Relaxed));
+        let code = (start..end).contains(&host).then_some(if host < tier2 { Place::Tier1 } else { Place::Tier2 });
         let doing = PLACES[usize::from(self.doing.load(Ordering::Relaxed)) % PLACES.len()];
-        let place = code.map_or(doing, |(_, tier)| tier);
+        let place = code.unwrap_or(doing);
         let samples = &self.samples[place as usize];
         samples.store(samples.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let Some(spots) = &self.spots else { return };
         let spot = match code {
-            Some((range, tier)) => {
-                let offset = (host - range.start.load(Ordering::Relaxed)) as u32;
-                Spot::Code { tier, space: range.space.load(Ordering::Relaxed) as u32, offset }
+            Some(tier) => {
+                Spot::Code { tier, space: self.code.space.load(Ordering::Relaxed) as u32, offset: (host - start) as u32 }
             }
             None => {
                 let (rip, mode) = (self.rip.load(Ordering::Relaxed), self.mode.load(Ordering::Relaxed));

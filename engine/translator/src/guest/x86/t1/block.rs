@@ -169,7 +169,10 @@ pub(super) type Sites = Vec<Box<Site>>;
 
 #[derive(Default)]
 struct Inner {
+    /// Blocks fill the memory from its start …
     used: usize,
+    /// … and regions from its end, down to here.
+    regions: usize,
     blocks: HashMap<u64, Translated, Mixed>,
     links: Vec<Link>,
     sites: Sites,
@@ -189,6 +192,8 @@ pub(super) struct Space {
     stubs: Stubs,
     /// Its number: spaces are counted.
     pub number: u32,
+    /// The lowest address of a region.
+    regions_from: AtomicU64,
     inner: Mutex<Inner>,
 }
 
@@ -326,12 +331,16 @@ impl Translations {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let space = self.current.read().unwrap_or_else(|poison| poison.into_inner()).clone();
         let counters = &self.counters;
+        let (used, used_by_regions) = space.map_or((0, 0), |space| {
+            let inner = space.lock();
+            (inner.used, space.memory.len() - inner.regions)
+        });
         let tier_1 = TierFigures {
             title: "Tier 1",
             pieces: of(&counters.blocks),
             instructions: of(&counters.instructions),
             made_bytes: of(&counters.bytes),
-            used_bytes: space.map_or(0, |space| space.lock().used as u64),
+            used_bytes: used as u64,
             most_bytes: self.space_bytes as u64,
             spent: Duration::from_nanos(of(&counters.nanoseconds)),
             more: vec![
@@ -348,8 +357,8 @@ impl Translations {
                 pieces: of(&counters.regions),
                 instructions: of(&counters.region_instructions),
                 made_bytes: of(&counters.region_bytes),
-                used_bytes: 0,
-                most_bytes: 0,
+                used_bytes: used_by_regions as u64,
+                most_bytes: self.space_bytes as u64,
                 spent: Duration::from_nanos(of(&counters.region_nanoseconds)),
                 more: {
                     let refusals = counters.refusals.lock().unwrap_or_else(|poison| poison.into_inner());
@@ -420,13 +429,20 @@ impl Space {
         let stubs = stubs::write(&mut asm, &layout);
         let code = asm.finish();
         memory.write_at(0, &code);
-        let inner = Inner { used: code.len(), ..Inner::default() };
-        Ok(Self { memory, stubs, number, inner: Mutex::new(inner) })
+        let inner = Inner { used: code.len(), regions: memory.len(), ..Inner::default() };
+        let regions_from = AtomicU64::new(memory.address(memory.len()));
+        Ok(Self { memory, stubs, number, regions_from, inner: Mutex::new(inner) })
     }
 
     /// Where its code lies.
     pub fn range(&self) -> std::ops::Range<u64> {
         self.memory.address(0)..self.memory.address(self.memory.len())
+    }
+
+    /// From where on that is regions' code; there is more and more of it.
+    #[inline]
+    pub fn regions_from(&self) -> u64 {
+        self.regions_from.load(Ordering::Relaxed)
     }
 
     /// The address of the stub that enters translated code.
@@ -542,11 +558,12 @@ impl Space {
     /// Sets room aside for a region's code and its links: where it begins, and the first link's number.
     pub fn reserve(&self, bytes: usize, links: usize) -> Option<(usize, u32)> {
         let mut inner = self.lock();
-        let offset = inner.used.next_multiple_of(64);
-        if offset + bytes + MAX_BLOCK_BYTES > self.memory.len() {
+        let offset = inner.regions.checked_sub(bytes)? & !63;
+        if inner.used + MAX_BLOCK_BYTES > offset {
             return None;
         }
-        inner.used = offset + bytes;
+        inner.regions = offset;
+        self.regions_from.store(self.memory.address(offset), Ordering::Relaxed);
         let first_link = inner.links.len();
         inner.links.resize(first_link + links, Link { at: 0, target: 0 });
         Some((offset, first_link as u32))
@@ -644,7 +661,7 @@ impl Space {
             return Some(self.memory.address(found.offset));
         }
         let offset = inner.used.next_multiple_of(16);
-        if offset + MAX_BLOCK_BYTES > self.memory.len() {
+        if offset + MAX_BLOCK_BYTES > inner.regions {
             return None;
         }
         let info =

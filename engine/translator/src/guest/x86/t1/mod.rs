@@ -126,6 +126,8 @@ pub(crate) struct Translator {
     /// Where `tables` points into.
     jumps: JumpCaches,
     space: Option<Arc<Space>>,
+    /// From where on the sampler takes code there to be regions'.
+    regions_from: u64,
     /// The number of the space whose code runs.
     running: u32,
 }
@@ -160,6 +162,7 @@ impl Translator {
             stop: None,
             jumps,
             space: None,
+            regions_from: 0,
             running: 0,
         }
     }
@@ -311,7 +314,7 @@ impl Cpu {
             self.t1.jumps.forget_all();
             match self.fabric.translations.space() {
                 Ok(space) => {
-                    self.shared.sampler.set_code(Place::Tier1, space.range(), space.number);
+                    self.t1.regions_from = 0;
                     self.t1.space = Some(space);
                 }
                 Err(error) => {
@@ -320,6 +323,11 @@ impl Cpu {
                     return None;
                 }
             }
+        }
+        let space = self.t1.space.as_deref()?;
+        if self.t1.regions_from != space.regions_from() {
+            self.t1.regions_from = space.regions_from();
+            self.shared.sampler.set_code(space.range(), self.t1.regions_from, space.number);
         }
         if self.t1.jumps.enter(self.traces.epochs()) {
             self.t1.tables = self.t1.jumps.tables();
