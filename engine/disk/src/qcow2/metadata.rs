@@ -570,7 +570,7 @@ impl Metadata {
     /// Lowers the counts of released clusters and gives the free ones back to the host.
     pub(super) fn release(&mut self) {
         let Some(refcounts) = &mut self.refcounts else { return };
-        let mut freed = Vec::new();
+        let (mut freed, mut kept) = (Vec::new(), Vec::new());
         for cluster in std::mem::take(&mut self.released) {
             match refcounts.lower(&self.file, cluster) {
                 Ok(0) => {
@@ -581,10 +581,14 @@ impl Metadata {
                 }
                 // A snapshot, or another entry, goes on using it.
                 Ok(_) => {}
-                // The cluster stays counted: unused space, but nothing worse.
-                Err(error) => tracing::warn!(%error, cluster, "a freed cluster could not be given back"),
+                // The cluster stays counted, which is safe, until the next commit.
+                Err(error) => {
+                    tracing::warn!(%error, cluster, "a freed cluster could not be given back yet");
+                    kept.push(cluster);
+                }
             }
         }
+        self.released = kept;
         // Room behind a compressed cluster goes with its cluster.
         if self.packed_end.is_some_and(|end| freed.contains(&(end >> self.geometry.cluster_bits))) {
             self.packed_end = None;

@@ -50,8 +50,14 @@ impl Qcow2 {
         };
         // What is added was something else before, if the disk was larger once.
         self.tracking.note(old.min(size)..size);
-        let result = result.and_then(|()| self.fit_bitmaps(&mut metadata));
-        result.map_err(|error| self.explain(&mut metadata, error))
+        result.map_err(|error| self.explain(&mut metadata, error))?;
+        // The disk has its new size, whatever becomes of the bitmaps: those that cannot be written down are out of date.
+        if let Err(error) = self.fit_bitmaps(&mut metadata) {
+            let error = self.explain(&mut metadata, error);
+            metadata.file.check_fence()?;
+            tracing::warn!(%error, path = %self.path().display(), "bitmaps could not follow the disk's new size");
+        }
+        Ok(())
     }
 
     fn grow(

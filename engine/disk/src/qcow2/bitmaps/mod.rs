@@ -83,11 +83,13 @@ impl Qcow2 {
 
     /// Writes down what has changed in bitmaps and takes their marks away. Where that fails, they are out of date.
     pub(super) fn store_bitmaps(&self, metadata: &mut Metadata) -> Result<(), TableError> {
-        self.store_and_give_up(metadata, Vec::new())
+        let directory = metadata.bitmaps.clone();
+        self.store_as(metadata, directory, Vec::new())
     }
 
-    /// The same; then these places in the file, offset and length, are given up.
-    fn store_and_give_up(&self, metadata: &mut Metadata, mut old_places: Vec<(u64, u64)>) -> Result<(), TableError> {
+    /// The same as `directory`, which has the bitmaps at another size; then `old_places` in the file, offset and length, are
+    /// given up.
+    fn store_as(&self, metadata: &mut Metadata, directory: Directory, old_places: Vec<(u64, u64)>) -> Result<(), TableError> {
         let tracked = std::mem::take(&mut *self.tracking.lock());
         self.tracking.refresh();
         if tracked.is_empty() {
@@ -95,30 +97,23 @@ impl Qcow2 {
         }
         // The next write must mark them again.
         self.is_prepared.store(false, Ordering::Release);
-        let mut directory = metadata.bitmaps.clone();
-        for changes in tracked.iter().filter(|tracked| !tracked.is_lost) {
-            let Some(index) = directory.position(&changes.name) else { continue };
-            let bitmap = &mut directory.bitmaps[index];
-            metadata.store_bits(bitmap, changes, &mut old_places)?;
-            let place = metadata.allocate_together(metadata.clusters(0, bitmap.table.len().max(1) as u64 * 8).end)?;
-            old_places.push((bitmap.table_offset, bitmap.table_bytes));
-            bitmap.table_offset = place.start << self.geometry.cluster_bits;
-            bitmap.table_bytes = bitmap.table.len() as u64 * 8;
-            let mut words = bitmap.table.clone();
-            words.resize(((place.end - place.start) * self.geometry.cluster_size() / 8) as usize, 0);
-            write_words(&metadata.file, bitmap.table_offset, &words, 0..words.len())?;
-            bitmap.flags &= !IN_USE;
+        let mut taken = Vec::new();
+        let result = metadata.store_tracked(directory, &tracked, old_places, &mut taken);
+        // Until the header has changed nothing points at what is new; after a header write that failed nothing may be written.
+        if result.is_err() && metadata.file.check_fence().is_ok() {
+            taken.into_iter().for_each(|clusters| metadata.take_back(clusters));
         }
-        metadata.switch_bitmaps(directory, old_places)
+        result
     }
 
     /// The content of every bitmap has become another size with the disk. Must follow [`track_all`](Self::track_all).
     pub(super) fn fit_bitmaps(&self, metadata: &mut Metadata) -> Result<(), TableError> {
         let size = metadata.header.size;
+        let mut directory = metadata.bitmaps.clone();
         let mut old_places = Vec::new();
         for tracked in self.tracking.lock().iter_mut().filter(|tracked| !tracked.is_lost) {
-            let Some(index) = metadata.bitmaps.position(&tracked.name) else { continue };
-            let bitmap = &mut metadata.bitmaps.bitmaps[index];
+            let Some(index) = directory.position(&tracked.name) else { continue };
+            let bitmap = &mut directory.bitmaps[index];
             let entries = table_entries(size, bitmap.granularity_bits, self.geometry) as usize;
             let cut: Vec<u64> = bitmap.table.drain(entries.min(bitmap.table.len())..).collect();
             let places = cut.iter().map(|word| word & OFFSET_MASK).filter(|offset| *offset != 0);
@@ -131,7 +126,7 @@ impl Qcow2 {
                 tracked.page(entries as u64 - 1);
             }
         }
-        self.store_and_give_up(metadata, old_places)
+        self.store_as(metadata, directory, old_places)
     }
 
     /// Before the disk changes its size: all bitmaps change with it. Those that are out of date cannot, and forbid it.
@@ -231,9 +226,9 @@ impl Bitmaps for Qcow2 {
             let place = metadata.allocate_together(metadata.clusters(0, entries.max(1) * 8).end)?;
             bitmap.table_offset = place.start << self.geometry.cluster_bits;
             bitmap.table_bytes = entries * 8;
-            metadata.file.write_zeros(bitmap.table_offset, (place.end - place.start) << self.geometry.cluster_bits)?;
+            let cleared = metadata.file.write_zeros(bitmap.table_offset, (place.end - place.start) << self.geometry.cluster_bits);
             directory.bitmaps.push(bitmap);
-            let result = metadata.switch_bitmaps(directory, Vec::new());
+            let result = cleared.map_err(TableError::from).and_then(|()| metadata.switch_bitmaps(directory, Vec::new()));
             if result.is_err() && metadata.file.check_fence().is_ok() {
                 metadata.take_back(place);
             }
@@ -248,13 +243,14 @@ impl Bitmaps for Qcow2 {
         self.check_write(0, 0)?;
         let mut metadata = self.alone()?;
         let index = metadata.bitmaps.position(name).ok_or_else(|| self.no_such_bitmap(name))?;
-        self.tracking.lock().retain(|tracked| tracked.name != name);
-        self.tracking.refresh();
         let mut directory = metadata.bitmaps.clone();
         let removed = directory.bitmaps.remove(index);
         let places = removed.ranges(self.geometry).collect();
         let result = metadata.switch_bitmaps(directory, places);
-        result.map_err(|error| self.explain(&mut metadata, error))
+        result.map_err(|error| self.explain(&mut metadata, error))?;
+        self.tracking.lock().retain(|tracked| tracked.name != name);
+        self.tracking.refresh();
+        Ok(())
     }
 
     fn set_enabled(&self, name: &str, enabled: bool) -> Result<(), DiskError> {
@@ -349,8 +345,40 @@ impl Metadata {
         Ok(Some(bits).filter(|_| word != 0 || changed.is_some()))
     }
 
-    /// Writes the changed bits of a bitmap; its table takes up where they lie. What is given up goes to `old_places`.
-    fn store_bits(&mut self, bitmap: &mut Bitmap, changes: &Tracked, old_places: &mut Vec<(u64, u64)>) -> Result<(), TableError> {
+    /// Writes down what was tracked, and a directory that says so. New clusters are noted in `taken`.
+    fn store_tracked(
+        &mut self,
+        mut directory: Directory,
+        tracked: &[Tracked],
+        mut old_places: Vec<(u64, u64)>,
+        taken: &mut Vec<Range<u64>>,
+    ) -> Result<(), TableError> {
+        for changes in tracked.iter().filter(|tracked| !tracked.is_lost) {
+            let Some(index) = directory.position(&changes.name) else { continue };
+            let bitmap = &mut directory.bitmaps[index];
+            self.store_bits(bitmap, changes, &mut old_places, taken)?;
+            let place = self.allocate_together(self.clusters(0, bitmap.table.len().max(1) as u64 * 8).end)?;
+            taken.push(place.clone());
+            old_places.push((bitmap.table_offset, bitmap.table_bytes));
+            bitmap.table_offset = place.start << self.geometry.cluster_bits;
+            bitmap.table_bytes = bitmap.table.len() as u64 * 8;
+            let mut words = bitmap.table.clone();
+            words.resize(((place.end - place.start) * self.geometry.cluster_size() / 8) as usize, 0);
+            write_words(&self.file, bitmap.table_offset, &words, 0..words.len())?;
+            bitmap.flags &= !IN_USE;
+        }
+        self.switch_bitmaps(directory, old_places)
+    }
+
+    /// Writes the changed bits of a bitmap; its table takes up where they lie. What is given up goes to `old_places`, new
+    /// clusters to `taken`.
+    fn store_bits(
+        &mut self,
+        bitmap: &mut Bitmap,
+        changes: &Tracked,
+        old_places: &mut Vec<(u64, u64)>,
+        taken: &mut Vec<Range<u64>>,
+    ) -> Result<(), TableError> {
         let (cluster_size, bits) = (self.geometry.cluster_size(), self.geometry.cluster_bits);
         let disk_bits = self.header.size.div_ceil(1 << bitmap.granularity_bits);
         let mut kept = BTreeSet::new();
@@ -365,7 +393,9 @@ impl Metadata {
             // Nobody relies on a bitmap that is in use, so its bits may be written over.
             let word = &mut bitmap.table[*page as usize];
             if *word & OFFSET_MASK == 0 {
-                *word = self.allocate(1)?.clusters.start << bits;
+                let clusters = self.allocate(1)?.clusters;
+                *word = clusters.start << bits;
+                taken.push(clusters);
             }
             self.file.write_at(*word & OFFSET_MASK, &content)?;
         }
@@ -413,8 +443,11 @@ impl Metadata {
             header.extensions.push((EXTENSION_BITMAPS, directory.extension()));
             header.autoclear |= AUTOCLEAR_BITMAPS;
         }
-        if !self.write_header(header)? {
+        let is_written = self.write_header(header);
+        if !matches!(is_written, Ok(true)) && self.file.check_fence().is_ok() {
             self.take_back(place);
+        }
+        if !is_written? {
             let reason = "The header of this disk has no room for bitmaps".into();
             return Err(DiskError::BadOptions { reason, path: self.file.path().to_path_buf() }.into());
         }
