@@ -79,3 +79,21 @@ fn a_fixed_disk_stays_one_whatever_a_guest_writes_to_its_first_sectors() {
         }
     }
 }
+
+#[test]
+fn a_copy_that_tells_of_a_fixed_disk_is_no_copy() {
+    // The disk's own content would lie over it, and the first write to its beginning would leave a file that nobody opens.
+    let file = Arc::new(SimFile::new(Vec::new()));
+    create_small(&*file, SIZE);
+    let mut content = file.content();
+    let mut footer = Footer::new(4096, FIXED);
+    footer.seal();
+    content[..FOOTER_LENGTH].copy_from_slice(&footer.bytes);
+    // One byte more, so that no footer ends the file.
+    content.push(0);
+    for access in [Access::ReadOnly, Access::ReadWrite] {
+        let file = Arc::new(SimFile::new(content.clone()));
+        assert!(matches!(open_file(&file, access), Err(DiskError::WrongFormat { .. })));
+        assert!(file.content() == content);
+    }
+}
