@@ -6,7 +6,7 @@
 //! * `cargo test --release -p engine_translator --test differential -- --ignored --nocapture many_optimized`: the whole proof.
 
 use crate::blocks::{blocks, differences, text, vector_blocks};
-use crate::case::{CODE_BASE, Case, MODE_64};
+use crate::case::{CODE_BASE, Case, MODE_64, WINDOW_BASE};
 use crate::interpret::{CODE_AGAIN, Interpreted};
 use crate::regions::program;
 use crate::seed;
@@ -152,6 +152,43 @@ fn a_region_runs_wherever_its_page_is() -> anyhow::Result<()> {
     let end = engines.plain.run(&case)?;
     assert_eq!(end.registers.rip & !0xfff, CODE_AGAIN);
     assert_eq!(engines.differences(&case)?, Some(Vec::new()));
+    Ok(())
+}
+
+/// Adds up numbers of tables, by bytes that count down from ECX: of the table at RBX, then of that at RDX, at RSI, at RDI.
+#[rustfmt::skip]
+const TABLES: &[u8] = &[
+    0x41, 0xb8, 4, 0, 0, 0,        // mov r8d, 4
+    0x89, 0xc8,                    // mov eax, ecx
+    0x44, 0x0f, 0xb6, 0xc8,        // movzx r9d, al
+    0x4e, 0x03, 0x14, 0xcb,        // add r10, [rbx+r9*8]
+    0x46, 0x01, 0x14, 0x8b,        // add [rbx+r9*4], r10d
+    0xff, 0xc8,                    // dec eax
+    0x75, 0xf0,                    // jne $-0eh
+    0x48, 0x89, 0xd3,              // mov rbx, rdx
+    0x48, 0x89, 0xf2,              // mov rdx, rsi
+    0x48, 0x89, 0xfe,              // mov rsi, rdi
+    0x41, 0xff, 0xc8,              // dec r8d
+    0x75, 0xe0,                    // jne $-1eh
+];
+
+#[test]
+fn tables_are_found_whole_where_they_are_in_one_page_and_elsewhere_too() -> anyhow::Result<()> {
+    for tables in
+        [[0x100, 0x200, 0xc00, 0x700], [0xff8, 0x100, 0x1800, 0x900], [0x800, 0x801, 0x17fd, 0x1ff0], [0x1, 0xd00, 0x2, 0x800]]
+    {
+        let mut case = program(MODE_64, &mut Random::new(1)).expect("a program comes of any seed");
+        case.code = TABLES.to_vec();
+        case.registers.rip = CODE_BASE;
+        case.registers.gpr[1] = 300;
+        for (register, table) in [3, 2, 6, 7].into_iter().zip(tables) {
+            case.registers.gpr[register] = WINDOW_BASE + table;
+        }
+        for threshold in [0, 8] {
+            let mut engines = Engines { plain: Interpreted::translating()?, optimizing: Interpreted::optimizing(threshold)? };
+            assert_eq!(engines.differences(&case)?, Some(Vec::new()), "{tables:x?}");
+        }
+    }
     Ok(())
 }
 

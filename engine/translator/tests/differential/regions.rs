@@ -288,6 +288,10 @@ impl Writer<'_> {
         let to = self.destination(bytes);
         let from = if bytes == 1 { self.byte_register() } else { self.random.below(if self.wide { 16 } else { 8 }) as u8 };
         let memory = self.random.chance(45);
+        if memory && self.random.chance(15) {
+            // MOVZX ECX, CL: what is indexed then is a table.
+            self.code.extend([0x0f, 0xb6, 0xc9]);
+        }
         match self.random.below(24) {
             // ADD … CMP, in three forms
             0..6 => {

@@ -41,6 +41,7 @@
 pub(crate) mod eval;
 pub(crate) mod pass;
 pub(crate) mod print;
+pub(crate) mod range;
 pub(crate) mod ssa;
 pub(crate) mod sum;
 pub(crate) mod verify;
@@ -253,6 +254,8 @@ pub(crate) struct Region {
     pub slots: &'static [SlotInfo],
     /// Whether slots and flags have become values.
     pub is_ssa: bool,
+    /// By slot: what the first ones may hold when the region is entered. What is wrong here only costs time.
+    pub guesses: Vec<u64>,
 }
 
 impl Region {
@@ -270,6 +273,7 @@ impl Region {
             page_offset,
             slots,
             is_ssa: false,
+            guesses: Vec::new(),
         }
     }
 

@@ -97,6 +97,8 @@ pub(super) struct Request {
     mode: LiftMode,
     sets: InstructionSets,
     cpu: Arc<CpuShared>,
+    /// What the general registers held.
+    registers: [u64; 16],
     /// Where indirect jumps have led lately, by their places in the page.
     targets: BTreeMap<u32, Vec<u64>>,
     /// What is in no loop is compiled too.
@@ -425,6 +427,8 @@ impl Request {
 
 fn compile_region(mut request: Request) -> Result<Compiled, NoRegion> {
     let mut region = form(&mut request)?;
+    const { assert!(GPR == 0, "the general registers are the first slots") };
+    region.guesses = request.registers.to_vec();
     pass::run(&mut region, pass::PIPELINE);
     tracing::trace!("a region:\n{region}");
     let bails = Box::new(AtomicI32::new(BAILS));
@@ -629,6 +633,7 @@ impl Cpu {
             mode: lift_mode(key),
             sets: self.cpuid.instruction_sets().clone(),
             cpu: self.shared.clone(),
+            registers: std::array::from_fn(|number| self.gpr[number]),
             targets: self.seen.targets(self.rip & PAGE_MASK),
             everything: options.threshold == 0,
             cpus: fabric.cpu_count(),

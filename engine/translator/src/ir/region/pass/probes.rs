@@ -7,16 +7,21 @@
 //! Where several ways meet, an address that each brings by another value is not looked up again either: what each has found
 //! comes with it, by a parameter. Where an address was computed for an access alone, that takes the probe's instead, and what
 //! is between them as a displacement.
+//!
+//! A table with a small index (a byte, something masked: [`most`]) is looked up as a whole if it seems to lie in one page, and
+//! most often once, before the loop. Nothing then stands between the index and the access.
 
 use super::super::super::native::Native;
 use super::super::super::ops::{MemoryAccess, Op, Ty};
 use super::super::super::{Inst, NO_SNAPSHOT, Val};
+use super::super::range::most;
 use super::super::sum::{Sum, Terms};
 use super::super::{BlockId, NO_SLOT, PROBE_RAISED, PROBE_READ, PROBE_WRITE, Region, Span, dominates, dominators, ssa};
 use std::collections::HashMap;
 
 /// Most bytes for which one probe vouches. What is larger crosses pages too often.
 const WIDEST: i32 = 256;
+const PAGE: u64 = 4096;
 
 /// The pass.
 pub(super) fn run(region: &mut Region) {
@@ -53,7 +58,7 @@ struct Known {
 struct Access {
     address: Val,
     displacement: u64,
-    bytes: u8,
+    bytes: i32,
     rights: u8,
     snapshot: u16,
 }
@@ -119,8 +124,9 @@ impl Splitting<'_> {
             _ if access.for_write => (access.bytes, PROBE_READ | PROBE_WRITE),
             _ => (access.bytes, PROBE_READ),
         };
-        let addend =
-            self.addend(block, &Access { address, displacement: inst.imm, bytes, rights, snapshot: inst.snapshot }, body);
+        let access = Access { address, displacement: inst.imm, bytes: bytes.into(), rights, snapshot: inst.snapshot };
+        let access = self.table_around(&access, body).unwrap_or(access);
+        let addend = self.addend(block, &access, body);
         let (address, distance) = self.rebased(address, inst.imm as i64, addend);
         let (op, args) = match inst.op {
             Op::Load => (Op::LoadVia, [address, addend, Val::NONE]),
@@ -149,8 +155,50 @@ impl Splitting<'_> {
     /// The addend for an access that has a probe of its own already.
     fn addend_of_probe(&mut self, block: BlockId, inst: &Inst, body: &mut Vec<Val>) -> Val {
         let span = Span::unpack(inst.imm);
-        let (address, displacement, bytes) = (inst.args[0], i64::from(span.low) as u64, (span.high - span.low) as u8);
+        let (address, displacement, bytes) = (inst.args[0], i64::from(span.low) as u64, span.high - span.low);
         self.addend(block, &Access { address, displacement, bytes, rights: inst.aux, snapshot: inst.snapshot }, body)
+    }
+
+    /// The whole table in which an access lies, if the index is small and the table, as far as one can guess, in one page.
+    fn table_around(&mut self, access: &Access, body: &mut Vec<Val>) -> Option<Access> {
+        let (root, stripped) = root_of(self.region, access.address);
+        let def = *self.region.def(root);
+        if def.op != Op::Address || def.ty != Ty::I64 || !def.args[1].is_some() {
+            return None;
+        }
+        let (scale, [table, index, _]) = (u32::from(def.aux & 3), def.args);
+        let is_swapped = scale == 0 && table.is_some() && most(self.region, index) >= PAGE;
+        let [table, index] = if is_swapped { [index, table] } else { [table, index] };
+        let indexes = most(self.region, index).checked_mul(1 << scale).filter(|most| *most < PAGE)?;
+        let first = def.imm.wrapping_add(stripped).wrapping_add(access.displacement);
+        let bytes = indexes + access.bytes as u64;
+        let start = if table.is_some() { self.guess(table)? } else { 0 }.wrapping_add(first);
+        if start % PAGE + bytes > PAGE {
+            return None;
+        }
+        let address = match table.is_some() {
+            true => table,
+            false => {
+                let zero = self.region.add(Inst::new(Op::Const, Ty::I64));
+                body.push(zero);
+                self.alias.resize(self.region.insts.len(), Val::NONE);
+                zero
+            }
+        };
+        Some(Access { address, displacement: first, bytes: bytes as i32, ..*access })
+    }
+
+    /// What a value may be that does not change in the region.
+    fn guess(&self, value: Val) -> Option<u64> {
+        let (root, distance) = root_of(self.region, value);
+        let def = self.region.def(root);
+        let found = match def.op {
+            Op::Const => def.imm,
+            Op::Pc => self.region.target(def.imm),
+            Op::Param if self.params.get(&root)?.0 == 0 => *self.region.guesses.get(usize::try_from(def.imm).ok()?)?,
+            _ => return None,
+        };
+        Some(found.wrapping_add(distance))
     }
 
     /// Whether an address has been found aligned already. If not it is from here on.
@@ -172,11 +220,11 @@ impl Splitting<'_> {
         let Sum { terms, constant } = Sum::of(self.region, root);
         let distance = stripped.wrapping_add(displacement);
         let weight = self.region.blocks[block as usize].weight;
-        if let Some(probe) = self.shared(block, weight, &terms, constant.wrapping_add(distance), bytes.into(), rights) {
+        if let Some(probe) = self.shared(block, weight, &terms, constant.wrapping_add(distance), bytes, rights) {
             return probe;
         }
-        let near = |distance: u64| i32::try_from(distance as i64).ok().filter(|low| low.checked_add(WIDEST).is_some());
-        let span = |low: i32| Span { low, high: low + i32::from(bytes) };
+        let near = |distance: u64| i32::try_from(distance as i64).ok().filter(|low| low.checked_add(PAGE as i32).is_some());
+        let span = |low: i32| Span { low, high: low + bytes };
         if let Some(low) = near(distance)
             && let Some(addend) = self.joined(weight, root, span(low), rights)
         {
