@@ -288,7 +288,8 @@ impl Machine {
             let tier2 = spec.tier2.map(|threshold| Tier2Options { threshold, ..Tier2Options::default() });
             let defaults = TranslatorOptions::default();
             let chaos = spec.chaos.map(Chaos::of_guests);
-            let code_bytes = if chaos.is_some() { Chaos::CODE_BYTES_OF_GUESTS } else { defaults.code_bytes };
+            let usual = if chaos.is_some() { Chaos::CODE_BYTES_OF_GUESTS } else { defaults.code_bytes };
+            let code_bytes = spec.code_bytes.unwrap_or(usual);
             Interpreter::translating(memory, TranslatorOptions { tier2, watch, chaos, code_bytes, ..defaults })
         } else {
             Interpreter::new(memory)

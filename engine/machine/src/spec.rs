@@ -43,6 +43,8 @@ pub struct Spec {
     pub translator: bool,
     /// After how many rounds a loop of translated code is compiled once more by the optimising tier; `None`: never.
     pub tier2: Option<u32>,
+    /// Bytes of host code that the translator keeps at most; `None`: as many as it thinks fit.
+    pub code_bytes: Option<usize>,
     /// For tests: what is rare in the translator's life happens all the time, by this seed. Guests must not notice.
     pub chaos: Option<u64>,
     /// Where a profile of the hottest guest code is written at the end. Taking it costs memory and a little time.
@@ -189,6 +191,7 @@ impl Default for Spec {
             clock: ClockMode::Real,
             translator: true,
             tier2: Some(Tier2Options::default().threshold),
+            code_bytes: None,
             chaos: None,
             profile: None,
             perf_map: false,

@@ -57,6 +57,9 @@ pub enum Request {
     Print(String),
 }
 
+/// Most translated code, in MiB: jumps reach everywhere in it.
+const MOST_CODE: u64 = 1024;
+
 /// Options with an argument, for messages and for knowing when to take one.
 const WITH_ARGUMENT: &[&str] = &[
     "-M",
@@ -256,7 +259,17 @@ impl Builder {
                     self.spec.chaos = Some(seed);
                 }
                 self.spec.profile = values.take("profile").map(PathBuf::from).or(self.spec.profile.take());
-                // QEMU's own properties of -accel (thread, tb-size …) are about its translator.
+                if let Some(mebibytes) = values.take_number("tb-size")? {
+                    if mebibytes > MOST_CODE {
+                        bail!("-accel tb-size={mebibytes}: at most {MOST_CODE} MiB of translated code are possible.");
+                    }
+                    // 0 is QEMU's word for the default.
+                    self.spec.code_bytes = (mebibytes != 0).then_some((mebibytes << 20) as usize);
+                }
+                if values.take("thread").is_some_and(|thread| thread != "multi") {
+                    self.notes.push(format!("-accel {value}: each CPU has a thread of its own all the same."));
+                }
+                values.finish(&["translator", "tier2", "tier2-threshold", "chaos", "profile", "tb-size", "thread"])?;
             }
             "-perfmap" => self.spec.perf_map = true,
             "-enable-kvm" => self.accelerators.push("kvm".to_owned()),
@@ -543,7 +556,7 @@ fn version() -> String {
 fn help() -> String {
     let list = |names: &[&str]| names.join(" ");
     format!(
-        "usage: bellglass qemu-system-x86_64 [options] [disk image]\n\nOptions with an argument, as in QEMU:\n  {}\n\nOptions without:\n  {}\n\n-cpu help, -machine help and -device help list what there is.\n\n-accel tcg,translator=off interprets all guest code. -accel tcg,tier2=off does not compile hot loops once more, better;\n-accel tcg,tier2-threshold=N does so after N rounds (8192). -accel tcg,profile=FILE writes the hottest guest code to FILE at the end.\n-perfmap lets “perf” name translated code, by /tmp/perf-PID.map. “info jit” in the monitor shows what the translator does.\n",
+        "usage: bellglass qemu-system-x86_64 [options] [disk image]\n\nOptions with an argument, as in QEMU:\n  {}\n\nOptions without:\n  {}\n\n-cpu help, -machine help and -device help list what there is.\n\n-accel tcg,translator=off interprets all guest code. -accel tcg,tier2=off does not compile hot loops once more, better;\n-accel tcg,tier2-threshold=N does so after N rounds (8192). -accel tcg,tb-size=N keeps N MiB of translated code (128). -accel tcg,profile=FILE writes the hottest guest code to FILE at the end.\n-perfmap lets “perf” name translated code, by /tmp/perf-PID.map. “info jit” in the monitor shows what the translator does.\n",
         list(WITH_ARGUMENT),
         list(WITHOUT_ARGUMENT)
     )
@@ -682,6 +695,13 @@ mod tests {
         assert_eq!(plan("-accel tcg,tier2-threshold=5").spec.tier2, Some(5));
         assert_eq!(plan("-accel tcg,tier2=off").spec.tier2, None);
         assert_eq!(plan("-accel tcg,chaos=7").spec.chaos, Some(7));
+        assert_eq!(plan("-accel tcg,tb-size=16").spec.code_bytes, Some(16 << 20));
+        assert_eq!(plan("-accel tcg,tb-size=0").spec.code_bytes, None);
+        assert!(plan("-accel tcg,thread=single").notes[0].contains("thread of its own"));
+        for (line, named) in [("tb-size=4096", "1024 MiB"), ("split-wx=on", "split-wx")] {
+            let refusal = refusal(&format!("-accel tcg,{line}"));
+            assert!(refusal.contains(named), "{refusal}");
+        }
         let watched = plan("-accel tcg,profile=hot.txt -perfmap").spec;
         assert_eq!((watched.profile, watched.perf_map), (Some("hot.txt".into()), true));
     }
