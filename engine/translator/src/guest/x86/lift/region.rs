@@ -1,6 +1,10 @@
 //! Forming a region: finds the blocks that can be reached from an entry by direct branches, and by indirect jumps as far as is
 //! known where they lead ([`Targets`]), lifts each, and puts them together.
 //!
+//! Calls are branches that push an address, if the region may reach into the page of the function. A RET leads to where the
+//! calls of the function that it belongs to return to, so that a recursive function is a loop. What really comes from the stack
+//! is compared with these, and the region is left if it is none of them.
+//!
 //! A region stays within the pages that its caller has bytes of, and within [`MAX_INSTRUCTIONS`]. Where it ends (a page without
 //! bytes, an instruction that is the interpreter's, one too many) an exit leads to the pc there.
 
@@ -12,7 +16,8 @@ use crate::ir::ops::Effects;
 use crate::ir::region::{self, BlockId, Code, Edge, Exit, GuestState, Region, RegionBlock, Terminator, To};
 use crate::ir::{self, Block, FlagSet, NO_SNAPSHOT, Ty, Val};
 use iced_x86::{FlowControl, Mnemonic};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 /// Most guest instructions of a region.
 pub(crate) const MAX_INSTRUCTIONS: usize = 500;
@@ -21,6 +26,8 @@ const MAX_BLOCK: usize = 200;
 const PAGE: usize = 4096;
 /// Most targets that are guessed.
 const MOST_GUESSED: usize = 4;
+/// Most places that one RET leads to.
+const MOST_RETURNS: usize = 8;
 
 /// The region of all that can be reached from `entry`, an offset in a flat CS. `page` gives the bytes of the page at an offset,
 /// if the region may reach into it. Nothing comes of code that begins with something for the interpreter.
@@ -61,6 +68,29 @@ pub(crate) struct Flow {
     ops: BTreeMap<u64, Op>,
     /// Where blocks begin, in the order in which they were found.
     leaders: Vec<u64>,
+    /// Calls of functions in the region, by their pcs.
+    calls: BTreeMap<u64, Call>,
+    /// Where each RET leads.
+    returns: BTreeMap<u64, Vec<u64>>,
+}
+
+/// A block of the flow.
+struct Found {
+    instructions: usize,
+    /// Its last instruction.
+    last: u64,
+    /// Where it leads: leaders.
+    ways: Vec<u64>,
+}
+
+/// A direct call.
+#[derive(Debug, Clone, Copy)]
+struct Call {
+    function: u64,
+    /// Where it returns to.
+    back: u64,
+    /// It may be executed before the function has returned to it: the way back of a recursion.
+    recurs: bool,
 }
 
 /// A loop with those inside it.
@@ -81,8 +111,10 @@ struct Exploring<'s, F> {
 
 impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Exploring<'_, F> {
     fn explore(&mut self) {
+        // Functions that are called, and what follows calls: there may be room for them or not.
+        let mut later = VecDeque::new();
         let mut open = VecDeque::from([self.flow.entry]);
-        while let Some(leader) = open.pop_front() {
+        while let Some(leader) = open.pop_front().or_else(|| later.pop_front()) {
             if self.flow.leaders.contains(&leader) || !self.flow.is_canonical(leader) {
                 continue;
             }
@@ -93,7 +125,13 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Exploring<'_, F> {
                 self.flow.ops.insert(pc, op);
                 self.guess(pc, &op);
                 let (ways, ends) = self.flow.ways(pc, &op);
-                pc = self.flow.behind(pc, &op);
+                let behind = self.flow.behind(pc, &op);
+                let call = Call { function: op.imm, back: behind, recurs: false };
+                if op.code.is_call_near() && self.is_here(call.function) && self.is_here(call.back) {
+                    self.flow.calls.insert(pc, call);
+                    later.extend([call.function, call.back]);
+                }
+                pc = behind;
                 open.extend(ways);
                 if ends {
                     break;
@@ -105,6 +143,11 @@ impl<'a, F: FnMut(u64) -> Option<&'a [u8; PAGE]>> Exploring<'_, F> {
                 }
             }
         }
+    }
+
+    /// Whether the region may reach to a place.
+    fn is_here(&mut self, pc: u64) -> bool {
+        self.flow.is_canonical(pc) && (self.page)(pc & !(PAGE as u64 - 1)).is_some()
     }
 
     fn guess(&mut self, pc: u64, op: &Op) {
@@ -150,9 +193,11 @@ impl Flow {
         targets: Targets,
         page: impl FnMut(u64) -> Option<&'a [u8; PAGE]>,
     ) -> Self {
-        let flow = Self { entry, mode, targets, ops: BTreeMap::new(), leaders: Vec::new() };
+        let (ops, calls, returns) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        let flow = Self { entry, mode, targets, ops, leaders: Vec::new(), calls, returns };
         let mut exploring = Exploring { flow, sets, page };
         exploring.explore();
+        exploring.flow.match_returns();
         exploring.flow
     }
 
@@ -166,7 +211,46 @@ impl Flow {
             FlowControl::ConditionalBranch => (vec![self.behind(pc, op), op.imm], true),
             FlowControl::UnconditionalBranch if op.code.is_jmp_short_or_near() => (vec![op.imm], true),
             FlowControl::IndirectBranch if op.code.is_jmp_near_indirect() => (self.targets.of(pc).to_vec(), true),
+            FlowControl::Call => (self.calls.get(&pc).map(|call| call.function).into_iter().collect(), true),
+            FlowControl::Return => (self.returns.get(&pc).cloned().unwrap_or_default(), true),
             _ => (Vec::new(), op.flags.contains(OpFlags::LAST)),
+        }
+    }
+
+    // ---- Functions ---------------------------------------------------------------------------------------------
+
+    /// Finds where functions return to: what can be reached from where they begin, with calls passed over, is theirs.
+    fn match_returns(&mut self) {
+        let functions: BTreeSet<u64> = self.calls.values().map(|call| call.function).collect();
+        let blocks = self.blocks();
+        let lasts = |leaders: BTreeSet<u64>| -> BTreeSet<u64> { leaders.iter().map(|leader| blocks[leader].last).collect() };
+        let mut returns: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for function in functions {
+            for pc in lasts(reached(vec![function], |leader| self.ways_down(&blocks[&leader], false), |_| true)) {
+                if self.ops.get(&pc).is_some_and(|op| op.code.flow_control() == FlowControl::Return) {
+                    let backs = self.calls.values().filter(|call| call.function == function).map(|call| call.back);
+                    returns.entry(pc).or_default().extend(backs);
+                }
+            }
+            let inside = lasts(reached(vec![function], |leader| self.ways_down(&blocks[&leader], true), |_| true));
+            let calls = self.calls.iter_mut().filter(|(pc, call)| call.function == function && inside.contains(pc));
+            calls.for_each(|(_, call)| call.recurs = true);
+        }
+        for backs in returns.values_mut() {
+            backs.sort_unstable();
+            backs.dedup();
+            backs.truncate(MOST_RETURNS);
+        }
+        self.returns = returns;
+    }
+
+    /// Where a block leads in its function, and, if calls are not to be passed over, in those that it calls.
+    fn ways_down(&self, block: &Found, into_calls: bool) -> Vec<u64> {
+        let called = if into_calls { &block.ways[..] } else { &[] };
+        match self.calls.get(&block.last) {
+            Some(call) => called.iter().copied().chain([call.back]).collect(),
+            None if self.returns.contains_key(&block.last) => Vec::new(),
+            None => block.ways.clone(),
         }
     }
 
@@ -176,40 +260,52 @@ impl Flow {
     /// last, whatever its size, is the one whose head it is.
     ///
     /// Compilers put a loop's head in front of what is in it, so of several instructions that branches lead back to the first
-    /// is taken for the outermost head. Where that is not so the loops are others, but loops all the same.
+    /// is taken for the outermost head; but loops of functions are in those of their callers. Where that is not so the loops
+    /// are others, but loops all the same.
     pub fn loops_around(&self, most: usize) -> Vec<LoopAround> {
-        let blocks: HashMap<u64, (usize, Vec<u64>)> =
-            self.leaders.iter().map(|leader| (*leader, self.block_at(*leader))).collect();
+        let blocks = self.blocks();
         let all = cycle(&blocks, self.entry, |_| true);
-        let mut heads: Vec<u64> =
-            all.iter().flat_map(|from| blocks[from].1.iter().filter(move |to| *to <= from)).copied().collect();
-        heads.retain(|head| all.contains(head) && *head <= self.entry);
-        heads.sort_unstable();
+        let mut heads: Vec<u64> = all.iter().flat_map(|from| self.ways_back(*from, &blocks[from])).collect();
+        heads.retain(|head| all.contains(head));
+        let below = |head: &u64| reached(vec![*head], |leader| self.ways_down(&blocks[&leader], true), |_| true).len();
+        heads.sort_by_cached_key(|head| (Reverse(below(head)), *head));
         heads.dedup();
-        let around = heads.iter().map(|head| {
+        let around = heads.iter().enumerate().map(|(number, head)| {
             // What is around it is not in it.
-            let blocks = cycle(&blocks, *head, |block| block == *head || !(heads.contains(&block) && block < *head));
+            let blocks = cycle(&blocks, *head, |block| !heads[..number].contains(&block));
             LoopAround { head: *head, blocks }
         });
-        let size = |of: &LoopAround| of.blocks.iter().map(|block| blocks[block].0).sum::<usize>();
+        let size = |of: &LoopAround| of.blocks.iter().map(|block| blocks[block].instructions).sum::<usize>();
         let fits = |of: &LoopAround| of.head == self.entry || size(of) <= most;
         around.filter(|of| of.blocks.contains(&self.entry) && fits(of)).collect()
     }
 
-    /// How many instructions the block at a leader has, and where it leads.
-    fn block_at(&self, leader: u64) -> (usize, Vec<u64>) {
-        let ops = self.run(leader);
-        let to = match ops.split_last() {
-            Some((last, before)) => {
-                let pc = before.iter().fold(leader, |pc, op| self.behind(pc, op));
-                match self.ways(pc, last) {
-                    (ways, true) => ways,
-                    (_, false) => vec![self.behind(pc, last)],
-                }
-            }
-            None => Vec::new(),
+    /// Where the block at a leader leads back to: by jumps, or by calls that recur.
+    fn ways_back(&self, leader: u64, block: &Found) -> Vec<u64> {
+        let is_back = match self.calls.get(&block.last) {
+            Some(call) => call.recurs,
+            None => !self.returns.contains_key(&block.last),
         };
-        (ops.len(), to.into_iter().filter(|to| self.leaders.contains(to)).collect())
+        block.ways.iter().copied().filter(|to| is_back && *to <= leader).collect()
+    }
+
+    /// All blocks by their leaders.
+    fn blocks(&self) -> HashMap<u64, Found> {
+        self.leaders.iter().map(|leader| (*leader, self.block_at(*leader))).collect()
+    }
+
+    fn block_at(&self, leader: u64) -> Found {
+        let ops = self.run(leader);
+        let Some((last, before)) = ops.split_last() else {
+            return Found { instructions: 0, last: leader, ways: Vec::new() };
+        };
+        let pc = before.iter().fold(leader, |pc, op| self.behind(pc, op));
+        let mut ways = match self.ways(pc, last) {
+            (ways, true) => ways,
+            (_, false) => vec![self.behind(pc, last)],
+        };
+        ways.retain(|to| self.leaders.contains(to));
+        Found { instructions: ops.len(), last: pc, ways }
     }
 
     /// The region of a loop.
@@ -251,8 +347,8 @@ impl Flow {
         region.blocks.push(empty_block(0, Terminator::Jump(Edge::new(To::Block(1)))));
         for leader in order() {
             let block = lift(&self.run(leader), self.mode, leader, (leader % PAGE as u64) as u16);
-            let last = block.guest.last().map_or(leader, |last| leader.wrapping_add(last.offset.into()));
-            let targets = self.targets.of(self.cut(last));
+            let last = self.cut(block.guest.last().map_or(leader, |last| leader.wrapping_add(last.offset.into())));
+            let targets = self.returns.get(&last).map_or_else(|| self.targets.of(last), Vec::as_slice);
             add_block(&mut region, &block, leader.wrapping_sub(entry), targets, |target| numbers.get(&target).copied());
         }
         if region.blocks[1].retired == 0 {
@@ -264,24 +360,26 @@ impl Flow {
 }
 
 /// The blocks from which `head` can be reached that can be reached from it, as far as they are `allowed`: none if it is in no loop.
-fn cycle(blocks: &HashMap<u64, (usize, Vec<u64>)>, head: u64, allowed: impl Fn(u64) -> bool) -> Vec<u64> {
-    let reached = |start: u64, ways: &dyn Fn(u64) -> Vec<u64>| {
-        let mut found = Vec::new();
-        let mut open = ways(start);
-        while let Some(block) = open.pop() {
-            if !found.contains(&block) && allowed(block) {
-                found.push(block);
-                open.extend(ways(block));
-            }
+fn cycle(blocks: &HashMap<u64, Found>, head: u64, allowed: impl Fn(u64) -> bool) -> Vec<u64> {
+    let mut before: HashMap<u64, Vec<u64>> = HashMap::new();
+    for (from, block) in blocks {
+        block.ways.iter().for_each(|to| before.entry(*to).or_default().push(*from));
+    }
+    let into = |to: u64| before.get(&to).cloned().unwrap_or_default();
+    let on = |from: u64| blocks[&from].ways.clone();
+    let back = reached(into(head), into, &allowed);
+    let found = reached(on(head), on, &allowed);
+    found.intersection(&back).copied().collect()
+}
+
+/// What can be reached from some blocks, these included, as far as it is `allowed`.
+fn reached(mut open: Vec<u64>, ways: impl Fn(u64) -> Vec<u64>, allowed: impl Fn(u64) -> bool) -> BTreeSet<u64> {
+    let mut found = BTreeSet::new();
+    while let Some(block) = open.pop() {
+        if allowed(block) && found.insert(block) {
+            open.extend(ways(block));
         }
-        found
-    };
-    let before =
-        |to: u64| -> Vec<u64> { blocks.iter().filter(|(_, block)| block.1.contains(&to)).map(|(from, _)| *from).collect() };
-    let back = reached(head, &before);
-    let mut found = reached(head, &|from| blocks[&from].1.clone());
-    found.retain(|block| back.contains(block));
-    found.sort_unstable();
+    }
     found
 }
 
@@ -290,7 +388,7 @@ fn empty_block(pc: u64, end: Terminator) -> RegionBlock {
 }
 
 /// Adds a lifted block that begins `displacement` from the region's start, up to the first instruction that is the interpreter's.
-/// `targets`: where its end leads, if that is an indirect jump.
+/// `targets`: where its end leads, if that is an indirect jump or a RET.
 fn add_block(region: &mut Region, block: &Block, displacement: u64, targets: &[u64], find: impl Fn(u64) -> Option<BlockId>) {
     let first = region.insts.len() as u32;
     let first_snapshot = region.snapshots.len();
@@ -350,11 +448,14 @@ fn add_block(region: &mut Region, block: &Block, displacement: u64, targets: &[u
             Terminator::Branch { condition: moved(last.args[0]), taken, not_taken }
         }
         Some((ir::Op::Jump, last)) => Terminator::Jump(way(region, last.imm)),
+        Some((ir::Op::Call, last)) if find(region.target(displacement.wrapping_add(last.imm))).is_some() => {
+            Terminator::Jump(way(region, last.imm))
+        }
         Some((ir::Op::Call, last)) => {
             let pc = displacement.wrapping_add(last.imm);
             Terminator::Jump(Edge::new(exit(region, ir::Op::Call, Val::NONE, pc, back)))
         }
-        Some((ir::Op::JumpIndirect, last)) if targets.iter().any(|target| find(*target).is_some()) => {
+        Some((ir::Op::JumpIndirect | ir::Op::Ret, last)) if targets.iter().any(|target| find(*target).is_some()) => {
             let way = |target: &u64| Some((target.wrapping_sub(region.pc), Edge::new(To::Block(find(*target)?))));
             let ways = targets.iter().filter_map(way).collect();
             let target = moved(last.args[0]);

@@ -174,6 +174,8 @@ const REGIONS: &[(&str, u32, &[u8])] = &[
         0x48, 0x8d, 0x15, 0x19, 0, 0, 0, 0x0f, 0xb6, 0x06, 0x31, 0xc8, 0x0f, 0xb6, 0xc0, 0xc1, 0xe9, 8, 0x33, 0x0c, 0x82,
         0x48, 0xff, 0xc6, 0xff, 0xcf, 0x75, 0xeb, 0xc3,
     ]),
+    // dec edi; js +5; call $-9; inc eax; ret
+    ("region_recursion", 64, &[0xff, 0xcf, 0x78, 5, 0xe8, 0xf7, 0xff, 0xff, 0xff, 0xff, 0xc0, 0xc3]),
 ];
 
 /// Regions of vector instructions that are passed through.
@@ -218,6 +220,34 @@ fn golden_regions_are_what_forming_and_all_passes_give() {
             .expect("a string takes everything");
         compare_golden(name, &found);
     }
+}
+
+/// The heads of the loops that an instruction lies in, as offsets.
+fn heads(bytes: &[u8], entry: u64) -> Vec<u64> {
+    use super::region::{Flow, Targets};
+    let mut page = [0xcc; 4096];
+    page[..bytes.len()].copy_from_slice(bytes);
+    let (sets, seen) = (InstructionSets::all(), Targets::Seen(Default::default()));
+    let flow = Flow::explore(0x40_1000 + entry, mode(64), &sets, seen, |base| (base == 0x40_1000).then_some(&page));
+    flow.loops_around(100).iter().map(|of| of.head - 0x40_1000).collect()
+}
+
+#[test]
+#[rustfmt::skip]
+fn recursions_are_loops_and_functions_belong_to_their_callers_loops() {
+    // dec edi; js +5; call 0; inc eax; ret
+    let recursion = [0xff, 0xcf, 0x78, 5, 0xe8, 0xf7, 0xff, 0xff, 0xff, 0xff, 0xc0, 0xc3];
+    assert_eq!(heads(&recursion, 0), [0]);
+    // inc eax; ret; call 0; call 0; dec ecx; jne 3; hlt
+    let called = [0xff, 0xc0, 0xc3, 0xe8, 0xf8, 0xff, 0xff, 0xff, 0xe8, 0xf3, 0xff, 0xff, 0xff, 0xff, 0xc9, 0x75, 0xf2, 0xf4];
+    assert_eq!(heads(&called, 3), [3], "a loop around two calls");
+    assert!(heads(&called, 0).is_empty(), "from the function alone no caller is known");
+    let twice = [&called[..13], &[0xf4]].concat();
+    assert!(heads(&twice, 3).is_empty(), "two calls of a function are no loop");
+    // dec eax; jne 0; ret; call 0; dec ecx; jne 5; hlt
+    let inner = [0xff, 0xc8, 0x75, 0xfc, 0xc3, 0xe8, 0xf6, 0xff, 0xff, 0xff, 0xff, 0xc9, 0x75, 0xf7, 0xf4];
+    assert_eq!(heads(&inner, 5), [5]);
+    assert_eq!(heads(&inner, 0), [0]);
 }
 
 /// Code from a file, as `BELLGLASS_CODE=FILE:ENTRY` says (offset of the entry, hexadecimal; the file's first page is looked

@@ -165,6 +165,10 @@ impl Emitter<'_> {
         match target {
             Target::Near { at, backwards } => {
                 self.push_return(bytes);
+                // One of the calls of a recursion leads back.
+                if backwards {
+                    self.count_jump(at);
+                }
                 self.go_to(at, backwards);
             }
             Target::Far(distance) => {

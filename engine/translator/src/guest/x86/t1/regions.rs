@@ -15,8 +15,10 @@
 //! which goes on, asks for a loop further in.
 //!
 //! Like a block it may be executed at several addresses: a library is where each process has it. Places in the code are computed
-//! from `t1.page_base`, which is the address of its page just then. Only what leads to several places by their addresses
-//! ([`is_movable`]) has these in its code, and looks at `t1.page_base`, too.
+//! from `t1.page_base`, which is the address of its page just then, and compared after that was subtracted.
+//!
+//! A function that is called in the page is part of its callers' loops, and one that calls itself is a loop, whose calls back
+//! are counted like jumps.
 //!
 //! Indirect jumps count as branches to where they have led lately ([`Seen`](super::seen::Seen)); blocks that end with one count
 //! how often they are entered, so the loop of an interpreter, whose ways back are all indirect, becomes a region too.
@@ -41,7 +43,7 @@ use crate::host::x64::t2::{self, Frame, Home, Ways};
 use crate::host::x64::vectors::Residency;
 use crate::ir::Op;
 use crate::ir::native::Native;
-use crate::ir::region::{Exit, Loops, Region, Terminator, pass};
+use crate::ir::region::{Exit, Loops, Region, pass};
 use crate::mmu::{PAGE_MASK, class, read_table, write_table};
 use crate::shared::{CpuShared, attention};
 use engine_memory::PageState;
@@ -489,22 +491,12 @@ fn begin<'a>(
     asm.set_wide(R::Ax, cell);
     asm.compare_wide_imm(Mem::at(R::Ax, 0), request.generation as i32);
     asm.jcc(Cond::NE, instead);
-    if !is_movable(region) {
-        asm.set_wide(R::Ax, request.page_base);
-        asm.alu(Alu::Cmp, W::B8, state(field!(t1.page_base)), R::Ax);
-        asm.jcc(Cond::NE, instead);
-    }
     if vectors != Residency::Nothing {
         asm.alu_imm(Alu::Cmp, W::B1, state(field!(t1.vectors_resident)), vectors as i32);
         asm.jcc(Cond::B, fill);
         asm.bind(resume);
     }
     (asm, Exits { request, bails, base, instead, stubs, first_link, links: Vec::new() })
-}
-
-/// Whether a region's code is the same wherever its page is.
-fn is_movable(region: &Region) -> bool {
-    region.blocks.iter().all(|block| matches!(block.end, Terminator::Jump(_) | Terminator::Branch { .. }))
 }
 
 /// What of the vector registers must be resident in a region: from its start to wherever it is left, for nothing in it goes to Rust.

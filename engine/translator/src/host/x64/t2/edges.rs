@@ -21,32 +21,34 @@ impl<W_: Ways> Emitter<'_, W_> {
         }
     }
 
-    /// Many ways, by comparisons one after the other.
+    /// Many ways, by comparisons of places in the code, one after the other: the region may run wherever its page is.
     fn switch(&mut self, target: Val, ways: &[(u64, Edge)], otherwise: &Edge) -> Result<(), Refused> {
         let region = self.region;
-        let mut compared = self.read(target)?;
-        let pcs: Vec<i64> = ways.iter().map(|(pc, _)| region.target(*pc) as i64).collect();
-        let mut base = 0;
-        if pcs.iter().any(|pc| i32::try_from(*pc).is_err()) {
-            base = pcs[0];
-            let distance = self.allocate(None)?;
-            self.asm.set(distance, base.wrapping_neg() as u64);
-            self.asm.alu_load(Alu::Add, W::B8, distance, compared);
-            compared = distance;
-        }
+        let To::Exit(otherwise) = otherwise.to else { return Err(Refused::Operation(Op::JumpIndirect)) };
+        let target = self.read(target)?;
+        let place = self.allocate(None)?;
+        self.asm.mov(W::B8, place, target);
+        self.asm.alu_load(Alu::Sub, W::B8, place, moves::cell(self.frame.page));
         self.host_flags = Val::NONE;
-        for ((_, edge), pc) in ways.iter().zip(pcs) {
-            // Targets in one page are near each other.
-            let by = i32::try_from(pc.wrapping_sub(base)).map_err(|_| Refused::Operation(Op::JumpIndirect))?;
-            self.asm.alu_imm(Alu::Cmp, W::B8, compared, by);
+        // What goes straight on is asked for last.
+        let next = To::Block(self.block as BlockId + 1);
+        let last = ways.iter().position(|(_, edge)| edge.to == next).unwrap_or(ways.len() - 1);
+        let asides = ways.iter().enumerate().filter(|(at, _)| *at != last);
+        for (number, (distance, edge)) in asides.map(|(_, way)| way).chain(ways.get(last)).enumerate() {
+            let distance = i64::from(region.page_offset).wrapping_add(*distance as i64);
+            let distance = i32::try_from(distance).map_err(|_| Refused::Operation(Op::JumpIndirect))?;
+            self.asm.alu_imm(Alu::Cmp, W::B8, place, distance);
+            if number + 1 == ways.len() {
+                self.busy = 0;
+                let check = self.plan.late_check(&region.blocks[self.block]);
+                let label = self.cold(ColdKind::Otherwise(otherwise, check));
+                self.asm.jcc(Cond::NE, label);
+                return self.go(edge);
+            }
             let label = self.aside(edge)?;
             self.asm.jcc(Cond::E, label);
         }
-        self.busy = 0;
-        if let Some(check) = self.plan.late_check(&region.blocks[self.block]) {
-            self.check_pc(region.def(check))?;
-        }
-        self.go(otherwise)
+        Err(Refused::Operation(Op::JumpIndirect))
     }
 
     /// Where a conditional jump leads that goes along an edge.

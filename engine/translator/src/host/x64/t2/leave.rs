@@ -27,6 +27,15 @@ impl<W_: Ways> Emitter<'_, W_> {
         let region = self.region;
         let Cold { label, state, host_flags, block, kind } = cold;
         self.asm.bind(label);
+        if let ColdKind::Otherwise(exit, check) = kind {
+            (self.state, self.host_flags, self.block, self.busy) = (state, host_flags, block as usize, 0);
+            self.position = region.blocks[self.block].body.len() as u32;
+            if let Some(check) = check {
+                self.check_pc(region.def(check))?;
+            }
+            let (label, state) = (self.asm.label(), self.state.clone());
+            return self.write_cold(Cold { label, state, host_flags: Val::NONE, block, kind: ColdKind::Exit(exit) });
+        }
         let leaving = Leaving { state, emptied: [(Val::NONE, 0); SCRATCH_CELLS], host_flags };
         match kind {
             ColdKind::Left(left) => self.write_left(&left),
@@ -49,7 +58,7 @@ impl<W_: Ways> Emitter<'_, W_> {
                     self.ways.bail(&mut self.asm, state.pc);
                 }
             }
-            ColdKind::Exit(number) => {
+            ColdKind::Exit(number) | ColdKind::Otherwise(number, _) => {
                 let exit = &region.exits[number as usize];
                 self.restore(leaving, &exit.state, exit.need, exit.target)?;
                 self.add_retired(self.plan.retired.missing_at_end(block));

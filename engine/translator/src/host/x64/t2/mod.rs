@@ -129,6 +129,8 @@ enum ColdKind {
     Poll(u16),
     /// An exit, by number.
     Exit(u32),
+    /// The same, but the target has yet to be checked by this.
+    Otherwise(u32, Option<Val>),
     /// An edge that needs moves, or to count: goes on at a block.
     Edge { to: BlockId, moves: Vec<moves::Move>, retired: i32 },
     /// A stream has left its page.
@@ -254,8 +256,10 @@ impl<'a, W: Ways> Emitter<'a, W> {
         for number in 0..self.region.blocks.len() {
             self.write_block(number)?;
         }
-        for cold in std::mem::take(&mut self.cold) {
-            self.write_cold(cold)?;
+        while !self.cold.is_empty() {
+            for cold in std::mem::take(&mut self.cold) {
+                self.write_cold(cold)?;
+            }
         }
         Ok(self.asm)
     }
@@ -302,7 +306,7 @@ impl<'a, W: Ways> Emitter<'a, W> {
             self.position = at as u32;
             self.busy = 0;
             if late == Some(*value) {
-                // `write_end` does it.
+                // `write_end` sees to it.
             } else if skip > 0 {
                 skip -= 1;
             } else {

@@ -555,12 +555,14 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    /// A block's check of the target of its indirect jump, if nothing comes between: it is made only where the target is none of
-    /// those that are known, which are as they should be.
+    /// A block's check of the target of its indirect jump or return, if nothing with an effect comes between: it is made only
+    /// where the target is none of those that are known, which are as they should be.
     pub fn late_check(&self, block: &RegionBlock) -> Option<Val> {
-        let last = *block.body.last()?;
-        let inst = self.region.def(last);
-        matches!(block.end, Terminator::Switch { target, .. } if inst.op == Op::CheckPc && inst.args[0] == target).then_some(last)
+        let Terminator::Switch { target, .. } = block.end else { return None };
+        let has_effect = |value: &&Val| self.region.def(**value).op.info().effects != Effects::PURE;
+        let check = *block.body.iter().rev().find(has_effect)?;
+        let inst = self.region.def(check);
+        (inst.op == Op::CheckPc && inst.args[0] == target).then_some(check)
     }
 
     fn condition_uses(&self, condition: Val, each: &mut impl FnMut(Val)) {
