@@ -25,7 +25,7 @@ use crate::formats::Opening;
 use crate::image::DiskImage;
 use crate::open::{Backing, Chain, CreateOptions, Preallocation};
 use crate::sim_file::{SimFile, next};
-use crate::{Compression, DiskError, Format, NewSnapshot, Qcow2Options, VmdkKind, vhd, vhdx, vmdk};
+use crate::{Compression, DiskError, Format, NewSnapshot, Qcow2Options, VmdkKind, VmdkOptions, vhd, vhdx, vmdk};
 
 /// What one input may cost, in processor time.
 const MOST_TIME: Duration = Duration::from_secs(2);
@@ -320,7 +320,8 @@ fn vmdk_seeds() -> Vec<Vec<u8>> {
         disk.write_at(40 << 10, &[7; 100]).unwrap();
         disk.write_at(0, &[8; 100]).unwrap();
     };
-    let stream = CreateOptions { vmdk: VmdkKind::StreamOptimized, ..CreateOptions::new(Format::Vmdk, 256 << 10) };
+    let kind = VmdkOptions { kind: VmdkKind::StreamOptimized, ..VmdkOptions::default() };
+    let stream = CreateOptions { vmdk: kind, ..CreateOptions::new(Format::Vmdk, 256 << 10) };
     let words = b"# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"custom\"\n\n\
         RW 64 ZERO\nRW 8 ZERO\n\nddb.adapterType = \"ide\"\nddb.geometry.heads = \"16\"\n";
     vec![

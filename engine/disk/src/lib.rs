@@ -67,4 +67,5 @@ pub use probe::probe;
 pub use qcow2::{Compression, Qcow2Options};
 #[cfg(any(test, feature = "simulation"))]
 pub use sim_file::{CrashImages, Fault, Operation, SimFile};
-pub use vmdk::VmdkKind;
+pub use vhdx::VhdxOptions;
+pub use vmdk::{VmdkAdapter, VmdkKind, VmdkOptions};

@@ -12,7 +12,8 @@ use crate::luks::{KeyChange, Passphrase};
 use crate::overlay::{Forgetful, throw_away};
 use crate::probe::recognise;
 use crate::qcow2::Qcow2Options;
-use crate::vmdk::VmdkKind;
+use crate::vhdx::VhdxOptions;
+use crate::vmdk::VmdkOptions;
 use crate::write_through::WriteThrough;
 use crate::{DiskError, Format};
 
@@ -201,8 +202,10 @@ pub struct CreateOptions {
     pub qcow2: Qcow2Options,
     /// The file that is to hold the data of a qcow2 disk, if that is to be another one.
     pub data_file: Option<NewDataFile>,
-    /// What kind of file a VMDK disk becomes.
-    pub vmdk: VmdkKind,
+    /// What only a VMDK disk has.
+    pub vmdk: VmdkOptions,
+    /// What only a VHDX disk has.
+    pub vhdx: VhdxOptions,
     /// Encrypts the disk, where the format can: LUKS always does, qcow2 if this is there.
     pub passphrase: Option<Passphrase>,
     /// How long this computer is to take to try a passphrase.
@@ -237,7 +240,8 @@ impl CreateOptions {
             preallocation: Preallocation::Off,
             qcow2: Qcow2Options::default(),
             data_file: None,
-            vmdk: VmdkKind::default(),
+            vmdk: VmdkOptions::default(),
+            vhdx: VhdxOptions::default(),
             passphrase: None,
             passphrase_time: KeyChange::USUAL_TIME,
         }
@@ -591,15 +595,21 @@ pub fn create_over(path: &Path, options: &CreateOptions) -> Result<(), DiskError
 
 /// Gives an empty data file the size of its disk.
 fn fill_data_file(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
-    let host = |source| DiskError::host("set space aside in", file.path(), source);
-    match options.preallocation {
-        Preallocation::Off | Preallocation::Metadata => file.truncate(options.size).map_err(host),
-        Preallocation::Falloc => match file.allocate(0, options.size) {
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => fill_with_zeros(file, 0, options.size).map_err(host),
-            result => result.map_err(host),
+    file.truncate(options.size).map_err(|source| DiskError::host("create", file.path(), source))?;
+    set_space_aside(file, 0, options.size, options.preallocation)
+}
+
+/// Has the host keep space for what a new file will hold, where that was asked for.
+pub(crate) fn set_space_aside(file: &dyn BlockFile, offset: u64, length: u64, how: Preallocation) -> Result<(), DiskError> {
+    let set_aside = match how {
+        Preallocation::Off | Preallocation::Metadata => Ok(()),
+        Preallocation::Falloc => match file.allocate(offset, length) {
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => fill_with_zeros(file, offset, length),
+            result => result,
         },
-        Preallocation::Full => fill_with_zeros(file, 0, options.size).map_err(host),
-    }
+        Preallocation::Full => fill_with_zeros(file, offset, length),
+    };
+    set_aside.map_err(|source| DiskError::host("set space aside in", file.path(), source))
 }
 
 /// Whether such a disk can be made at all, and how.

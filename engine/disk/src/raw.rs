@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::block_file::{Access, fill_with_zeros};
+use crate::block_file::Access;
 use crate::fenced_file::FencedFile;
 use crate::formats::{Driver, Format, Opening};
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
-use crate::open::{CreateOptions, Preallocation};
+use crate::open::{CreateOptions, Preallocation, set_space_aside};
 use crate::probe::recognise;
 use crate::{BlockFile, DiskError, ProbedRaw};
 
@@ -176,20 +176,14 @@ const NO_METADATA: &str = "A raw disk has no metadata to set aside. Use off, fal
 
 fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError> {
     let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
-    let host = |source| DiskError::host("create", file.path(), source);
     if options.backing.is_some() {
         return Err(refuse("A raw disk cannot be built on another file. Use qcow2 for that"));
     }
-    file.truncate(options.size).map_err(host)?;
-    match options.preallocation {
-        Preallocation::Off => Ok(()),
-        Preallocation::Metadata => Err(refuse(NO_METADATA)),
-        Preallocation::Falloc => match file.allocate(0, options.size) {
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => fill_with_zeros(file, 0, options.size).map_err(host),
-            other => other.map_err(host),
-        },
-        Preallocation::Full => fill_with_zeros(file, 0, options.size).map_err(host),
+    if options.preallocation == Preallocation::Metadata {
+        return Err(refuse(NO_METADATA));
     }
+    file.truncate(options.size).map_err(|source| DiskError::host("create", file.path(), source))?;
+    set_space_aside(file, 0, options.size, options.preallocation)
 }
 
 #[cfg(test)]

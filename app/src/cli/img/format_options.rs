@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use engine_disk::{Backing, Compression, CreateOptions, Format, NewDataFile, Preallocation, VmdkKind};
+use engine_disk::{Backing, Compression, CreateOptions, Format, NewDataFile, Preallocation, VmdkAdapter, VmdkKind};
 
 use crate::cli::qemu::nearest;
 use crate::cli::secrets::Secrets;
@@ -45,6 +45,12 @@ pub struct NewFile {
     preallocation_is_given: bool,
     compat_is_given: bool,
     subformat_is_given: bool,
+    adapter_is_given: bool,
+    block_state_is_given: bool,
+    /// Whether a VMDK is to be for VMware's hardware version 6.
+    is_compat6: bool,
+    /// The version of VMware's hardware that was given.
+    hardware_version: Option<u32>,
 }
 
 const SIZE: FormatOption = FormatOption {
@@ -116,6 +122,7 @@ const CIPHER_ALG: &str = "Name of encryption cipher algorithm (aes-256)";
 const CIPHER_MODE: &str = "Name of encryption cipher mode (xts)";
 const HASH_ALG: &str = "Name of encryption hash algorithm (sha256)";
 const IVGEN_ALG: &str = "Name of IV generator algorithm (plain64)";
+const IVGEN_HASH_ALG: &str = "Name of IV generator hash algorithm (plain64 has none)";
 
 /// What can be asked of the file itself, whatever its format. These are hints to some file systems, and change nothing here.
 const OF_ANY_FILE: &[FormatOption] = &[
@@ -124,6 +131,14 @@ const OF_ANY_FILE: &[FormatOption] = &[
         parse_size(text).map(drop)
     }),
 ];
+
+/// In QEMU these formats hand it to the file, which is empty at that time: it has no effect there either.
+const PREALLOCATION_OF_FILE: FormatOption = usual(
+    "preallocation",
+    "<str>",
+    "Preallocation mode of the file (off, falloc, full; without effect: the file is empty then)",
+    |_, text| preallocation(text).filter(|mode| *mode != Preallocation::Metadata).map(drop),
+);
 
 const RAW: &[FormatOption] = &[SIZE, PREALLOCATION];
 
@@ -154,6 +169,8 @@ const QCOW2: &[FormatOption] = &[
     usual("encrypt.cipher-mode", "<str>", CIPHER_MODE, |_, text| only(text, "xts")),
     usual("encrypt.hash-alg", "<str>", HASH_ALG, |_, text| only(text, "sha256")),
     usual("encrypt.ivgen-alg", "<str>", IVGEN_ALG, |_, text| only(text, "plain64")),
+    usual("encrypt.ivgen-hash-alg", "<str>", IVGEN_HASH_ALG, |_, _| Some(())),
+    usual("encryption", "<bool (on/off)>", "QEMU's old encryption, which is not made here (off)", |_, text| only(text, "off")),
     FormatOption {
         name: "cluster_size",
         value: "<size>",
@@ -268,6 +285,7 @@ const VDI: &[FormatOption] = &[
         },
         show: |file| Some(if file.options.preallocation == Preallocation::Off { "off" } else { "on" }.into()),
     },
+    PREALLOCATION_OF_FILE,
 ];
 
 /// VHD and VHDX: growing, or as large as the disk from the start.
@@ -302,6 +320,7 @@ const VHD: &[FormatOption] = &[
         set: |_, text| ["on", "off"].contains(&text).then_some(()),
         show: |_| None,
     },
+    PREALLOCATION_OF_FILE,
 ];
 
 const LUKS: &[FormatOption] = &[
@@ -321,25 +340,116 @@ const LUKS: &[FormatOption] = &[
     usual("cipher-mode", "<str>", CIPHER_MODE, |_, text| only(text, "xts")),
     usual("hash-alg", "<str>", HASH_ALG, |_, text| only(text, "sha256")),
     usual("ivgen-alg", "<str>", IVGEN_ALG, |_, text| only(text, "plain64")),
+    usual("ivgen-hash-alg", "<str>", IVGEN_HASH_ALG, |_, _| Some(())),
+    PREALLOCATION,
 ];
 
-const VHDX: &[FormatOption] = &[SIZE, BACKING_FILE, BACKING_FORMAT, DYNAMIC_OR_FIXED];
+const VHDX: &[FormatOption] = &[
+    SIZE,
+    BACKING_FILE,
+    BACKING_FORMAT,
+    FormatOption {
+        name: "log_size",
+        value: "<size>",
+        meaning: "Log size; min 1MB",
+        set: |file, text| {
+            file.options.vhdx.log_size = parse_size(text)?;
+            Some(())
+        },
+        show: |file| Some(file.options.vhdx.log_size.to_string()),
+    },
+    FormatOption {
+        name: "block_size",
+        value: "<size>",
+        meaning: "Block size, a power of two; min 1MB, max 256MB. 0 means what suits the image size",
+        set: |file, text| {
+            file.options.vhdx.block_size = Some(parse_size(text)?).filter(|size| *size > 0);
+            Some(())
+        },
+        show: |file| Some(file.options.vhdx.block_size.unwrap_or(0).to_string()),
+    },
+    FormatOption {
+        name: "block_state_zero",
+        value: "<bool (on/off)>",
+        meaning: "Call blocks that were never written zeros instead of not present (off here, on in QEMU)",
+        set: |file, text| {
+            file.options.vhdx.absent_is_zero = switch(text)?;
+            file.block_state_is_given = true;
+            Some(())
+        },
+        show: |file| file.block_state_is_given.then(|| switch_word(file.options.vhdx.absent_is_zero).into()),
+    },
+    DYNAMIC_OR_FIXED,
+    PREALLOCATION_OF_FILE,
+];
 
 const VMDK: &[FormatOption] = &[
     SIZE,
     BACKING_FILE,
     BACKING_FORMAT,
     FormatOption {
+        name: "adapter_type",
+        value: "<str>",
+        meaning: "Virtual adapter type: ide (default), lsilogic, buslogic or legacyESX",
+        set: |file, text| {
+            file.options.vmdk.adapter = VmdkAdapter::ALL.into_iter().find(|adapter| adapter.name() == text)?;
+            file.adapter_is_given = true;
+            Some(())
+        },
+        show: |file| file.adapter_is_given.then(|| file.options.vmdk.adapter.name().into()),
+    },
+    FormatOption {
+        name: "compat6",
+        value: "<bool (on/off)>",
+        meaning: "VMDK version 6 image",
+        set: |file, text| {
+            file.is_compat6 = switch(text)?;
+            Some(())
+        },
+        show: |file| Some(switch_word(file.is_compat6).into()),
+    },
+    FormatOption {
+        name: "hwversion",
+        value: "<str>",
+        meaning: "Version of VMware's virtual hardware, a number (4 if undefined)",
+        set: |file, text| {
+            file.hardware_version = if text == "undefined" { None } else { Some(text.parse().ok()?) };
+            Some(())
+        },
+        show: |file| Some(file.hardware_version.map_or("undefined".into(), |version: u32| version.to_string())),
+    },
+    FormatOption {
+        name: "toolsversion",
+        value: "<str>",
+        meaning: "Version of VMware's tools in the guest, a number",
+        set: |file, text| {
+            file.options.vmdk.tools_version = Some(text.parse().ok()?);
+            Some(())
+        },
+        show: |file| file.options.vmdk.tools_version.map(|version| version.to_string()),
+    },
+    FormatOption {
         name: "subformat",
         value: "<str>",
         meaning: "monolithicSparse (default), monolithicFlat, twoGbMaxExtentSparse, twoGbMaxExtentFlat or streamOptimized",
         set: |file, text| {
-            file.options.vmdk = VmdkKind::ALL.into_iter().find(|kind| kind.name() == text)?;
+            file.options.vmdk.kind = VmdkKind::ALL.into_iter().find(|kind| kind.name() == text)?;
             file.subformat_is_given = true;
             Some(())
         },
-        show: |file| file.subformat_is_given.then(|| file.options.vmdk.name().into()),
+        show: |file| file.subformat_is_given.then(|| file.options.vmdk.kind.name().into()),
     },
+    FormatOption {
+        name: "zeroed_grain",
+        value: "<bool (on/off)>",
+        meaning: "Tell grains of zeros without storing them",
+        set: |file, text| {
+            file.options.vmdk.has_zero_grains = switch(text)?;
+            Some(())
+        },
+        show: |file| file.options.vmdk.has_zero_grains.then(|| "on".into()),
+    },
+    PREALLOCATION_OF_FILE,
 ];
 
 fn options_of(format: Format) -> &'static [FormatOption] {
@@ -370,6 +480,10 @@ impl NewFile {
             preallocation_is_given: false,
             compat_is_given: false,
             subformat_is_given: false,
+            adapter_is_given: false,
+            block_state_is_given: false,
+            is_compat6: false,
+            hardware_version: None,
         }
     }
 
@@ -427,7 +541,13 @@ impl NewFile {
         if !needs_passphrase && passphrase.is_some() {
             return Err(Failure::new("Parameter 'encrypt.format' is required with 'encrypt.key-secret'"));
         }
-        Ok(CreateOptions { size, backing, data_file, passphrase, ..self.options.clone() })
+        let mut vmdk = self.options.vmdk;
+        vmdk.hardware_version = match (self.is_compat6, self.hardware_version) {
+            (true, Some(_)) => return Err(Failure::new("compat6 cannot be enabled with hwversion set")),
+            (true, None) => 6,
+            (false, given) => given.unwrap_or(vmdk.hardware_version),
+        };
+        Ok(CreateOptions { size, backing, data_file, passphrase, vmdk, ..self.options.clone() })
     }
 }
 
@@ -473,5 +593,32 @@ fn preallocation_word(mode: Preallocation) -> &'static str {
         Preallocation::Metadata => "metadata",
         Preallocation::Falloc => "falloc",
         Preallocation::Full => "full",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the engine is asked for by these words.
+    fn wanted(format: Format, words: &str) -> Result<CreateOptions, String> {
+        let mut file = NewFile::new(format);
+        file.take(words, "x").and_then(|()| file.finished(1 << 20, &Secrets::default())).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn what_only_vmware_and_hyper_v_know_is_asked_for_in_qemus_words() {
+        let vmdk = wanted(Format::Vmdk, "adapter_type=lsilogic,subformat=streamOptimized,compat6,toolsversion=7").unwrap().vmdk;
+        assert_eq!((vmdk.adapter, vmdk.kind), (VmdkAdapter::LsiLogic, VmdkKind::StreamOptimized));
+        assert_eq!((vmdk.hardware_version, vmdk.tools_version), (6, Some(7)));
+        assert_eq!(wanted(Format::Vmdk, "hwversion=undefined").unwrap().vmdk.hardware_version, 4);
+        assert!(wanted(Format::Vmdk, "compat6=on,hwversion=7").unwrap_err().contains("compat6"));
+        assert!(wanted(Format::Vmdk, "adapter_type=nvme").unwrap_err().contains("lsilogic"));
+        let vhdx = wanted(Format::Vhdx, "block_size=2M,log_size=4M,block_state_zero=on").unwrap().vhdx;
+        assert_eq!((vhdx.block_size, vhdx.log_size, vhdx.absent_is_zero), (Some(2 << 20), 4 << 20, true));
+        assert_eq!(wanted(Format::Vhdx, "block_size=0").unwrap().vhdx.block_size, None);
+        // QEMU hands this to the empty file; it makes no fixed disk.
+        assert_eq!(wanted(Format::Vdi, "preallocation=full").unwrap().preallocation, Preallocation::Off);
+        assert!(wanted(Format::Vdi, "preallocation=metadata").is_err());
     }
 }

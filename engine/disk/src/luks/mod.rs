@@ -21,7 +21,7 @@ use crate::fenced_file::FencedFile;
 use crate::formats::{Driver, Format, Opening};
 use crate::image::{DiskImage, Extent, ExtentKind, check_range};
 use crate::image_info::ImageInfo;
-use crate::open::{CreateOptions, Preallocation};
+use crate::open::{CreateOptions, Preallocation, set_space_aside};
 
 pub(crate) use header::{LuksHeader, create as new_header};
 pub use keys::KeyChange;
@@ -220,18 +220,20 @@ fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<(), DiskError
     if options.backing.is_some() {
         return Err(refuse("A LUKS disk cannot be built on another file. Use an encrypted qcow2 for that"));
     }
-    if options.preallocation != Preallocation::Off {
-        return Err(refuse("An encrypted disk cannot set space aside"));
+    if options.preallocation == Preallocation::Metadata {
+        return Err(refuse("A LUKS disk has no tables that could be made before they are needed. Use falloc or full"));
     }
     let passphrase = options.passphrase.as_ref().ok_or_else(|| refuse("An encrypted disk needs a passphrase"))?;
     let header = new_header(passphrase, options.passphrase_time).map_err(host)?;
     let end = (header.len() as u64).checked_add(options.size).filter(|end| *end <= i64::MAX as u64);
-    file.truncate(end.ok_or_else(|| refuse("This size is larger than any file can be. Choose a smaller one"))?).map_err(host)?;
-    file.write_at(0, &header).map_err(host)
+    let end = end.ok_or_else(|| refuse("This size is larger than any file can be. Choose a smaller one"))?;
+    file.truncate(end).map_err(host)?;
+    file.write_at(0, &header).map_err(host)?;
+    set_space_aside(file, header.len() as u64, options.size, options.preallocation)
 }
 
 #[cfg(test)]
-mod fuzz_tests;
+pub(crate) mod fuzz_tests;
 #[cfg(test)]
 mod key_tests;
 #[cfg(test)]

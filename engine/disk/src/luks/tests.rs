@@ -83,7 +83,7 @@ fn encryption_is_refused_where_it_cannot_be() {
         (Format::Raw, Preallocation::Off, passphrase("x")),
         (Format::Vdi, Preallocation::Off, passphrase("x")),
         (Format::Luks, Preallocation::Off, None),
-        (Format::Luks, Preallocation::Full, passphrase("x")),
+        (Format::Luks, Preallocation::Metadata, passphrase("x")),
         (Format::Qcow2, Preallocation::Metadata, passphrase("x")),
     ] {
         assert!(matches!(try_with(format, preallocation, passphrase), Err(DiskError::BadOptions { .. })), "{format}");

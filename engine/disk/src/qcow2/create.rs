@@ -1,8 +1,8 @@
 //! Making an empty qcow2 file: header, refcount table and blocks, first-level table, in this order.
 
-use crate::block_file::{BlockFile, fill_with_zeros};
+use crate::block_file::BlockFile;
 use crate::luks;
-use crate::open::{CreateOptions, Preallocation};
+use crate::open::{CreateOptions, Preallocation, set_space_aside};
 use crate::{DiskError, Format};
 
 use super::header::{
@@ -185,19 +185,6 @@ pub(super) const CANNOT_KEEP_SPACE_OVER_BASE: &str =
 /// Table entries for so many clusters that follow each other.
 fn offsets(first: u64, count: u64, cluster_size: u64, marks: u64) -> Vec<u8> {
     (first..first + count).flat_map(|cluster| ((cluster * cluster_size) | marks).to_be_bytes()).collect()
-}
-
-/// Has the host keep space for the data of a new disk.
-fn set_space_aside(file: &dyn BlockFile, offset: u64, length: u64, how: Preallocation) -> Result<(), DiskError> {
-    let host = |source| DiskError::host("set space aside in", file.path(), source);
-    match how {
-        Preallocation::Off | Preallocation::Metadata => Ok(()),
-        Preallocation::Falloc => match file.allocate(offset, length) {
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => fill_with_zeros(file, offset, length).map_err(host),
-            result => result.map_err(host),
-        },
-        Preallocation::Full => fill_with_zeros(file, offset, length).map_err(host),
-    }
 }
 
 /// The header with its extensions and the name of the base image; `None` if that does not fit the first cluster.

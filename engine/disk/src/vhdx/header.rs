@@ -19,7 +19,7 @@ const AT_FILE_ID: usize = 16;
 const AT_CONTENT_ID: usize = 32;
 const AT_LOG_ID: usize = 48;
 /// A log longer than this is nobody's; reading it would take too long.
-const MAX_LOG: u64 = 64 << 20;
+pub(super) const MAX_LOG: u64 = 64 << 20;
 const MAX_REGIONS: u32 = 2047;
 
 /// The table of blocks. Identifiers are stored with their first three parts little-endian.

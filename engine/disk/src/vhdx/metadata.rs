@@ -20,7 +20,7 @@ pub(super) const PHYSICAL_SECTOR: Uuid = uuid!("CDA348C7-445D-4471-9CC9-E9885251
 pub(super) const BASE_LOCATOR: Uuid = uuid!("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C");
 
 const MAX_ENTRIES: u16 = 2047;
-const MAX_BLOCK_SIZE: u64 = 256 << 20;
+pub(super) const MAX_BLOCK_SIZE: u64 = 256 << 20;
 pub(super) const MAX_SIZE: u64 = 64 << 40;
 pub(super) const HAS_BASE: u32 = 2;
 /// Flags of items: of the disk rather than the file, and not to be ignored.

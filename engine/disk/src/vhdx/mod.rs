@@ -27,6 +27,7 @@ use crate::open::Backing;
 use crate::parent::{Base, name_of_base};
 
 use base_locator::BaseLocator;
+pub use create::VhdxOptions;
 use header::{Header, Regions};
 use metadata::Metadata;
 
@@ -253,7 +254,7 @@ fn open(opening: Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError> {
     let contents = Contents::read(&fenced, &header)?;
     let damaged = |detail: &str| DiskError::Damaged { detail: detail.into(), advice: ADVICE, path: file.path().into() };
     let entries = contents.entries.iter().enumerate();
-    let blocks = entries.map(|(index, entry)| contents.block(index, *entry).map_err(damaged)).collect::<Result<Vec<_>, _>>()?;
+    let blocks = entries.map(|(index, entry)| contents.block(index, *entry).map_err(damaged)).collect::<Result<_, _>>()?;
     let (mut base, mut base_name, mut marks) = (Base::None, None, None);
     if let Some(locator) = &contents.metadata.base {
         let name = name_of_base(file.path(), &locator.names());
@@ -292,30 +293,36 @@ fn check(file: Arc<dyn BlockFile>, repair: Repair) -> Result<CheckReport, DiskEr
     } else if has_log {
         report.errors_fixed += 1;
     }
-    // Place, length, and a word for it.
-    let mut places = Vec::new();
+    // Where something lies, and its number: a block's, or behind these that of a block of marks.
+    let mut places: Vec<(u64, u32)> = Vec::new();
+    let blocks = contents.entries.len();
+    let length_of = |number: u32| if (number as usize) < blocks { block_size } else { MAP_BLOCK };
+    let name_of = |number: u32| match (number as usize).checked_sub(blocks) {
+        None => format!("block {number}"),
+        Some(marks) => format!("marks {marks}"),
+    };
     for (index, entry) in contents.entries.iter().enumerate() {
         match contents.block(index, *entry) {
             Ok(Block::Absent | Block::Zero) => {}
             Ok(Block::Stored(place) | Block::Partial(place)) => {
                 report.allocated_clusters += 1;
-                places.push((place, block_size, ("block", index)));
+                places.push((place, index as u32));
             }
-            Err(detail) => report.error(format!("block {index}: {detail}")),
+            Err(detail) => report.error_with(|| format!("block {index}: {detail}")),
         }
     }
     let maps = contents.maps.iter().map(Contents::map_block).enumerate().filter(|(_, place)| *place > 0);
-    places.extend(maps.map(|(number, place)| (place, MAP_BLOCK, ("marks", number))));
+    places.extend(maps.map(|(number, place)| (place, (blocks + number) as u32)));
     places.sort_unstable();
-    for (place, length, (what, index)) in &places {
-        if *place < MIB || place.saturating_add(*length) > end {
-            report.error(format!("{what} {index} lies outside the file"));
+    for (place, number) in places.iter().copied() {
+        let stop = place.saturating_add(length_of(number));
+        if place < MIB || stop > end {
+            report.error_with(|| format!("{} lies outside the file", name_of(number)));
         }
-        report.image_end = report.image_end.max(place.saturating_add(*length));
+        report.image_end = report.image_end.max(stop);
     }
-    for pair in places.windows(2).filter(|pair| pair[1].0 - pair[0].0 < pair[0].1) {
-        let [(_, _, (one, first)), (_, _, (other, second))] = [pair[0], pair[1]];
-        report.error(format!("{other} {second} overlaps {one} {first}"));
+    for pair in places.windows(2).filter(|pair| pair[1].0 - pair[0].0 < length_of(pair[0].1)) {
+        report.error_with(|| format!("{} overlaps {}", name_of(pair[1].1), name_of(pair[0].1)));
     }
     Ok(report)
 }

@@ -56,6 +56,62 @@ impl VmdkKind {
     }
 }
 
+/// The controller on which VMware's virtual machines are to put a disk. It decides about the geometry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VmdkAdapter {
+    /// IDE.
+    #[default]
+    Ide,
+    /// BusLogic's SCSI controller.
+    BusLogic,
+    /// LSI Logic's SCSI controller.
+    LsiLogic,
+    /// What ESX calls its older SCSI disks.
+    LegacyEsx,
+}
+
+impl VmdkAdapter {
+    /// All of them.
+    pub const ALL: [VmdkAdapter; 4] = [VmdkAdapter::Ide, VmdkAdapter::BusLogic, VmdkAdapter::LsiLogic, VmdkAdapter::LegacyEsx];
+
+    /// VMware's word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            VmdkAdapter::Ide => "ide",
+            VmdkAdapter::BusLogic => "buslogic",
+            VmdkAdapter::LsiLogic => "lsilogic",
+            VmdkAdapter::LegacyEsx => "legacyESX",
+        }
+    }
+}
+
+/// What only a VMDK disk has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmdkOptions {
+    /// What kind of file, or files, it becomes.
+    pub kind: VmdkKind,
+    /// Its controller.
+    pub adapter: VmdkAdapter,
+    /// The version of VMware's virtual hardware that it is for.
+    pub hardware_version: u32,
+    /// The version of VMware's tools in the guest that is noted in it, if any is.
+    pub tools_version: Option<u32>,
+    /// Whether a grain of zeros can be told without being stored, in kinds that grow.
+    pub has_zero_grains: bool,
+}
+
+impl Default for VmdkOptions {
+    fn default() -> Self {
+        Self {
+            kind: VmdkKind::default(),
+            adapter: VmdkAdapter::default(),
+            hardware_version: 4,
+            tools_version: None,
+            has_zero_grains: false,
+        }
+    }
+}
+
 const GRAIN: u64 = 64 << 10;
 const DESCRIPTOR_OFFSET: u64 = SECTOR;
 const DESCRIPTOR_LENGTH: u64 = 20 * SECTOR;
@@ -66,7 +122,7 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
     let refuse = |reason: &str| DiskError::BadOptions { reason: reason.into(), path: file.path().to_path_buf() };
     let parent = match &options.backing {
         None => None,
-        Some(_) if options.vmdk != VmdkKind::MonolithicSparse => {
+        Some(_) if options.vmdk.kind != VmdkKind::MonolithicSparse => {
             return Err(refuse("Of VMDK disks only monolithicSparse ones can be built on another file"));
         }
         Some(backing) => {
@@ -79,21 +135,22 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
     let size = options.size;
     let sparse_line =
         |name: &str, size: u64| ExtentLine { sectors: size / SECTOR, kind: "SPARSE".into(), file: name.to_owned(), offset: 0 };
-    let kind = options.vmdk;
+    let kind = options.vmdk.kind;
+    let words = |lines: &[ExtentLine]| text(&options.vmdk, lines, size, parent.as_ref());
+    // Where a base shows through, grains that are zeros must be able to say so.
+    let flags = if parent.is_some() || options.vmdk.has_zero_grains { HAS_ZERO_GRAINS } else { 0 };
     match kind {
-        VmdkKind::MonolithicSparse | VmdkKind::StreamOptimized if size > 1 << 40 => {
-            Err(refuse("A VMDK disk in one growing file cannot be larger than 1 TiB here. Use monolithicFlat or qcow2"))
+        VmdkKind::MonolithicSparse | VmdkKind::TwoGbMaxExtentSparse | VmdkKind::StreamOptimized if size > 1 << 40 => {
+            Err(refuse("A VMDK disk that grows cannot be larger than 1 TiB here. Use monolithicFlat or qcow2"))
         }
         VmdkKind::MonolithicSparse => {
-            let words = text(kind.name(), &[sparse_line(name, size)], size, parent.as_ref());
+            let words = words(&[sparse_line(name, size)]);
             if words.len() as u64 > DESCRIPTOR_LENGTH {
                 return Err(refuse("The name of the base file is too long for a VMDK disk. Rename it or put it elsewhere"));
             }
-            // Where a base shows through, grains that are zeros must be able to say so.
-            let flags = if parent.is_some() { HAS_ZERO_GRAINS } else { 0 };
             write_sparse(file, size, GRAIN, flags, Some(&words))
         }
-        VmdkKind::StreamOptimized => write_stream(file, size, &text(kind.name(), &[sparse_line(name, size)], size, None)),
+        VmdkKind::StreamOptimized => write_stream(file, size, &words(&[sparse_line(name, size)])),
         VmdkKind::MonolithicFlat | VmdkKind::TwoGbMaxExtentFlat | VmdkKind::TwoGbMaxExtentSparse => {
             let stem = name.strip_suffix(".vmdk").unwrap_or(name);
             let is_sparse = kind == VmdkKind::TwoGbMaxExtentSparse;
@@ -105,12 +162,12 @@ pub(super) fn create(file: &dyn BlockFile, options: &CreateOptions) -> Result<()
                     VmdkKind::MonolithicFlat => (format!("{stem}-flat.vmdk"), size),
                     _ => (format!("{stem}-{}{number:03}.vmdk", if is_sparse { 's' } else { 'f' }), SPLIT.min(size - at)),
                 };
-                write_part(&file.path().with_file_name(&part), part_size, is_sparse)?;
+                write_part(&file.path().with_file_name(&part), part_size, is_sparse.then_some(flags))?;
                 let kind = if is_sparse { "SPARSE" } else { "FLAT" }.to_owned();
                 lines.push(ExtentLine { sectors: part_size / SECTOR, kind, file: part, offset: 0 });
                 at += part_size;
             }
-            write(file, 0, text(kind.name(), &lines, size, None).as_bytes())
+            write(file, 0, words(&lines).as_bytes())
         }
     }
 }
@@ -119,8 +176,8 @@ fn write(file: &dyn BlockFile, offset: u64, bytes: &[u8]) -> Result<(), DiskErro
     file.write_at(offset, bytes).map_err(|source| DiskError::host("create", file.path(), source))
 }
 
-/// Makes a file beside the descriptor, in place of what it held before.
-fn write_part(path: &Path, size: u64, is_sparse: bool) -> Result<(), DiskError> {
+/// Makes a file beside the descriptor, in place of what it held before: a sparse one with these flags, or a flat one.
+fn write_part(path: &Path, size: u64, sparse: Option<u32>) -> Result<(), DiskError> {
     let file = match HostFile::open(path, Access::ReadWrite) {
         Err(DiskError::NotFound { .. }) => HostFile::create_new(path)?,
         other => other?,
@@ -128,7 +185,10 @@ fn write_part(path: &Path, size: u64, is_sparse: bool) -> Result<(), DiskError> 
     let host = |source| DiskError::host("create", path, source);
     file.lock(Access::ReadWrite).map_err(|_| DiskError::InUse { hint: "", path: path.to_path_buf() })?;
     file.truncate(0).map_err(host)?;
-    if is_sparse { write_sparse(&file, size, GRAIN, 0, None) } else { file.truncate(size).map_err(host) }
+    match sparse {
+        Some(flags) => write_sparse(&file, size, GRAIN, flags, None),
+        None => file.truncate(size).map_err(host),
+    }
 }
 
 fn header(size: u64, grain: u64, flags: u32, with_descriptor: bool) -> [u8; HEADER_LENGTH] {
@@ -215,5 +275,5 @@ pub(crate) fn create_small_over(file: &dyn BlockFile, backing: &crate::Backing) 
 #[cfg(test)]
 fn small_words(size: u64, parent: Option<&Parent>) -> String {
     let line = ExtentLine { sectors: size / SECTOR, kind: "SPARSE".into(), file: "disk".into(), offset: 0 };
-    text(VmdkKind::MonolithicSparse.name(), &[line], size, parent)
+    text(&VmdkOptions::default(), &[line], size, parent)
 }

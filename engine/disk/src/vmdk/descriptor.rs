@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::DiskError;
 use crate::fenced_file::FencedFile;
 
-use super::{MAX_DESCRIPTOR, SECTOR, unsupported, wrong};
+use super::{MAX_DESCRIPTOR, SECTOR, VmdkAdapter, VmdkOptions, unsupported, wrong};
 
 /// Stands in the place of a parent's identifier where there is none.
 pub(super) const NO_PARENT: u32 = 0xffff_ffff;
@@ -269,7 +269,9 @@ impl ExtentLine {
 }
 
 /// The words of a new descriptor.
-pub(super) fn text(create_type: &str, extents: &[ExtentLine], size: u64, parent: Option<&Parent>) -> String {
+pub(super) fn text(options: &VmdkOptions, extents: &[ExtentLine], size: u64, parent: Option<&Parent>) -> String {
+    let VmdkOptions { kind, adapter, hardware_version, tools_version, .. } = options;
+    let create_type = kind.name();
     let cid = uuid::Uuid::new_v4().as_u128() as u32 & 0x7fff_ffff;
     let parent_cid = parent.map_or(NO_PARENT, |parent| parent.cid);
     let mut text = format!("{FIRST_LINE}\nversion=1\nCID={cid:08x}\nparentCID={parent_cid:08x}\ncreateType=\"{create_type}\"\n");
@@ -284,11 +286,18 @@ pub(super) fn text(create_type: &str, extents: &[ExtentLine], size: u64, parent:
         }
         text.push('\n');
     }
-    let cylinders = (size / 512 / 16 / 63).min(16383);
-    text + &format!(
-        "\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"4\"\nddb.geometry.cylinders = \"{cylinders}\"\n\
-         ddb.geometry.heads = \"16\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"ide\"\n"
-    )
+    // What the BIOSes of IDE and of SCSI disks make of a size.
+    let (heads, most_cylinders) = if *adapter == VmdkAdapter::Ide { (16, 16383) } else { (255, 65535) };
+    let cylinders = (size / SECTOR / heads / 63).min(most_cylinders);
+    text += &format!(
+        "\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"{hardware_version}\"\nddb.geometry.cylinders = \"{cylinders}\"\n\
+         ddb.geometry.heads = \"{heads}\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"{}\"\n",
+        adapter.name()
+    );
+    if let Some(version) = tools_version {
+        text += &format!("ddb.toolsVersion = \"{version}\"\n");
+    }
+    text
 }
 
 #[cfg(test)]

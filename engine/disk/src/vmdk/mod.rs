@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use crate::DiskError;
 use crate::block_file::{Access, BlockFile};
-use crate::block_table::{BlockTableDisk, Opened};
+use crate::block_table::{BlockTableDisk, MAX_BLOCKS, Opened};
 use crate::check::{CheckReport, Repair};
 use crate::fenced_file::FencedFile;
 use crate::flat::Flat;
@@ -32,7 +32,7 @@ use concat::{Concat, Window, Zeros};
 use descriptor::{Descriptor, ExtentLine, Parent};
 use sparse::SparseHeader;
 
-pub use create::VmdkKind;
+pub use create::{VmdkAdapter, VmdkKind, VmdkOptions};
 #[cfg(test)]
 pub(crate) use create::{create_small, create_small_over};
 
@@ -86,7 +86,7 @@ fn open(opening: Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError> {
     let mut parts: Vec<Arc<dyn DiskImage>> = Vec::new();
     let mut grains = Vec::new();
     let mut flat_files: HashMap<String, Arc<dyn BlockFile>> = HashMap::new();
-    let mut at = 0_u64;
+    let (mut at, mut all_grains) = (0_u64, 0_u64);
     for line in &descriptor.extents {
         let size = line.sectors.checked_mul(SECTOR).filter(|size| *size <= i64::MAX as u64);
         let size = size.ok_or_else(|| wrong(&fenced, "an extent has an impossible size"))?;
@@ -114,6 +114,10 @@ fn open(opening: Opening<'_>) -> Result<Arc<dyn DiskImage>, DiskError> {
                     return Err(wrong(&fenced, "a sparse extent has another size than the descriptor says"));
                 }
                 let grain = header.grain;
+                all_grains += header.capacity.div_ceil(grain);
+                if all_grains > MAX_BLOCKS {
+                    return Err(wrong(&fenced, "its extents have too many grains together"));
+                }
                 let base = match &base {
                     Base::Open(base) => Base::Open(Arc::new(Window { image: Arc::clone(base), start: at })),
                     Base::LeftOut => Base::LeftOut,
