@@ -28,7 +28,7 @@ use crate::sim_file::{SimFile, next};
 use crate::{Compression, DiskError, Format, NewSnapshot, Qcow2Options, VmdkKind, VmdkOptions, vhd, vhdx, vmdk};
 
 /// What one input may cost, in processor time.
-const MOST_TIME: Duration = Duration::from_secs(2);
+pub(crate) const MOST_TIME: Duration = Duration::from_secs(2);
 /// What one input may write before its host is full.
 const MOST_WRITTEN: usize = 16 << 20;
 /// So many inputs with an end of their own are kept.
@@ -183,14 +183,16 @@ impl BlockFile for ChangedFile {
 }
 
 /// A parser under fire.
-struct Target {
-    format: Format,
+pub(crate) struct Target {
+    pub(crate) format: Format,
     /// Sound images to begin with.
     seeds: fn() -> Vec<Vec<u8>>,
     /// Makes the checksums right again.
     seal: fn(&dyn BlockFile),
 }
 
+/// All of them but LUKS, which has its own.
+pub(crate) const TARGETS: [Target; 6] = [QCOW2, VDI, VHD, VHDX, VMDK, ISO];
 const QCOW2: Target = Target { format: Format::Qcow2, seeds: qcow2_seeds, seal: |_| {} };
 const VDI: Target = Target { format: Format::Vdi, seeds: vdi_seeds, seal: |_| {} };
 const VHD: Target = Target { format: Format::Vhd, seeds: vhd_seeds, seal: seal_vhd };
@@ -355,7 +357,7 @@ fn seal_vhd_part(file: &dyn BlockFile, at: u64, length: usize, place: usize) {
     file.write_at(at + place as u64, &sum.to_be_bytes()).ok();
 }
 
-fn seal_vhd(file: &dyn BlockFile) {
+pub(crate) fn seal_vhd(file: &dyn BlockFile) {
     seal_vhd_part(file, 0, 512, 64);
     let mut offset = [0; 8];
     read_zero_padded(file, 16, &mut offset).unwrap();
@@ -390,14 +392,14 @@ fn seal_vhdx(file: &dyn BlockFile) {
 
 /// A sound image and what is changed in it.
 #[derive(Clone, Default)]
-struct Input {
+pub(crate) struct Input {
     seed: usize,
     changes: Vec<(u64, Vec<u8>)>,
     size: Option<u64>,
     is_sealed: bool,
 }
 
-struct Fuzzer<'a> {
+pub(crate) struct Fuzzer<'a> {
     target: &'a Target,
     seeds: Vec<Arc<[u8]>>,
     /// For each seed: where something other than zeros stands, in steps of 16 bytes.
@@ -405,12 +407,27 @@ struct Fuzzer<'a> {
     random: u64,
 }
 
-impl Fuzzer<'_> {
+impl<'a> Fuzzer<'a> {
+    pub(crate) fn new(target: &'a Target, random: u64) -> Self {
+        let seeds: Vec<Arc<[u8]>> = (target.seeds)().into_iter().map(Arc::from).collect();
+        let used = |seed: &Arc<[u8]>| {
+            let lines = seed.chunks(16).enumerate().filter(|(_, line)| line.iter().any(|byte| *byte != 0));
+            lines.map(|(number, _)| number as u64 * 16).collect()
+        };
+        let places = seeds.iter().map(used).collect();
+        Self { target, seeds, places, random }
+    }
+
+    /// The sound images, with nothing changed yet.
+    pub(crate) fn sound(&self) -> Vec<Input> {
+        (0..self.seeds.len()).map(|seed| Input { seed, ..Input::default() }).collect()
+    }
+
     fn roll(&mut self, sides: usize) -> usize {
         (next(&mut self.random) >> 16) as usize % sides.max(1)
     }
 
-    fn change(&mut self, input: &Input) -> Input {
+    pub(crate) fn change(&mut self, input: &Input) -> Input {
         let mut input = input.clone();
         for _ in 0..1 + self.roll(4) {
             match self.roll(24) {
@@ -494,7 +511,7 @@ impl Fuzzer<'_> {
         }
     }
 
-    fn file(&self, input: &Input) -> Arc<dyn BlockFile> {
+    pub(crate) fn file(&self, input: &Input) -> Arc<dyn BlockFile> {
         let file = ChangedFile::new(&self.seeds[input.seed]);
         for (at, bytes) in &input.changes {
             file.write_at(*at, bytes).ok();
@@ -550,7 +567,7 @@ impl Fuzzer<'_> {
     }
 }
 
-fn look_at(disk: &dyn DiskImage, note: &mut impl FnMut(Result<(), DiskError>)) {
+pub(crate) fn look_at(disk: &dyn DiskImage, note: &mut impl FnMut(Result<(), DiskError>)) {
     let mut buffer = vec![0; 4096];
     let size = disk.len();
     for at in [0, 512, 4096, size / 2, size.saturating_sub(4096), size.saturating_sub(512)] {
@@ -597,7 +614,7 @@ fn write_and_read_again(
     }
 }
 
-fn change_everything(disk: &dyn DiskImage, note: &mut impl FnMut(Result<(), DiskError>)) {
+pub(crate) fn change_everything(disk: &dyn DiskImage, note: &mut impl FnMut(Result<(), DiskError>)) {
     let size = disk.len();
     let cluster = disk.info().cluster_size.unwrap_or(4096).min(65536);
     note(disk.create_snapshot(&NewSnapshot { name: "t".into(), ..NewSnapshot::default() }));
@@ -635,15 +652,9 @@ pub(crate) fn processor_time() -> Duration {
 
 /// Fuzzes until `is_done` says so about the time and the number of inputs.
 fn fuzz(target: &Target, is_done: impl Fn(Duration, u64) -> bool) {
-    let seeds: Vec<Arc<[u8]>> = (target.seeds)().into_iter().map(Arc::from).collect();
-    let used = |seed: &Arc<[u8]>| {
-        let lines = seed.chunks(16).enumerate().filter(|(_, line)| line.iter().any(|byte| *byte != 0));
-        lines.map(|(number, _)| number as u64 * 16).collect()
-    };
-    let places = seeds.iter().map(used).collect();
     let random = std::env::var("DISK_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0x5eed);
-    let mut fuzzer = Fuzzer { target, seeds, places, random };
-    let mut kept: Vec<Input> = (0..fuzzer.seeds.len()).map(|seed| Input { seed, ..Input::default() }).collect();
+    let mut fuzzer = Fuzzer::new(target, random);
+    let mut kept = fuzzer.sound();
     let mut ends = HashSet::new();
     let (begun, mut inputs) = (Instant::now(), 0_u64);
     for input in &kept {
@@ -684,8 +695,8 @@ fn fuzz_long(target: &Target) {
 
 #[test]
 fn no_parser_falls_over_in_a_short_fuzz() {
-    for target in [QCOW2, VDI, VHD, VHDX, VMDK, ISO] {
-        fuzz(&target, |_, inputs| inputs >= 400);
+    for target in &TARGETS {
+        fuzz(target, |_, inputs| inputs >= 400);
     }
 }
 

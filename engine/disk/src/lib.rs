@@ -31,6 +31,8 @@ mod formats;
 #[cfg(test)]
 mod fuzz_tests;
 mod host_file;
+#[cfg(test)]
+mod hostile_tests;
 mod image;
 mod image_info;
 mod iso;

@@ -378,7 +378,7 @@ fn check(file: Arc<dyn BlockFile>, repair: Repair) -> Result<CheckReport, DiskEr
     let header = read_header(&file)?;
     let end = file.len()?;
     let mut report = CheckReport { total_clusters: header.blocks, ..CheckReport::default() };
-    let mut seen = std::collections::HashSet::new();
+    let mut inside = Vec::new();
     for (index, number) in read_map(&file, &header)?.into_iter().enumerate() {
         if number >= ZERO_BLOCK {
             continue;
@@ -386,13 +386,17 @@ fn check(file: Arc<dyn BlockFile>, repair: Repair) -> Result<CheckReport, DiskEr
         report.allocated_clusters += 1;
         let place = header.data_offset + u64::from(number) * BLOCK_SIZE;
         if place >= end {
-            report.error(format!("block {index} lies past the end of the file"));
-        } else if !seen.insert(number) {
-            report.error(format!("block {index} shares its place with another"));
+            report.error_with(|| format!("block {index} lies past the end of the file"));
+        } else {
+            inside.push((number, index as u32));
         }
         report.image_end = report.image_end.max(place + BLOCK_SIZE);
     }
-    let known = u64::from(seen.iter().copied().max().map_or(0, |last| last + 1));
+    inside.sort_unstable();
+    for pair in inside.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+        report.error_with(|| format!("block {} shares its place with another", pair[1].1));
+    }
+    let known = inside.last().map_or(0, |(last, _)| u64::from(*last) + 1);
     if known > header.allocated {
         report.error(format!("the header counts {} blocks, and the table has {known}", header.allocated));
     }

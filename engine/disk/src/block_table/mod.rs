@@ -201,6 +201,15 @@ impl Table {
     }
 }
 
+/// Where all blocks of a disk are, in as few bytes as the table keeps them.
+pub(crate) struct Places(Vec<u64>);
+
+impl FromIterator<Block> for Places {
+    fn from_iter<I: IntoIterator<Item = Block>>(blocks: I) -> Self {
+        Self(blocks.into_iter().map(word_of).collect())
+    }
+}
+
 fn word_of(block: Block) -> u64 {
     match block {
         Block::Absent => ABSENT,
@@ -230,7 +239,7 @@ pub(crate) struct Opened<L> {
     pub(crate) size: u64,
     pub(crate) block_size: u64,
     /// One for each block of the disk.
-    pub(crate) blocks: Vec<Block>,
+    pub(crate) blocks: Places,
     /// Where the first block may lie.
     pub(crate) data_start: u64,
     /// New blocks never go before this.
@@ -248,7 +257,7 @@ pub(crate) struct Opened<L> {
 
 impl<L> Opened<L> {
     /// A disk that stands by itself.
-    pub(crate) fn new(layout: L, size: u64, block_size: u64, blocks: Vec<Block>, data_start: u64) -> Self {
+    pub(crate) fn new(layout: L, size: u64, block_size: u64, blocks: Places, data_start: u64) -> Self {
         Self {
             layout,
             size,
@@ -274,12 +283,8 @@ impl<L: Layout> BlockTableDisk<L> {
         let file_end = file.len()?;
         let head = layout.block_head().len() as u64;
         let marks = marks.map(|layout| Marks::new(layout, block_size));
-        let mut stored = 0;
-        let mut places = Vec::with_capacity(blocks.len());
-        for block in blocks {
-            stored += u64::from(block.place().is_some());
-            places.push(word_of(block));
-        }
+        let Places(places) = blocks;
+        let stored = places.iter().filter(|word| **word > ZERO).count() as u64;
         let mut disk = Self {
             file,
             access,

@@ -96,6 +96,18 @@ fn work(format: Format, content: &[u8]) -> String {
     answers
 }
 
+/// So many damaged images.
+pub(crate) fn hostile_files(count: usize) -> impl Iterator<Item = (Format, Vec<u8>)> {
+    let seeds = [Format::Luks, Format::Qcow2].map(|format| (format, seed(format)));
+    let mut random = 0x10c5;
+    (0..count).map(move |number| {
+        let (format, (sound, place)) = &seeds[number % seeds.len()];
+        let mut content = sound.clone();
+        changed(&mut content, *place, &mut random);
+        (*format, content)
+    })
+}
+
 fn fuzz(is_done: impl Fn(Duration, u64) -> bool) {
     let mut random = std::env::var("DISK_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0x10c5_u64);
     let seeds = [Format::Luks, Format::Qcow2].map(|format| (format, seed(format)));

@@ -61,15 +61,15 @@ pub(super) struct Nonsense {
     pub(super) is_first_level: bool,
 }
 
-/// What is known of a cluster before the data is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holds {
-    NoTable,
-    SecondLevelTable,
+/// What is known of a cluster before the data is looked at: a byte each, of which zeros take no memory until they change.
+/// A file of nothing but holes costs whoever made it nothing, and must not cost much more here.
+mod holds {
+    pub(super) const NO_TABLE: u8 = 0;
+    pub(super) const SECOND_LEVEL_TABLE: u8 = 1;
     /// Any other table; only one thing may lie there.
-    Table,
+    pub(super) const TABLE: u8 = 2;
     /// Two that exclude each other. Nothing in it is certain, so nothing in it is repaired.
-    Conflict,
+    pub(super) const CONFLICT: u8 = 3;
 }
 
 struct Checker<'a> {
@@ -78,8 +78,10 @@ struct Checker<'a> {
     cluster: u64,
     end: u64,
     references: Vec<u32>,
-    /// What kind of table each cluster holds.
-    holds: Vec<Holds>,
+    /// Clusters up to the last one that anything refers to.
+    used: u64,
+    /// What kind of table each cluster holds: see [`holds`].
+    holds: Vec<u8>,
     /// Second-level tables by place: how many entries of any first-level table lead there, and which is the first of the
     /// disk's clusters that the first of them maps.
     tables: BTreeMap<u64, (u32, u64)>,
@@ -101,7 +103,8 @@ pub(super) fn examine(file: &FencedFile, header: &Header, snapshots: &SnapshotTa
         cluster,
         end,
         references: vec![0; clusters as usize],
-        holds: vec![Holds::NoTable; clusters as usize],
+        used: 0,
+        holds: vec![holds::NO_TABLE; clusters as usize],
         tables: BTreeMap::new(),
         report: CheckReport { total_clusters: header.size.div_ceil(cluster), ..CheckReport::default() },
         nonsense: Vec::new(),
@@ -111,10 +114,10 @@ pub(super) fn examine(file: &FencedFile, header: &Header, snapshots: &SnapshotTa
     checker.count_data()?;
     let (miscounted, counts) = checker.compare()?;
     let mut wrong_marks = checker.check_marks(&counts)?;
-    let Checker { references, mut report, mut nonsense, holds, .. } = checker;
-    nonsense.retain(|nonsense| holds.get((nonsense.at / cluster) as usize) != Some(&Holds::Conflict));
-    wrong_marks.retain(|(at, _)| holds.get((at / cluster) as usize) != Some(&Holds::Conflict));
-    let used = references.iter().rposition(|count| *count > 0).map_or(0, |last| last as u64 + 1);
+    let Checker { references, used, mut report, mut nonsense, holds: held, .. } = checker;
+    let is_certain = |at: u64| held.get((at / cluster) as usize) != Some(&holds::CONFLICT);
+    nonsense.retain(|nonsense| is_certain(nonsense.at));
+    wrong_marks.retain(|(at, _)| is_certain(*at));
     report.image_end = used * cluster;
     let is_alone = |cluster: &u64| references.get(*cluster as usize) == Some(&1);
     let blocks_are_sound = table_is_sound
@@ -185,13 +188,13 @@ impl Checker<'_> {
             return is_inside;
         }
         let mut overlaps = false;
-        for holds in &mut self.holds[(offset / self.cluster) as usize..=((offset + bytes - 1) / self.cluster) as usize] {
-            *holds = match (*holds, what) {
-                (Holds::NoTable | Holds::SecondLevelTable, "second-level table") => Holds::SecondLevelTable,
-                (Holds::NoTable, _) => Holds::Table,
-                _ => Holds::Conflict,
+        for held in &mut self.holds[(offset / self.cluster) as usize..=((offset + bytes - 1) / self.cluster) as usize] {
+            *held = match (*held, what) {
+                (holds::NO_TABLE | holds::SECOND_LEVEL_TABLE, "second-level table") => holds::SECOND_LEVEL_TABLE,
+                (holds::NO_TABLE, _) => holds::TABLE,
+                _ => holds::CONFLICT,
             };
-            overlaps |= *holds == Holds::Conflict;
+            overlaps |= *held == holds::CONFLICT;
         }
         if overlaps {
             self.report.error_with(|| format!("the {what} at {offset:#x} overlaps another table"));
@@ -213,6 +216,7 @@ impl Checker<'_> {
         for count in &mut self.references[(offset / self.cluster) as usize..=last as usize] {
             *count = count.saturating_add(times);
         }
+        self.used = self.used.max(last + 1);
         true
     }
 
@@ -251,7 +255,7 @@ impl Checker<'_> {
     }
 
     fn is_known_table(&self, offset: u64) -> bool {
-        self.holds.get((offset / self.cluster) as usize).is_some_and(|holds| *holds != Holds::NoTable)
+        self.holds.get((offset / self.cluster) as usize).is_some_and(|held| *held != holds::NO_TABLE)
     }
 
     /// Counts what the second-level tables lead to.
@@ -409,6 +413,9 @@ impl Checker<'_> {
             if index >= known && (!is_usable || beyond.len() >= MAX_BLOCKS_BEYOND || !beyond.insert(offset)) {
                 continue;
             }
+            if !is_usable && !self.uses_any(index * per_block, per_block) {
+                continue;
+            }
             bytes.fill(0);
             if is_usable {
                 self.file.read_zero_padded(offset, &mut bytes)?;
@@ -417,7 +424,9 @@ impl Checker<'_> {
                 let cluster = index * per_block + entry;
                 let counted = count_in(&bytes, entry, bits);
                 let used = self.references.get(cluster as usize).copied().map_or(0, u64::from);
-                if let Some(place) = counts.get_mut(cluster as usize) {
+                if counted > 0
+                    && let Some(place) = counts.get_mut(cluster as usize)
+                {
                     *place = counted.min(u64::from(u32::MAX)) as u32;
                 }
                 if counted == used {
@@ -438,6 +447,11 @@ impl Checker<'_> {
         Ok((miscounted, counts))
     }
 
+    /// Whether anything refers to one of so many clusters from `first` on.
+    fn uses_any(&self, first: u64, clusters: u64) -> bool {
+        (first..self.used.min(first + clusters)).any(|cluster| self.references[cluster as usize] > 0)
+    }
+
     /// Compares the marks "ours alone" of the active tables with the counts of the file, and takes the figures of the
     /// guest's clusters on the way.
     fn check_marks(&mut self, counts: &[u32]) -> Result<Vec<(u64, u64)>, DiskError> {
@@ -451,6 +465,7 @@ impl Checker<'_> {
         if self.leads_nowhere(&words) {
             return Ok(wrong);
         }
+        let mut seen = HashSet::new();
         for (index, entry) in words.into_iter().enumerate().filter(|(_, entry)| *entry != 0) {
             let at = offset + index as u64 * 8;
             if is_bad(&at) {
@@ -458,6 +473,10 @@ impl Checker<'_> {
             }
             self.check_mark(at, entry, counts, &mut wrong);
             let table = entry & OFFSET;
+            // Where entries share a table, once is enough.
+            if !seen.insert(table) {
+                continue;
+            }
             for (index, (entry, _)) in self.entries(table)?.into_iter().enumerate().filter(|(_, (entry, _))| *entry != 0) {
                 let at = self.place(table, index);
                 if is_bad(&at) {

@@ -6,7 +6,7 @@
 //! 3. The marks "ours alone" follow the counts.
 //! 4. The header says that the file is sound.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::DiskError;
@@ -182,13 +182,17 @@ impl Patient<'_> {
         let cluster = 1_u64 << self.header.cluster_bits;
         let bits = 1_u64 << self.header.refcount_order;
         let per_block = cluster * 8 / bits;
-        let mut references = found.references.clone();
+        let mut old_own: HashMap<u64, u32> = HashMap::new();
         for own in &found.refcount_clusters {
-            if let Some(count) = references.get_mut(*own as usize) {
-                *count = count.saturating_sub(1);
-            }
+            *old_own.entry(*own).or_default() += 1;
         }
-        let first = references.len() as u64;
+        let first = found.references.len() as u64;
+        // What is behind the end now are the new table and its blocks.
+        let count_of = |number: u64| match found.references.get(number as usize) {
+            None => 1,
+            Some(0) => 0,
+            Some(count) => count.saturating_sub(old_own.get(&number).copied().unwrap_or(0)),
+        };
         let (mut blocks, mut table_clusters) = (1, 1);
         loop {
             let needed = (first + blocks + table_clusters).div_ceil(per_block);
@@ -201,18 +205,18 @@ impl Patient<'_> {
         if table_clusters * cluster > MAX_REFCOUNT_TABLE_BYTES {
             return Err(DiskError::FormatFull { path: self.file.path().to_path_buf() });
         }
-        references.resize((first + blocks + table_clusters) as usize, 1);
-        if references.iter().any(|count| u64::from(*count) > largest_count(self.header)) {
+        let end = first + blocks + table_clusters;
+        if (0..first).any(|number| u64::from(count_of(number)) > largest_count(self.header)) {
             return Err(DiskError::TooShared { path: self.file.path().to_path_buf() });
         }
-        for (number, counts) in references.chunks(per_block as usize).enumerate() {
+        for number in 0..end.div_ceil(per_block) {
             let mut block = vec![0; cluster as usize];
-            for (entry, count) in counts.iter().enumerate() {
-                let bit = entry as u64 * bits;
+            for entry in 0..per_block.min(end - number * per_block) {
+                let (bit, count) = (entry * bits, count_of(number * per_block + entry));
                 let at = (bit / 8) as usize;
-                put_count(&mut block[at..at + bits.div_ceil(8) as usize], bit % 8, bits, u64::from(*count));
+                put_count(&mut block[at..at + bits.div_ceil(8) as usize], bit % 8, bits, count.into());
             }
-            self.file.write_at((first + number as u64) * cluster, &block)?;
+            self.file.write_at((first + number) * cluster, &block)?;
         }
         let table_offset = (first + blocks) * cluster;
         let mut table: Vec<u8> = (0..blocks).flat_map(|block| ((first + block) * cluster).to_be_bytes()).collect();

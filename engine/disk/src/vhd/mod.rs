@@ -324,22 +324,22 @@ fn check(file: Arc<dyn BlockFile>, repair: Repair) -> Result<CheckReport, DiskEr
     let table = header.read_table(&file, footer.size)?;
     let length = header.marks_length() + header.block_size;
     let mut report = CheckReport { total_clusters: table.len() as u64, ..CheckReport::default() };
-    let mut places: Vec<(u64, usize)> = Vec::new();
+    let mut places: Vec<(u64, u32)> = Vec::new();
     for (index, sector) in table.iter().enumerate().filter(|(_, sector)| **sector != NO_BLOCK) {
         report.allocated_clusters += 1;
-        places.push((u64::from(*sector) * SECTOR, index));
+        places.push((u64::from(*sector) * SECTOR, index as u32));
     }
     places.sort_unstable();
     for (place, index) in &places {
         if *place < FOOTER_LENGTH as u64 {
-            report.error(format!("block {index} lies in the headers"));
+            report.error_with(|| format!("block {index} lies in the headers"));
         } else if place + length > end {
-            report.error(format!("block {index} lies past the end of the file"));
+            report.error_with(|| format!("block {index} lies past the end of the file"));
         }
         report.image_end = report.image_end.max(place + length);
     }
     for pair in places.windows(2).filter(|pair| pair[1].0 - pair[0].0 < length) {
-        report.error(format!("block {} overlaps block {}", pair[1].1, pair[0].1));
+        report.error_with(|| format!("block {} overlaps block {}", pair[1].1, pair[0].1));
     }
     for (start, size) in [(footer.header_offset, HEADER_LENGTH as u64), (header.table_offset, table.len() as u64 * 4)] {
         let after = places.partition_point(|(place, _)| place + length <= start);

@@ -324,8 +324,8 @@ pub(super) fn read(
         ZERO_GRAIN if header.has_zero_grains => Block::Zero,
         sector => Block::Stored(u64::from(sector) * SECTOR),
     };
-    let blocks: Vec<Block> = grains.iter().map(block).collect();
-    unwritten.retain(|index| !matches!(blocks.get(*index), Some(Block::Absent)));
+    unwritten.retain(|index| grains.get(*index).is_some_and(|grain| *grain != 0));
+    let blocks = grains.iter().map(block).collect();
     if access == Access::ReadWrite && directories.iter().flatten().any(|table| *table == 0) {
         return Err(unsupported(file, "grain tables that are made only when they are needed; it can be read"));
     }
@@ -377,7 +377,7 @@ pub(super) fn check(file: &FencedFile, header: &SparseHeader, repair: Repair) ->
                     }
                     report.leaks_fixed += 1;
                 }
-                None => report.error(format!("the two tables do not agree about grain {index}")),
+                None => report.error_with(|| format!("the two tables do not agree about grain {index}")),
             }
         }
     }
@@ -390,11 +390,11 @@ pub(super) fn check(file: &FencedFile, header: &SparseHeader, repair: Repair) ->
     report.allocated_clusters = places.len() as u64;
     let least = if header.is_compressed { SECTOR } else { header.grain };
     for pair in places.windows(2).filter(|pair| pair[1] - pair[0] < least) {
-        report.error(format!("two grains share the place {:#x}", pair[1]));
+        report.error_with(|| format!("two grains share the place {:#x}", pair[1]));
     }
     for place in &places {
         if *place >= end {
-            report.error(format!("a grain lies past the end of the file, at {place:#x}"));
+            report.error_with(|| format!("a grain lies past the end of the file, at {place:#x}"));
         }
         report.image_end = report.image_end.max(place + least);
     }
