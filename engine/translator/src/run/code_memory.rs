@@ -8,6 +8,9 @@ use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 use std::io;
 use std::ptr::NonNull;
 
+/// Parts that the memory for code is divided into; see `t1/spaces.rs`.
+pub(crate) const PARTS: usize = 8;
+
 /// A piece of memory for code. Unmapped when dropped: whoever may still execute in it keeps it alive.
 pub(crate) struct CodeMemory {
     write: Mapping,
@@ -52,11 +55,6 @@ impl CodeMemory {
         Ok(Self { write, execute, len })
     }
 
-    /// Bytes.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
     /// The address at which the byte `offset` is executed.
     pub fn address(&self, offset: usize) -> u64 {
         debug_assert!(offset <= self.len);
@@ -71,6 +69,16 @@ impl CodeMemory {
         assert!(offset <= self.len && code.len() <= self.len - offset, "code beyond its memory");
         // SAFETY: within the mapping, and no thread executes or reads these bytes yet, says the caller.
         unsafe { self.write.at.as_ptr().add(offset).copy_from_nonoverlapping(code.as_ptr(), code.len()) }
+    }
+
+    /// Four bytes of code.
+    ///
+    /// # Panics
+    /// When they are not in this memory.
+    pub fn read(&self, offset: usize) -> [u8; 4] {
+        assert!(offset + 4 <= self.len, "code beyond its memory");
+        // SAFETY: within the mapping; whoever writes there holds the lock that the caller holds.
+        unsafe { self.write.at.as_ptr().add(offset).cast::<[u8; 4]>().read_unaligned() }
     }
 
     /// Replaces up to 8 bytes inside one aligned 8-byte word in one store, while other threads may execute there: they see all

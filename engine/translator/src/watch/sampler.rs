@@ -8,6 +8,7 @@
 mod timer;
 
 use super::code_log::WatchOptions;
+use crate::run::code_memory::PARTS;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 /// Places that a profile can tell apart, for one vCPU.
@@ -84,13 +85,27 @@ pub(crate) struct Watched {
     pub mode: *const u8,
 }
 
-/// Where host code lies: tier 1's from the start, tier 2's up to the end.
+/// Where the memory for code is, and where the first of its [`PARTS`] begins.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CodePlaces {
+    pub start: u64,
+    pub first: u64,
+    pub part_bytes: u64,
+}
+
+/// The same for the handler, and what the parts hold: tier 1's code from their starts, tier 2's up to their ends.
 #[derive(Default)]
 struct Code {
     start: AtomicU64,
-    /// Where tier 2's begins.
+    first: AtomicU64,
+    part_bytes: AtomicU64,
+    parts: [CodePart; PARTS],
+}
+
+#[derive(Default)]
+struct CodePart {
+    /// Where tier 2's code begins.
     tier2: AtomicU64,
-    end: AtomicU64,
     space: AtomicU64,
 }
 
@@ -139,14 +154,25 @@ impl Sampler {
         self.doing.store(before, Ordering::Relaxed);
     }
 
-    /// Says where code lies from now on, and from where on it is tier 2's. Its own thread.
-    pub fn set_code(&self, code: std::ops::Range<u64>, tier2: u64, space: u32) {
-        // Empty while it changes, so that no sample is taken to be where it was not.
-        self.code.end.store(0, Ordering::Relaxed);
-        self.code.start.store(code.start, Ordering::Relaxed);
-        self.code.tier2.store(tier2, Ordering::Relaxed);
-        self.code.space.store(space.into(), Ordering::Relaxed);
-        self.code.end.store(code.end, Ordering::Relaxed);
+    /// Says whose code a part holds from now on, and from where on it is tier 2's. Its own thread.
+    pub fn set_code(&self, places: CodePlaces, part: usize, tier2: u64, space: u32) {
+        let Some(code) = self.code.parts.get(part) else { return };
+        code.tier2.store(tier2, Ordering::Relaxed);
+        code.space.store(space.into(), Ordering::Relaxed);
+        self.code.start.store(places.start, Ordering::Relaxed);
+        self.code.first.store(places.first, Ordering::Relaxed);
+        self.code.part_bytes.store(places.part_bytes, Ordering::Relaxed);
+    }
+
+    /// Whose code lies at a host address: its tier, its space, and the distance from the memory's start.
+    fn code_at(&self, host: u64) -> Option<(Place, u32, u32)> {
+        let Code { start, first, part_bytes, parts } = &self.code;
+        let [start, first, part_bytes] = [start, first, part_bytes].map(|word| word.load(Ordering::Relaxed));
+        let offset = host.checked_sub(start).filter(|_| start != 0)?;
+        let Some(in_parts) = host.checked_sub(first) else { return Some((Place::Tier1, 0, offset as u32)) };
+        let part = parts.get(usize::try_from(in_parts.checked_div(part_bytes)?).ok()?)?;
+        let tier = if host < part.tier2.load(Ordering::Relaxed) { Place::Tier1 } else { Place::Tier2 };
+        Some((tier, part.space.load(Ordering::Relaxed) as u32, offset as u32))
     }
 
     /// Samples taken at a place.
@@ -169,17 +195,14 @@ impl Sampler {
 
     /// A sample, with the host's instruction pointer. In the signal handler.
     fn take(&self, host: u64) {
-        let [start, tier2, end] = [&self.code.start, &self.code.tier2, &self.code.end].map(|at| at.load(Ordering::Relaxed));
-        let code = (start..end).contains(&host).then_some(if host < tier2 { Place::Tier1 } else { Place::Tier2 });
+        let code = self.code_at(host);
         let doing = PLACES[usize::from(self.doing.load(Ordering::Relaxed)) % PLACES.len()];
-        let place = code.unwrap_or(doing);
+        let place = code.map_or(doing, |(tier, ..)| tier);
         let samples = &self.samples[place as usize];
         samples.store(samples.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         let Some(spots) = &self.spots else { return };
         let spot = match code {
-            Some(tier) => {
-                Spot::Code { tier, space: self.code.space.load(Ordering::Relaxed) as u32, offset: (host - start) as u32 }
-            }
+            Some((tier, space, offset)) => Spot::Code { tier, space, offset },
             None => {
                 let (rip, mode) = (self.rip.load(Ordering::Relaxed), self.mode.load(Ordering::Relaxed));
                 if rip.is_null() || mode.is_null() {

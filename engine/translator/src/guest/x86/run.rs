@@ -122,6 +122,7 @@ impl Cpu {
         let fabric = self.fabric.clone();
         fabric.stand_by(&self.shared);
         let bits = self.shared.take(attention::FLUSH | attention::APIC | attention::SELF);
+        self.leave_old_spaces();
         if bits & attention::FLUSH != 0 {
             let asked = self.shared.flushes_asked();
             if self.shared.take_shot_down() {

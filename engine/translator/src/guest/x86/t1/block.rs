@@ -13,35 +13,28 @@
 //! is left at once. So a stale block needs no hunting down: links and jump caches may lead to it. A stale block whose bytes are
 //! still the same is made valid again; one that was replaced gets a jump to its successor.
 //!
-//! # Spaces
-//! All vCPUs of a machine share one [`Space`]. When it is full a new, empty one takes its place; each vCPU moves over when it
-//! next comes by the dispatcher, and the last to leave frees the old one. So nothing is ever freed under a vCPU that executes
-//! it, and nobody waits.
 
-use super::emit::{ALL_FLAGS, Emitter, Source, field};
+use super::emit::{ALL_FLAGS, Emitter, Source};
 use super::integer::may_keep_all_flags;
-use super::regions::{Compiled, Compiler, Published};
-use crate::backend::TranslatorOptions;
+use super::regions::{Compiled, Published};
+use super::spaces::{Counters, Ground, Translations};
 use crate::guest::x86::op::{Op, OpFlags};
 use crate::guest::x86::trace::SecondPage;
 use crate::host::x64::asm::{Asm, Cond, Mem, R};
-use crate::host::x64::refill::RefillLayout;
-use crate::host::x64::stubs::{self, Stubs};
-use crate::host::x64::vectors::{Residency, VectorLayout};
-use crate::run::code_memory::CodeMemory;
-use crate::watch::code_log::{CodeLog, Placed, WatchOptions};
-use crate::watch::report::TierFigures;
+use crate::host::x64::stubs::Stubs;
+use crate::host::x64::vectors::Residency;
+use crate::run::code_memory::PARTS;
+use crate::watch::code_log::Placed;
 use crate::watch::sampler::Place;
 use crate::watch::tally::Cause;
 use engine_memory::{Block, PageState};
 use iced_x86::{Instruction, Mnemonic, OpKind};
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
 
-/// Why translated code was left: in the low bits of what the stub returns; the rest is a place in the page, or a link's number.
+/// Why translated code was left: in the low bits of what the stub returns; the rest is a place in the page, or the number of a link
+/// or counter ([`Numbered`]).
 pub(super) mod leave {
     pub const MASK: u32 = 15;
     pub const SHIFT: u32 = 4;
@@ -65,6 +58,31 @@ pub(super) mod leave {
     pub const USELESS: u32 = 9;
     /// The block at a place in the page lies in two pages, and the second is not known to be the right one.
     pub const CROSSING: u32 = 10;
+}
+
+/// The number of a link, or of a counter: which part of the memory its space is, and its place there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Numbered(pub u32);
+
+impl Numbered {
+    const BITS: u32 = 25;
+
+    /// A place in the list of a space.
+    ///
+    /// # Panics
+    /// Beyond 2^25: a space has no room for so many.
+    pub fn new(part: usize, place: usize) -> Self {
+        assert!(place >> Self::BITS == 0 && part < PARTS, "place {place} of part {part}");
+        Self((part as u32) << Self::BITS | place as u32)
+    }
+    /// The part of the memory.
+    pub fn part(self) -> usize {
+        (self.0 >> Self::BITS) as usize
+    }
+    /// The place in the list of its space.
+    pub fn place(self) -> usize {
+        self.0 as usize & ((1 << Self::BITS) - 1)
+    }
 }
 
 /// What of an op depends on where it was decoded.
@@ -128,6 +146,8 @@ pub(super) struct Link {
     pub at: usize,
     /// The place in the page.
     pub target: u32,
+    /// It leads there, and not to where it is made.
+    pub is_made: bool,
 }
 
 /// A place in a page that counts how often it is jumped back to.
@@ -143,6 +163,14 @@ pub(super) struct Wanted {
     pub state: *const PageState,
     pub page: *const u8,
     pub entry: u64,
+}
+
+impl Request {
+    /// The block's key.
+    pub fn block_key(&self) -> u64 {
+        let start = self.sources.first().map_or(0, |first| first.start);
+        block_key(self.page as u64 + u64::from(start), self.key)
+    }
 }
 
 /// A block in the table.
@@ -162,7 +190,7 @@ struct Translated {
 /// The distance from a block's start to the page generation in its entry check.
 const GENERATION_AT: usize = 12;
 /// Most code of one block.
-const MAX_BLOCK_BYTES: usize = 64 * 1024;
+pub(super) const MAX_BLOCK_BYTES: usize = 64 * 1024;
 
 #[allow(clippy::vec_box, reason = "translated code holds their addresses")]
 pub(super) type Sites = Vec<Box<Site>>;
@@ -175,6 +203,10 @@ struct Inner {
     regions: usize,
     blocks: HashMap<u64, Translated, Mixed>,
     links: Vec<Link>,
+    /// Links of newer spaces that lead here, and their displacements before.
+    incoming: Vec<(Arc<Space>, Numbered, [u8; 4])>,
+    /// Nobody is to be led here any more.
+    is_going: bool,
     sites: Sites,
     heats: Vec<Heat>,
     /// Blocks for which a region has been asked.
@@ -186,15 +218,22 @@ struct Inner {
     held: Vec<Block>,
 }
 
-/// Memory for translated code with everything that belongs to it.
+/// A part of the memory for code (see `spaces.rs`) with everything that belongs to what lies there.
 pub(super) struct Space {
-    memory: CodeMemory,
-    stubs: Stubs,
+    ground: Arc<Ground>,
+    /// Which part of the memory it is.
+    pub part: usize,
     /// Its number: spaces are counted.
     pub number: u32,
     /// The lowest address of a region.
     regions_from: AtomicU64,
     inner: Mutex<Inner>,
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        self.ground.give_back(self.part);
+    }
 }
 
 // SAFETY: the raw pointers in it lead to page states and pages in blocks that `held` keeps alive, and to boxes that it owns itself.
@@ -230,50 +269,6 @@ pub(super) fn block_key(host: u64, key: u8) -> u64 {
     host | u64::from(key) << 56
 }
 
-/// What the translator has done so far, for `info jit`.
-#[derive(Default)]
-pub(crate) struct Counters {
-    pub blocks: AtomicU64,
-    pub instructions: AtomicU64,
-    pub bytes: AtomicU64,
-    pub links: AtomicU64,
-    pub revived: AtomicU64,
-    pub replaced: AtomicU64,
-    pub spaces: AtomicU64,
-    pub nanoseconds: AtomicU64,
-    pub regions: AtomicU64,
-    pub region_instructions: AtomicU64,
-    pub region_bytes: AtomicU64,
-    pub useless_regions: AtomicU64,
-    /// Regions that were not made, by why.
-    refusals: Mutex<BTreeMap<String, u64>>,
-    pub region_nanoseconds: AtomicU64,
-}
-
-impl Counters {
-    /// There is no region where one was wanted.
-    pub fn count_refusal(&self, why: &impl std::fmt::Display) {
-        let mut refusals = self.refusals.lock().unwrap_or_else(|poison| poison.into_inner());
-        *refusals.entry(format!("no region: {why}")).or_default() += 1;
-    }
-}
-
-/// The translator of one machine: which space is current, and what it has done.
-pub(crate) struct Translations {
-    current: RwLock<Option<Arc<Space>>>,
-    /// The current space's number.
-    number: AtomicU32,
-    space_bytes: usize,
-    /// Executions after which a trace is translated.
-    pub hot: u32,
-    pub counters: Counters,
-    pub watch: WatchOptions,
-    /// Which host code is whose, where somebody wants to know.
-    pub log: CodeLog,
-    /// The optimising tier's.
-    pub compiler: Compiler,
-}
-
 /// Everything a block is made from.
 pub(super) struct Request {
     pub key: u8,
@@ -289,165 +284,31 @@ pub(super) struct Request {
     pub bytes: Vec<u8>,
 }
 
-impl Translations {
-    /// A translator. (A space takes half of the bytes: while vCPUs move to a new one there are two.)
-    pub fn new(options: TranslatorOptions) -> Self {
-        let space_bytes = (options.code_bytes / 2).next_multiple_of(4096).max(4 * MAX_BLOCK_BYTES);
-        let watch = options.watch;
-        let compiler = Compiler::new(options.tier2);
-        Self { space_bytes, hot: options.hot, compiler, watch, log: CodeLog::new(watch), ..Self::off() }
-    }
-
-    /// No translator.
-    pub fn off() -> Self {
-        let watch = WatchOptions::default();
-        Self {
-            current: RwLock::new(None),
-            number: AtomicU32::new(0),
-            space_bytes: 0,
-            hot: 0,
-            counters: Counters::default(),
-            compiler: Compiler::new(None),
-            watch,
-            log: CodeLog::new(watch),
-        }
-    }
-
-    /// Whether there is one.
-    pub fn is_on(&self) -> bool {
-        self.space_bytes != 0
-    }
-
-    /// Whether the optimising tier has compiled anything.
-    pub fn has_regions(&self) -> bool {
-        self.counters.regions.load(Ordering::Relaxed) != 0
-    }
-
-    /// What each tier has made.
-    pub fn figures(&self) -> Vec<TierFigures> {
-        if !self.is_on() {
-            return Vec::new();
-        }
-        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let space = self.current.read().unwrap_or_else(|poison| poison.into_inner()).clone();
-        let counters = &self.counters;
-        let (used, used_by_regions) = space.map_or((0, 0), |space| {
-            let inner = space.lock();
-            (inner.used, space.memory.len() - inner.regions)
-        });
-        let tier_1 = TierFigures {
-            title: "Tier 1",
-            pieces: of(&counters.blocks),
-            instructions: of(&counters.instructions),
-            made_bytes: of(&counters.bytes),
-            used_bytes: used as u64,
-            most_bytes: self.space_bytes as u64,
-            spent: Duration::from_nanos(of(&counters.nanoseconds)),
-            more: vec![
-                ("links between blocks".to_owned(), of(&counters.links)),
-                ("blocks revived".to_owned(), of(&counters.revived)),
-                ("blocks replaced by others".to_owned(), of(&counters.replaced)),
-                ("code memories so far".to_owned(), of(&counters.spaces)),
-            ],
-        };
-        let mut figures = vec![tier_1];
-        if self.compiler.options.is_some() {
-            figures.push(TierFigures {
-                title: "Tier 2",
-                pieces: of(&counters.regions),
-                instructions: of(&counters.region_instructions),
-                made_bytes: of(&counters.region_bytes),
-                used_bytes: used_by_regions as u64,
-                most_bytes: self.space_bytes as u64,
-                spent: Duration::from_nanos(of(&counters.region_nanoseconds)),
-                more: {
-                    let refusals = counters.refusals.lock().unwrap_or_else(|poison| poison.into_inner());
-                    let given_up = ("regions given up".to_owned(), of(&counters.useless_regions));
-                    std::iter::once(given_up).chain(refusals.clone()).collect()
-                },
-            });
-        }
-        figures
-    }
-
-    /// The current space's number.
-    #[inline]
-    pub fn number(&self) -> u32 {
-        self.number.load(Ordering::Acquire)
-    }
-
-    /// The current space; made now if there is none yet.
-    ///
-    /// # Errors
-    /// When the host gives no memory to execute.
-    pub(super) fn space(&self) -> io::Result<Arc<Space>> {
-        if let Some(space) = &*self.current.read().unwrap_or_else(|poison| poison.into_inner()) {
-            return Ok(space.clone());
-        }
-        self.replace(0)
-    }
-
-    /// A new space in place of number `full`, unless somebody else has done that already.
-    pub(super) fn replace(&self, full: u32) -> io::Result<Arc<Space>> {
-        let mut current = self.current.write().unwrap_or_else(|poison| poison.into_inner());
-        if let Some(space) = &*current
-            && space.number != full
-        {
-            return Ok(space.clone());
-        }
-        let space = Arc::new(Space::new(self.space_bytes, full + 1)?);
-        self.counters.spaces.fetch_add(1, Ordering::Relaxed);
-        self.number.store(space.number, Ordering::Release);
-        *current = Some(space.clone());
-        Ok(space)
-    }
-}
-
 impl Space {
-    fn new(bytes: usize, number: u32) -> io::Result<Self> {
-        let memory = CodeMemory::new(bytes)?;
-        let mut asm = Asm::new(memory.address(0));
-        let vectors = VectorLayout {
-            resident: field!(t1.vectors_resident),
-            xmm: field!(fpu.xmm),
-            ymm_high: field!(fpu.ymm_high),
-            mxcsr: field!(fpu.mxcsr),
-            host_mxcsr: field!(t1.host_mxcsr),
-        };
-        let refill = RefillLayout {
-            tlb: field!(tlb),
-            second_level: field!(second_level),
-            physical_pages: field!(physical_pages),
-            a20_mask: field!(a20_seen),
-            apic_base: field!(apic_base),
-            dr7: field!(dr7),
-            enough: field!(t1.enough),
-            missed: field!(t1.missed),
-        };
-        let callee = super::interpret_one as *const () as u64;
-        let layout = stubs::Layout { registers: field!(gpr), callee, vectors, refill };
-        let stubs = stubs::write(&mut asm, &layout);
-        let code = asm.finish();
-        memory.write_at(0, &code);
-        let inner = Inner { used: code.len(), regions: memory.len(), ..Inner::default() };
-        let regions_from = AtomicU64::new(memory.address(memory.len()));
-        Ok(Self { memory, stubs, number, regions_from, inner: Mutex::new(inner) })
+    /// A space in a part of the memory.
+    pub fn new(ground: Arc<Ground>, part: usize, number: u32) -> Self {
+        let range = ground.range(part);
+        let regions_from = AtomicU64::new(ground.memory.address(range.end));
+        let inner = Inner { used: range.start, regions: range.end, ..Inner::default() };
+        Self { ground, part, number, regions_from, inner: Mutex::new(inner) }
     }
 
-    /// Where its code lies.
-    pub fn range(&self) -> std::ops::Range<u64> {
-        self.memory.address(0)..self.memory.address(self.memory.len())
+    /// The memory that it is a part of.
+    pub fn ground(&self) -> &Ground {
+        &self.ground
     }
 
-    /// From where on that is regions' code; there is more and more of it.
+    /// Bytes that blocks and regions take.
+    pub fn used(&self) -> [u64; 2] {
+        let range = self.ground.range(self.part);
+        let inner = self.lock();
+        [inner.used - range.start, range.end - inner.regions].map(|bytes| bytes as u64)
+    }
+
+    /// From where on its code is regions'; there is more and more of that.
     #[inline]
     pub fn regions_from(&self) -> u64 {
         self.regions_from.load(Ordering::Relaxed)
-    }
-
-    /// The address of the stub that enters translated code.
-    pub fn enter(&self) -> u64 {
-        self.stubs.enter
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -468,7 +329,7 @@ impl Space {
             let found = inner.blocks.get(&block_key(host, key))?;
             let second = found.info.second.map(|second| second.page);
             if found.info.is_fresh() {
-                return Some((self.memory.address(found.offset), second));
+                return Some((self.ground.memory.address(found.offset), second));
             }
             if second.is_some() {
                 // It is but one instruction: cheaper to make again than to compare.
@@ -504,7 +365,7 @@ impl Space {
             return None;
         }
         match (&found.region, same_region) {
-            (Some(region), Some(true)) => self.memory.patch(region.entry + GENERATION_AT, &generation.to_le_bytes()),
+            (Some(region), Some(true)) => self.ground.memory.patch(region.entry + GENERATION_AT, &generation.to_le_bytes()),
             (Some(_), _) => {
                 let region = self.take_back(found);
                 inner.replaced_regions.extend(region);
@@ -514,27 +375,27 @@ impl Space {
         }
         let found = inner.blocks.get(&block_key(host, key))?;
         found.info.generation.store(generation, Ordering::Relaxed);
-        self.memory.patch(found.offset + GENERATION_AT, &generation.to_le_bytes());
+        self.ground.memory.patch(found.offset + GENERATION_AT, &generation.to_le_bytes());
         counters.revived.fetch_add(1, Ordering::Relaxed);
-        Some((self.memory.address(found.offset), None))
+        Some((self.ground.memory.address(found.offset), None))
     }
 
     // ---- Regions -----------------------------------------------------------------------------------------------
 
     /// The address of a byte.
     pub fn address(&self, offset: usize) -> u64 {
-        self.memory.address(offset)
+        self.ground.memory.address(offset)
     }
 
     /// Its stubs.
     pub fn stubs(&self) -> Stubs {
-        self.stubs
+        self.ground.stubs
     }
 
     /// A counter has run out: it begins anew, farther away each time, and says where it is counted.
-    pub fn heat_target(&self, number: u32) -> u32 {
+    pub fn heat_target(&self, number: Numbered) -> u32 {
         let mut inner = self.lock();
-        let heat = &mut inner.heats[number as usize];
+        let heat = &mut inner.heats[number.place()];
         heat.left.store(heat.again, Ordering::Relaxed);
         heat.again = heat.again.saturating_mul(8);
         heat.target
@@ -546,7 +407,7 @@ impl Space {
         let mut inner = self.lock();
         let key = block_key(host, key);
         let block = inner.blocks.get(&key).filter(|block| block.info.is_fresh() && block.info.second.is_none())?;
-        let wanted = Wanted { state: block.info.page, page: block.page, entry: self.memory.address(block.offset) };
+        let wanted = Wanted { state: block.info.page, page: block.page, entry: self.ground.memory.address(block.offset) };
         inner.wanted.insert(key).then_some((key, wanted))
     }
 
@@ -563,10 +424,10 @@ impl Space {
             return None;
         }
         inner.regions = offset;
-        self.regions_from.store(self.memory.address(offset), Ordering::Relaxed);
+        self.regions_from.store(self.ground.memory.address(offset), Ordering::Relaxed);
         let first_link = inner.links.len();
-        inner.links.resize(first_link + links, Link { at: 0, target: 0 });
-        Some((offset, first_link as u32))
+        inner.links.resize(first_link + links, Link { at: 0, target: 0, is_made: false });
+        Some((offset, Numbered::new(self.part, first_link).0))
     }
 
     /// Puts a region in place of its block, if that is still the one.
@@ -578,20 +439,20 @@ impl Space {
         if block.info.generation.load(Ordering::Relaxed) != compiled.generation() || block.region.is_some() {
             return;
         }
-        self.memory.write_at(compiled.offset, &compiled.code);
+        self.ground.memory.write_at(compiled.offset, &compiled.code);
         for (at, link) in compiled.links.iter().enumerate() {
-            inner.links[compiled.first_link as usize + at] = Link { at: link.at + compiled.offset, ..*link };
+            inner.links[Numbered(compiled.first_link).place() + at] = Link { at: link.at + compiled.offset, ..*link };
         }
         counters.regions.fetch_add(1, Ordering::Relaxed);
         counters.region_instructions.fetch_add(compiled.instructions, Ordering::Relaxed);
         counters.region_bytes.fetch_add(compiled.code.len() as u64, Ordering::Relaxed);
-        self.point_block_at(block.offset, compiled.entry);
+        self.point_block_at(block.offset, self.address(compiled.entry));
         if translations.log.is_on() {
             translations.log.add(Placed {
                 tier: Place::Tier2,
                 space: self.number,
                 offset: compiled.offset as u32,
-                address: self.memory.address(compiled.offset),
+                address: self.ground.memory.address(compiled.offset),
                 rip: compiled.rip(),
                 bits: 64,
                 user: compiled.is_user(),
@@ -603,11 +464,11 @@ impl Space {
     }
 
     /// `jmp entry` in place of the first instruction of a block, which lies in one aligned word.
-    fn point_block_at(&self, block: usize, entry: usize) {
-        let relative = self.memory.address(entry).wrapping_sub(self.memory.address(block + 5)) as i32;
+    fn point_block_at(&self, block: usize, entry: u64) {
+        let relative = entry.wrapping_sub(self.ground.memory.address(block + 5)) as i32;
         let mut jump = [0xe9, 0, 0, 0, 0];
         jump[1..].copy_from_slice(&relative.to_le_bytes());
-        self.memory.patch(block, &jump);
+        self.ground.memory.patch(block, &jump);
     }
 
     /// The block itself runs again. Gives the region, which may be executed still, and counts in there.
@@ -615,7 +476,7 @@ impl Space {
         let mut asm = Asm::new(0);
         // SAFETY: the space holds the page's block of memory.
         asm.set_wide(R::Ax, std::ptr::from_ref(unsafe { (*block.info.page).code_generation_cell() }) as u64);
-        self.memory.patch(block.offset, &asm.finish()[..5]);
+        self.ground.memory.patch(block.offset, &asm.finish()[..5]);
         block.region.take()
     }
 
@@ -634,16 +495,57 @@ impl Space {
     // ---- Blocks ------------------------------------------------------------------------------------------------
 
     /// The place in the page that a link leads to.
-    pub fn link_target(&self, number: u32) -> u32 {
-        self.lock().links[number as usize].target
+    pub fn link_target(&self, number: Numbered) -> u32 {
+        self.lock().links[number.place()].target
     }
 
-    /// Points a link at a block's entry.
-    pub fn make_link(&self, number: u32, entry: u64) {
-        let inner = self.lock();
-        let at = inner.links[number as usize].at;
-        let relative = entry.wrapping_sub(self.memory.address(at + 4)) as i32;
-        self.memory.patch(at, &relative.to_le_bytes());
+    /// Points a link at a block's entry, which lies in `target`.
+    pub fn make_link(self: &Arc<Self>, number: Numbered, entry: u64, target: &Arc<Self>) {
+        let mut inner = self.lock();
+        let link = &mut inner.links[number.place()];
+        if link.is_made {
+            return;
+        }
+        let relative = entry.wrapping_sub(self.address(link.at + 4)) as i32;
+        let patch = |link: &Link| self.ground.memory.patch(link.at, &relative.to_le_bytes());
+        if target.number >= self.number {
+            patch(link);
+        } else {
+            // It goes before this one, and must find those that lead to it.
+            let mut of_target = target.lock();
+            if of_target.is_going {
+                return;
+            }
+            of_target.incoming.push((self.clone(), number, self.ground.memory.read(link.at)));
+            patch(link);
+        }
+        link.is_made = true;
+    }
+
+    /// The space is about to go: nothing in newer ones leads here any more.
+    pub fn cut_off(&self) {
+        let incoming = {
+            let mut inner = self.lock();
+            inner.is_going = true;
+            std::mem::take(&mut inner.incoming)
+        };
+        for (from, number, before) in incoming {
+            let mut inner = from.lock();
+            let link = &mut inner.links[number.place()];
+            from.ground.memory.patch(link.at, &before);
+            link.is_made = false;
+        }
+    }
+
+    /// A newer space has a block for what a block here is for: that leads to it from now on. (It lies in no space that goes
+    /// before this one.)
+    pub fn supersede(&self, key: u64, entry: u64) {
+        let mut inner = self.lock();
+        let Some(old) = inner.blocks.remove(&key) else { return };
+        self.point_block_at(old.offset, entry);
+        inner.replaced.push(old.info);
+        inner.replaced_regions.extend(old.region);
+        inner.wanted.remove(&key);
     }
 
     /// Translates. `None`: the space is full.
@@ -651,14 +553,13 @@ impl Space {
         let counters = &translations.counters;
         let threshold = translations.compiler.options.map(|options| options.threshold);
         let first = request.sources.first()?;
-        let host = request.page as u64 + u64::from(first.start);
         let mut inner = self.lock();
-        let key = block_key(host, request.key);
+        let key = request.block_key();
         if let Some(found) = inner.blocks.get(&key)
             && found.info.is_fresh()
             && found.info.second.map(|second| second.page) == request.second.map(|second| second.page)
         {
-            return Some(self.memory.address(found.offset));
+            return Some(self.ground.memory.address(found.offset));
         }
         let offset = inner.used.next_multiple_of(16);
         if offset + MAX_BLOCK_BYTES > inner.regions {
@@ -667,18 +568,18 @@ impl Space {
         let info =
             Box::new(BlockInfo { page: request.state, generation: AtomicU32::new(request.generation), second: request.second });
         let mut emitter = Emitter::new(
-            self.memory.address(offset),
-            self.stubs,
+            self.ground.memory.address(offset),
+            self.ground.stubs,
             request.key,
             request.page_base,
             &request.sources,
             &*info,
-            inner.links.len() as u32,
+            Numbered::new(self.part, inner.links.len()).0,
         );
-        emitter.count_heat(threshold, inner.heats.len() as u32);
+        emitter.count_heat(threshold, Numbered::new(self.part, inner.heats.len()).0);
         let (code, links, sites, heats) = write_block(emitter, &info);
         assert!(code.len() <= MAX_BLOCK_BYTES, "a block of {} bytes", code.len());
-        self.memory.write_at(offset, &code);
+        self.ground.memory.write_at(offset, &code);
         inner.used = offset + code.len();
         inner.links.extend(links.into_iter().map(|link| Link { at: link.at + offset, ..link }));
         inner.sites.extend(sites);
@@ -687,7 +588,7 @@ impl Space {
         counters.blocks.fetch_add(1, Ordering::Relaxed);
         counters.instructions.fetch_add(request.sources.len() as u64, Ordering::Relaxed);
         counters.bytes.fetch_add(code.len() as u64, Ordering::Relaxed);
-        let entry = self.memory.address(offset);
+        let entry = self.ground.memory.address(offset);
         if translations.log.is_on() {
             translations.log.add(Placed {
                 tier: Place::Tier1,
@@ -710,7 +611,7 @@ impl Space {
             region: None,
         };
         if let Some(old) = inner.blocks.insert(key, translated) {
-            self.point_block_at(old.offset, offset);
+            self.point_block_at(old.offset, entry);
             inner.replaced.push(old.info);
             inner.replaced_regions.extend(old.region);
             inner.wanted.remove(&key);

@@ -1024,7 +1024,7 @@ impl<'a> Emitter<'a> {
         // The displacement is patched while others run: it lies in one aligned word.
         self.asm.align(4, 1);
         let at = self.asm.jmp_link(unmade);
-        self.links.push(Link { at, target });
+        self.links.push(Link { at, target, is_made: false });
     }
 
     /// Goes on at a place in this page if the condition holds, without a poll.
@@ -1032,7 +1032,7 @@ impl<'a> Emitter<'a> {
         let unmade = self.unmade_link(target);
         self.asm.align(4, 2);
         let at = self.asm.jcc_link(cond, unmade);
-        self.links.push(Link { at, target });
+        self.links.push(Link { at, target, is_made: false });
     }
 
     /// The way of a taken branch, out of the way.

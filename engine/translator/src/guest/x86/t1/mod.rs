@@ -11,6 +11,7 @@
 //! * `recipe.rs`: flags that only faults would want.
 //! * `jumps.rs`: where indirect transfers find their targets' code; `seen.rs`: where indirect jumps have led lately.
 //! * `regions.rs`: the optimising tier, whose code takes the place of blocks.
+//! * `spaces.rs`: who has which part of the memory for code, and what goes when it is full.
 //! * here: the vCPU's side: when to translate, how to enter, what to do when translated code is left.
 //!
 //! # What is translated
@@ -35,13 +36,14 @@ mod pages;
 mod recipe;
 mod regions;
 mod seen;
+mod spaces;
 mod system;
 mod vector;
 mod x87;
 
 pub(super) use crate::host::x64::same::host_has;
-pub(crate) use block::Translations;
 pub(super) use gather::with_accumulator as gather_with_accumulator;
+pub(crate) use spaces::Translations;
 pub(super) use vector::with_accumulator;
 
 use super::cpu::{CodeSize, Cpu, cr0, cr4, seg};
@@ -57,10 +59,11 @@ use super::trace::{TraceCode, TraceRef};
 use crate::chaos::Dice;
 use crate::host::x64::vectors::{self, Residency};
 use crate::mmu::{PAGE_MASK, class, refill};
+use crate::run::code_memory::PARTS;
 use crate::shared::CpuShared;
 use crate::watch::sampler::Place;
 use crate::watch::tally::Happening;
-use block::{Relative, Request, Site, Space, leave};
+use block::{Numbered, Relative, Request, Site, Space, leave};
 use emit::Source;
 use engine_cpu::x86::Activity;
 use engine_memory::PAGE_BYTES;
@@ -125,11 +128,13 @@ pub(crate) struct Translator {
     stop: Option<(u64, Stop)>,
     /// Where `tables` points into.
     jumps: JumpCaches,
-    space: Option<Arc<Space>>,
-    /// From where on the sampler takes code there to be regions'.
+    /// The spaces whose code may run, the newest last, and the number of that.
+    spaces: Vec<Arc<Space>>,
+    newest: u32,
+    /// Those that go: translated code that is on the stack may lie in them.
+    leaving: Vec<Arc<Space>>,
+    /// From where on the sampler takes the newest one's code to be regions'.
     regions_from: u64,
-    /// The number of the space whose code runs.
-    running: u32,
 }
 
 // SAFETY: the pointers lead into `jumps`, which never moves its tables, and into the CPU's shared part, which the CPU holds.
@@ -161,9 +166,10 @@ impl Translator {
             panic: None,
             stop: None,
             jumps,
-            space: None,
+            spaces: Vec::new(),
+            newest: 0,
+            leaving: Vec::new(),
             regions_from: 0,
-            running: 0,
         }
     }
 }
@@ -266,7 +272,7 @@ impl Cpu {
         if self.t1.key == NO_KEY {
             return None;
         }
-        self.enter_space()?;
+        self.enter_spaces()?;
         // The checks that finding a trace makes: whoever fails them is for the interpreter.
         if self.code_size == CodeSize::Bits64 && !super::cpu::is_canonical(rip) {
             return None;
@@ -285,12 +291,7 @@ impl Cpu {
         let entry = match known {
             Some(entry) => entry,
             None => {
-                let (space, fabric) = (self.t1.space.clone()?, self.fabric.clone());
-                let counters = &fabric.translations.counters;
-                let (entry, second) = space.find(host, self.t1.key, counters, |state, page, first, bytes| {
-                    // SAFETY: the space holds the page's block of memory.
-                    self.mark_code(unsafe { &*state }, page, first, bytes);
-                })?;
+                let (entry, second) = self.find_in_spaces(host)?;
                 match second {
                     None => self.t1.jumps.remember_place(place, entry),
                     // Places know nothing of second pages: such a block is looked for here each time.
@@ -307,15 +308,39 @@ impl Cpu {
         Some(entry)
     }
 
-    /// Makes the vCPU's view current: the space, and the jump caches.
-    fn enter_space(&mut self) -> Option<()> {
+    /// The valid block at a host address in any space (see [`Space::find`]) but one that is the next to go: what is still wanted
+    /// of that is made anew.
+    fn find_in_spaces(&mut self, host: u64) -> Option<(u64, Option<*const u8>)> {
+        let fabric = self.fabric.clone();
+        let oldest = usize::from(self.t1.spaces.len() == PARTS - 1);
+        for at in (oldest..self.t1.spaces.len()).rev() {
+            let space = self.t1.spaces[at].clone();
+            let counters = &fabric.translations.counters;
+            let found = space.find(host, self.t1.key, counters, |state, page, first, bytes| {
+                // SAFETY: the space holds the page's block of memory.
+                self.mark_code(unsafe { &*state }, page, first, bytes);
+            });
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
+    }
+
+    /// Makes the vCPU's view current: the spaces, and the jump caches.
+    fn enter_spaces(&mut self) -> Option<()> {
         let number = self.fabric.translations.number();
-        if self.t1.space.as_ref().is_none_or(|space| space.number != number) {
+        if self.t1.newest != number || number == 0 {
             self.t1.jumps.forget_all();
-            match self.fabric.translations.space() {
-                Ok(space) => {
+            match self.fabric.translations.spaces() {
+                Ok(spaces) => {
+                    self.t1.leaving.append(&mut self.t1.spaces);
+                    self.t1.newest = spaces.last()?.number;
+                    self.t1.spaces = spaces;
                     self.t1.regions_from = 0;
-                    self.t1.space = Some(space);
+                    for space in &self.t1.spaces {
+                        self.shared.sampler.set_code(space.ground().places(), space.part, space.regions_from(), space.number);
+                    }
                 }
                 Err(error) => {
                     tracing::warn!("the translator is off: no memory for code: {error}");
@@ -324,10 +349,10 @@ impl Cpu {
                 }
             }
         }
-        let space = self.t1.space.as_deref()?;
-        if self.t1.regions_from != space.regions_from() {
-            self.t1.regions_from = space.regions_from();
-            self.shared.sampler.set_code(space.range(), self.t1.regions_from, space.number);
+        let newest = self.t1.spaces.last()?;
+        if self.t1.regions_from != newest.regions_from() {
+            self.t1.regions_from = newest.regions_from();
+            self.shared.sampler.set_code(newest.ground().places(), newest.part, self.t1.regions_from, newest.number);
         }
         if self.t1.jumps.enter(self.traces.epochs()) {
             self.t1.tables = self.t1.jumps.tables();
@@ -401,10 +426,10 @@ impl Cpu {
         if let Some(dice) = &mut self.dice
             && dice.fall(dice.chances.replacements)
         {
-            translations.replace(self.t1.space.as_ref()?.number).ok()?;
-            self.enter_space()?;
+            translations.renew(self.t1.newest).ok()?;
+            self.enter_spaces()?;
         }
-        let mut space = self.t1.space.clone()?;
+        let mut space = self.t1.spaces.last()?.clone();
         let pages = [Some(request.page), request.second.map(|second| second.page)];
         let hold = |held_blocks: &Vec<engine_memory::Block>, held: &mut Vec<engine_memory::Block>| {
             for page in pages.into_iter().flatten() {
@@ -417,12 +442,19 @@ impl Cpu {
         };
         let mut entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
         if entry.is_none() {
-            translations.replace(space.number).ok()?;
-            // The others are to leave the old space soon.
+            translations.renew(space.number).ok()?;
+            // The others are to leave what goes soon.
             fabric.for_each(|cpu| cpu.raise(crate::shared::attention::SELF));
-            self.enter_space()?;
-            space = self.t1.space.clone()?;
-            entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
+            self.enter_spaces()?;
+            let newest = self.t1.spaces.last()?.clone();
+            if newest.number != space.number {
+                space = newest;
+                entry = space.translate(&request, |held| hold(&self.held_blocks, held), translations);
+            }
+        }
+        if let Some(entry) = entry {
+            let key = request.block_key();
+            self.t1.spaces.iter().filter(|older| older.number < space.number).for_each(|older| older.supersede(key, entry));
         }
         translations.counters.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
         if translations.compiler.options.is_some_and(|options| options.threshold == 0) {
@@ -459,25 +491,33 @@ impl Cpu {
 
     fn run_blocks(&mut self, mut entry: u64) -> Left {
         self.running.count = 0;
-        let mut link: Option<u32> = None;
+        let mut link: Option<(Arc<Space>, Numbered)> = None;
         loop {
             self.publish_regions();
-            let Some(space) = self.t1.space.clone() else { return Left::At };
-            if let Some(number) = link.take() {
-                space.make_link(number, entry);
+            if let Some((space, number)) = link.take()
+                && let Some(target) = self.t1.space_at(entry)
+            {
+                space.make_link(number, entry, &target);
                 self.fabric.translations.counters.links.fetch_add(1, Ordering::Relaxed);
             }
+            // Nothing that is translated is on the stack now.
+            self.t1.leaving.clear();
+            let Some(space) = self.t1.spaces.last() else { return Left::At };
+            let enter = space.ground().stubs.enter;
             self.t1.page_base = self.rip & PAGE_MASK;
             self.t1.flags = pack(&self.flags);
-            self.t1.running = space.number;
             let this: *mut Self = self;
-            // SAFETY: the stub lies there; `entry` is a block of this space, which `space` keeps alive; translated code keeps the ABI and touches
-            // the CPU only through `this`.
+            // SAFETY: the stub lies there; `entry` is a block of one of `t1.spaces`, which stay alive there or in `t1.leaving` until
+            // translated code has been left; that keeps the ABI and touches the CPU only through `this`.
             let reason = unsafe {
-                let enter = std::mem::transmute::<u64, extern "sysv64" fn(*mut Self, u64) -> u32>(space.enter());
+                let enter = std::mem::transmute::<u64, extern "sysv64" fn(*mut Self, u64) -> u32>(enter);
                 enter(this, entry)
             };
             self.shared.tally.count(happening(reason));
+            // Other CPUs may have led blocks on to a space that has come since.
+            if self.t1.newest != self.fabric.translations.number() {
+                self.enter_spaces();
+            }
             let mut flags = self.flags;
             unpack(self.t1.flags, &mut flags);
             self.flags = flags;
@@ -488,8 +528,10 @@ impl Cpu {
                 leave::LOOK_UP => {}
                 leave::ATTEND => return Left::Poll,
                 leave::LINK => {
-                    self.rip = place(self, space.link_target(argument));
-                    link = Some(argument);
+                    let number = Numbered(argument);
+                    let Some(space) = self.t1.space_of(number) else { return Left::At };
+                    self.rip = place(self, space.link_target(number));
+                    link = Some((space, number));
                 }
                 leave::POLL => {
                     self.rip = place(self, argument);
@@ -500,12 +542,20 @@ impl Cpu {
                     found = Found::Stale;
                 }
                 leave::HOT => {
-                    self.rip = place(self, space.heat_target(argument));
-                    self.want_region(&space);
+                    let number = Numbered(argument);
+                    let Some(space) = self.t1.space_of(number) else { return Left::At };
+                    self.rip = place(self, space.heat_target(number));
+                    if space.number == self.t1.newest {
+                        self.want_region(&space);
+                    } else {
+                        // There is no more room in its space: it becomes a block of the newest, and hot there.
+                        self.translate_again();
+                    }
                 }
                 leave::USELESS => {
                     self.rip = place(self, argument);
-                    space.consider(self.t1.scratch[0], &self.fabric.translations.counters);
+                    let counters = &self.fabric.translations.counters;
+                    self.t1.spaces.iter().for_each(|space| space.consider(self.t1.scratch[0], counters));
                 }
                 leave::PANIC => match self.t1.panic.take() {
                     Some(panic) => {
@@ -522,15 +572,39 @@ impl Cpu {
             if self.shared.attention() != 0 {
                 return Left::Poll;
             }
-            let before = space.number;
             match self.translated(self.rip, found) {
                 Some(next) => entry = next,
                 None => return Left::At,
             }
-            if self.t1.space.as_ref().is_none_or(|space| space.number != before) {
-                link = None;
-            }
         }
+    }
+
+    /// Translates what is at RIP once more, into the newest space.
+    fn translate_again(&mut self) -> Option<u64> {
+        let trace = self.find_trace().ok()?;
+        self.translate_trace(trace)
+    }
+
+    /// No translated code is on the stack: what is not current any more need not be kept. Part of every poll.
+    pub(super) fn leave_old_spaces(&mut self) {
+        if self.t1.newest != self.fabric.translations.number() && self.t1.newest != 0 {
+            self.enter_spaces();
+        }
+        self.t1.leaving.clear();
+    }
+}
+
+impl Translator {
+    /// The space that may run in which an address lies.
+    fn space_at(&self, address: u64) -> Option<Arc<Space>> {
+        let part = self.spaces.last()?.ground().part_of(address)?;
+        self.spaces.iter().find(|space| space.part == part).cloned()
+    }
+
+    /// The space of a link or counter.
+    fn space_of(&self, number: Numbered) -> Option<Arc<Space>> {
+        // Nobody else has the part as long as this CPU holds a space there.
+        self.spaces.iter().chain(&self.leaving).find(|space| space.part == number.part()).cloned()
     }
 }
 
@@ -662,19 +736,19 @@ impl Cpu {
 
     /// The code at RIP, or the reason to leave translated code with.
     fn go_on(&mut self) -> u64 {
-        let number = self.t1.running;
         self.rip &= self.linear_mask;
-        if self.t1.key == NO_KEY || self.fabric.translations.number() != number || self.enter_space().is_none() {
+        // Only the dispatcher lets go of spaces.
+        let is_current = self.t1.newest == self.fabric.translations.number();
+        if self.t1.key == NO_KEY || !is_current || self.enter_spaces().is_none() {
             return leave::LOOK_UP.into();
         }
         let entry = self.t1.jumps.find(self.t1.key, self.rip).or_else(|| self.translated(self.rip, Found::Fresh));
         match entry {
-            // What runs must not be freed under it: only the dispatcher goes from space to space.
-            Some(entry) if self.t1.space.as_ref().is_some_and(|space| space.number == number) => {
+            Some(entry) => {
                 self.t1.page_base = self.rip & PAGE_MASK;
                 entry
             }
-            _ => leave::LOOK_UP.into(),
+            None => leave::LOOK_UP.into(),
         }
     }
 }

@@ -657,7 +657,7 @@ impl Cpu {
         };
         let request = &compiled.request;
         let space = request.space.clone();
-        if self.t1.space.as_ref().is_none_or(|current| current.number != space.number) {
+        if !self.t1.spaces.iter().any(|current| current.number == space.number) {
             return;
         }
         let page = request.page;
