@@ -88,7 +88,7 @@ impl<W_: Ways> Emitter<'_, W_> {
             self.asm.mov(W::B2, cell(self.frame.flags), R::Ax);
         }
         let changed = self.region.slots_of(state);
-        let mut moves = Vec::with_capacity(16);
+        let (mut moves, mut sums) = (Vec::with_capacity(16), Vec::new());
         for (slot, home) in self.frame.homes.iter().enumerate() {
             let held = changed.iter().find(|held| usize::from(held.slot) == slot);
             let (to, value) = match (home, held) {
@@ -98,12 +98,22 @@ impl<W_: Ways> Emitter<'_, W_> {
                 (None, Some(_)) => return Err(Refused::Slot(slot as u8)),
                 (_, None) => continue,
             };
-            moves.push(Move { from: self.place_leaving(&from, value)?, to });
+            let (base, distance) = self.plan.derived_from(value);
+            moves.push(Move { from: self.place_leaving(&from, base)?, to });
+            if distance != 0 {
+                sums.push((to, distance));
+            }
         }
         if target.is_some() {
             moves.push(Move { from: self.place_leaving(&from, target)?, to: Place::Reg(R::Ax) });
         }
         moves::write(&mut self.asm, &moves);
+        for (to, distance) in sums {
+            match to {
+                Place::Reg(register) => self.asm.lea(W::B8, register, Mem::at(register, distance)),
+                Place::Cell(at) => self.asm.alu_imm(Alu::Add, W::B8, cell(at), distance),
+            }
+        }
         Ok(())
     }
 

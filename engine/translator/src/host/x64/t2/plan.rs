@@ -63,6 +63,8 @@ pub(super) struct Plan<'a> {
     /// Accesses that ask for the same page again and again.
     pub streams: Streams,
     pub retired: Retired,
+    /// Values that only guest states want: by how much each is more than another.
+    derived: HashMap<Val, (Val, i32)>,
     /// Values that the guest's registers hold at the entry and that no parameter brings, by slot.
     untouched: Vec<Val>,
     /// For each block: positions of uses on the way, and of the last one in a guest state.
@@ -97,6 +99,7 @@ impl<'a> Plan<'a> {
             token_behind: vec![Val::NONE; count],
             streams: Streams::find(region),
             retired: Retired::plan(region),
+            derived: HashMap::default(),
             untouched,
             positions: vec![HashMap::default(); region.blocks.len()],
             behind: vec![HashMap::default(); region.blocks.len()],
@@ -106,6 +109,7 @@ impl<'a> Plan<'a> {
         plan.find_values();
         plan.find_virtual_conditions();
         plan.deliver()?;
+        plan.find_derived()?;
         plan.find_uses()?;
         plan.find_distances();
         Ok(plan)
@@ -522,7 +526,9 @@ impl<'a> Plan<'a> {
             for (at, value) in block.body.iter().enumerate() {
                 let inst = region.def(*value);
                 let at = at as u32;
-                self.hot_uses(*value, inst, &mut |used| add(&mut positions, used, at, true));
+                if !self.derived.contains_key(value) {
+                    self.hot_uses(*value, inst, &mut |used| add(&mut positions, used, at, true));
+                }
                 if inst.op.info().effects.contains(Effects::MAY_BAIL) {
                     let state = region.snapshot(inst).ok_or(Refused::Operation(inst.op))?;
                     let at = if self.late_check(block) == Some(*value) { block.body.len() as u32 } else { at };
@@ -599,11 +605,91 @@ impl<'a> Plan<'a> {
         (inst.args[1].is_some() && !self.passed_on(inst, self.need[token.index()]).is_empty()).then_some(inst.args[1])
     }
 
+    /// What a value that only states want is made of there: another value (itself if it is none of those) and a distance.
+    pub fn derived_from(&self, value: Val) -> (Val, i32) {
+        let root = self.root(value);
+        self.derived.get(&root).copied().unwrap_or((root, 0))
+    }
+
+    /// Finds sums with constants that only states want: these are computed where the region is left.
+    fn find_derived(&mut self) -> Result<(), Refused> {
+        let region = self.region;
+        let mut derived: HashMap<Val, (Val, i32)> = HashMap::default();
+        for value in region.blocks.iter().flat_map(|block| &block.body) {
+            let inst = region.def(*value);
+            let number = |value: Val| region.constant(value);
+            let by = match inst.op {
+                Op::Address if inst.args[0].is_some() && !inst.args[1].is_some() => Some(inst.imm),
+                Op::Add => number(inst.args[1]),
+                Op::Sub => number(inst.args[1]).map(u64::wrapping_neg),
+                Op::Inc => Some(1),
+                Op::Dec => Some(u64::MAX),
+                _ => None,
+            };
+            // Sums of all of a region's instructions stay in range.
+            if let Some(by) = by.and_then(|by| i16::try_from(by as i64).ok())
+                && inst.ty == Ty::I64
+                && self.root(*value) == *value
+                && self.wanted_token(*value).is_none()
+            {
+                derived.insert(*value, (self.root(inst.args[0]), by.into()));
+            }
+        }
+        // What is used on the way by something that is not among them is not among them itself.
+        let mut count = usize::MAX;
+        while count != derived.len() {
+            count = derived.len();
+            self.used_otherwise(&derived.clone(), &mut |used| _ = derived.remove(&self.root(used)))?;
+        }
+        // A sum's base comes before it.
+        for value in region.blocks.iter().flat_map(|block| &block.body) {
+            if let Some((base, by)) = derived.get(value).copied()
+                && let Some((below, more)) = derived.get(&base).copied()
+            {
+                derived.insert(*value, (below, by + more));
+            }
+        }
+        self.derived = derived;
+        Ok(())
+    }
+
+    /// All that is used by more than the slots of states, but for what makes these values.
+    fn used_otherwise(&self, but: &HashMap<Val, (Val, i32)>, each: &mut impl FnMut(Val)) -> Result<(), Refused> {
+        let region = self.region;
+        for block in &region.blocks {
+            for value in &block.body {
+                let inst = region.def(*value);
+                if self.root(*value) == *value && !but.contains_key(value) {
+                    self.hot_uses(*value, inst, each);
+                }
+                if let Some(state) = region.snapshot(inst) {
+                    self.recovered_from(state.flags, each)?;
+                }
+            }
+            if let Terminator::Branch { condition, .. } = block.end {
+                self.condition_uses(condition, each);
+            } else if let Some(target) = block.end.looks_at() {
+                each(target);
+            }
+            for edge in block.end.edges() {
+                edge.args.iter().for_each(|arg| each(*arg));
+                if let To::Exit(exit) = edge.to {
+                    let exit = &region.exits[exit as usize];
+                    self.recovered_from(exit.state.flags, each)?;
+                    if exit.target.is_some() {
+                        each(exit.target);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What restoring a state needs.
     fn cold_uses(&self, state: &GuestState, each: &mut impl FnMut(Val)) -> Result<(), Refused> {
         let slots = self.region.slots_of(state);
         for held in slots {
-            each(held.value);
+            each(self.derived_from(held.value).0);
         }
         for (slot, value) in self.untouched.iter().enumerate() {
             if value.is_some() && !slots.iter().any(|held| usize::from(held.slot) == slot) {
