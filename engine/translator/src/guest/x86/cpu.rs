@@ -219,6 +219,8 @@ pub(crate) struct Cpu {
     pub tlb: Tlb,
     /// Where indirect jumps have led lately.
     pub seen: Seen,
+    /// What regions count down from; what it is less than zero is missing in `retired`, while translated code runs.
+    pub countdown: i64,
 }
 
 /// The board during `run`.
@@ -301,6 +303,7 @@ impl Cpu {
             t1,
             tlb: Tlb::new(),
             seen: Seen::default(),
+            countdown: 0,
         });
         cpu.reset();
         cpu

@@ -513,6 +513,7 @@ impl Cpu {
                 let enter = std::mem::transmute::<u64, extern "sysv64" fn(*mut Self, u64) -> u32>(enter);
                 enter(this, entry)
             };
+            self.retired = self.retired.wrapping_add_signed(-std::mem::take(&mut self.countdown));
             self.shared.tally.count(happening(reason));
             // Other CPUs may have led blocks on to a space that has come since.
             if self.t1.newest != self.fabric.translations.number() {

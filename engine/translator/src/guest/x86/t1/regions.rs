@@ -70,6 +70,8 @@ const BAIL_TIME: Duration = Duration::from_micros(100);
 const STRIKES: u32 = 64;
 /// Most guest instructions of a loop that is compiled with those in it.
 const MOST_IN_LOOP: usize = 250;
+/// Guest instructions between two looks at whether the vCPU is wanted: about a microsecond.
+const INTERVAL: i32 = 4096;
 /// Bytes of the first instruction of every block, the one that a region takes the place of.
 const FIRST_INSTRUCTION: u64 = 10;
 
@@ -319,7 +321,7 @@ fn lift_mode(key: u8) -> LiftMode {
 }
 
 /// Where a region's code finds everything.
-fn frame(key: u8, stubs: &Stubs) -> Frame {
+fn frame(key: u8, stubs: &Stubs, everything: bool) -> Frame {
     let mut homes = vec![None; SLOTS.len()];
     for number in 0..16 {
         let memory = field!(gpr) + 8 * number as i32;
@@ -333,6 +335,8 @@ fn frame(key: u8, stubs: &Stubs) -> Frame {
     Frame {
         homes,
         flags: field!(t1.flags),
+        countdown: field!(countdown),
+        interval: if everything { 1 } else { INTERVAL },
         retired: field!(retired),
         cells: field!(t1.cells),
         cell_count: CELLS,
@@ -435,7 +439,7 @@ fn compile_region(mut request: Request) -> Result<Compiled, NoRegion> {
     tracing::trace!("a region:\n{region}");
     let bails = Box::new(AtomicI32::new(BAILS));
     let space = request.space.clone();
-    let frame = frame(request.key, &space.stubs());
+    let frame = frame(request.key, &space.stubs(), request.everything);
     let write = |base: u64, first_link: u32| {
         let mut entry = 0;
         let (asm, exits) = t2::emit(&region, &frame, || begin(&request, &region, &bails, base, first_link, &mut entry))?;

@@ -47,8 +47,11 @@ impl<W_: Ways> Emitter<'_, W_> {
                 self.add_retired(retired);
                 self.asm.jmp(self.labels[to as usize]);
             }
-            ColdKind::Bail(number) | ColdKind::Poll(number) => {
-                let polls = matches!(kind, ColdKind::Poll(_));
+            ColdKind::Bail(number) | ColdKind::Poll(number, _) => {
+                let polls = matches!(kind, ColdKind::Poll(..));
+                if let ColdKind::Poll(_, back) = kind {
+                    self.write_look(back);
+                }
                 let state = &region.snapshots[usize::from(number)];
                 self.restore(leaving, state, FlagSet::all(), Val::NONE)?;
                 self.add_retired(self.plan.retired.missing(block, state.retired.into()));

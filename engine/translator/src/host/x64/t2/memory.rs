@@ -3,7 +3,7 @@
 use super::moves::cell;
 use super::registers::{Source, bit, width_of};
 use super::streams::Part;
-use super::{Cold, ColdKind, Emitter, Refused, Ways};
+use super::{Cold, ColdKind, Emitter, Frame, Refused, Ways};
 use crate::host::x64::asm::{Alu, Cond, Label, Mem, R, Rm, W};
 use crate::ir::region::{PROBE_RAISED, PROBE_WRITE, Span};
 use crate::ir::{Inst, NO_SNAPSHOT, Op, Val};
@@ -91,13 +91,29 @@ impl<W_: Ways> Emitter<'_, W_> {
     }
 
     fn poll(&mut self, inst: &Inst) -> Result<(), Refused> {
-        let pointer = self.allocate(None)?;
-        self.asm.load(W::B8, pointer, cell(self.frame.attention));
-        self.asm.alu_imm(Alu::Cmp, W::B4, Mem::at(pointer, 0), 0);
+        // What counts at a block's start leaves the sign.
+        if self.position != 0 || self.plan.retired.at_start(self.block as u32) == 0 {
+            self.asm.alu_imm(Alu::Cmp, W::B8, cell(self.frame.countdown), 0);
+        }
         self.host_flags = Val::NONE;
-        let label = self.cold(ColdKind::Poll(inst.snapshot));
-        self.asm.jcc(Cond::NE, label);
+        let back = self.asm.label();
+        let label = self.cold(ColdKind::Poll(inst.snapshot, back));
+        self.asm.jcc(Cond::S, label);
+        self.asm.bind(back);
         Ok(())
+    }
+
+    /// Out of the way: counts down from the start again, and goes back if the vCPU is not wanted.
+    pub(super) fn write_look(&mut self, back: Label) {
+        let Frame { countdown, retired, interval, attention, .. } = *self.frame;
+        for count in [countdown, retired] {
+            self.asm.alu_imm(Alu::Add, W::B8, cell(count), interval);
+        }
+        self.asm.push(R::Ax);
+        self.asm.load(W::B8, R::Ax, cell(attention));
+        self.asm.alu_imm(Alu::Cmp, W::B4, Mem::at(R::Ax, 0), 0);
+        self.asm.pop(R::Ax);
+        self.asm.jcc(Cond::E, back);
     }
 
     pub(super) fn check_pc(&mut self, inst: &Inst) -> Result<(), Refused> {

@@ -53,7 +53,11 @@ pub(crate) struct Frame {
     pub homes: Vec<Option<Home>>,
     /// The guest's flags, packed: LAHF's byte in bits 8–15, OF in bit 0.
     pub flags: i32,
-    /// A count of retired guest instructions.
+    /// Counted down with each retired guest instruction: 8 bytes. Below zero it is time to look at the attention word.
+    pub countdown: i32,
+    /// By how much it is set up again then,
+    pub interval: i32,
+    /// and this, too: a count of retired guest instructions, less what is still to be counted down.
     pub retired: i32,
     /// Cells of 8 bytes that are free to use, and how many.
     pub cells: i32,
@@ -125,8 +129,8 @@ struct Cold {
 enum ColdKind {
     /// An instruction's snapshot, by number: bails.
     Bail(u16),
-    /// The same, but nothing is interpreted.
-    Poll(u16),
+    /// It is time to look at the attention word: goes on, or does the same with nothing interpreted.
+    Poll(u16, Label),
     /// An exit, by number.
     Exit(u32),
     /// The same, but the target has yet to be checked by this.
@@ -289,8 +293,8 @@ impl<'a, W: Ways> Emitter<'a, W> {
     /// Counts guest instructions.
     fn add_retired(&mut self, count: i32) {
         if count != 0 {
-            let retired = moves::cell(self.frame.retired);
-            self.asm.alu_imm(asm::Alu::Add, asm::W::B8, retired, count);
+            let countdown = moves::cell(self.frame.countdown);
+            self.asm.alu_imm(asm::Alu::Sub, asm::W::B8, countdown, count);
         }
     }
 

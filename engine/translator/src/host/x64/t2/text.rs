@@ -39,7 +39,9 @@ pub(crate) fn text(region: &Region, registers: &[R]) -> String {
     let frame = Frame {
         homes: (0..region.slots.len()).map(home).collect(),
         flags: 0x200,
-        retired: 0x208,
+        countdown: 0x208,
+        interval: 100,
+        retired: 0x220,
         cells: 0x400,
         cell_count: 64,
         attention: 0x210,
