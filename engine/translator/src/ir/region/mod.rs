@@ -256,6 +256,9 @@ pub(crate) struct Region {
     pub is_ssa: bool,
     /// By slot: what the first ones may hold when the region is entered. What is wrong here only costs time.
     pub guesses: Vec<u64>,
+    /// Each probe vouches for what its own instruction accesses and no more: where probes that do more have failed too often,
+    /// at the end of a page or for want of rights to write.
+    pub cautious: bool,
 }
 
 impl Region {
@@ -274,6 +277,7 @@ impl Region {
             slots,
             is_ssa: false,
             guesses: Vec::new(),
+            cautious: false,
         }
     }
 

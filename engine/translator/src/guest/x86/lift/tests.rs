@@ -250,6 +250,24 @@ fn recursions_are_loops_and_functions_belong_to_their_callers_loops() {
     assert_eq!(heads(&inner, 0), [0]);
 }
 
+#[test]
+fn a_cautious_region_looks_each_access_up_by_itself() {
+    use crate::ir::region::{Span, pass};
+    let spans = |cautious| {
+        let (_, bits, bytes) = REGIONS.iter().find(|(name, ..)| *name == "region_function").expect("it is a sample");
+        let mut region = region_of(mode(*bits), bytes);
+        region.cautious = cautious;
+        pass::run(&mut region, pass::PIPELINE);
+        let body = region.blocks.iter().flat_map(|block| &block.body).map(|value| region.def(*value));
+        body.filter(|inst| inst.op == crate::ir::Op::Probe).map(|inst| Span::unpack(inst.imm)).collect::<Vec<_>>()
+    };
+    let widest = |spans: &[Span]| spans.iter().map(|span| span.high - span.low).max();
+    let (usual, cautious) = (spans(false), spans(true));
+    assert!(widest(&usual) > Some(8), "{usual:?}");
+    assert_eq!(widest(&cautious), Some(8), "{cautious:?}");
+    assert!(cautious.len() > usual.len());
+}
+
 /// Code from a file, as `BELLGLASS_CODE=FILE:ENTRY` says (offset of the entry, hexadecimal; the file's first page is looked
 /// at), or all samples.
 fn code_to_measure() -> Vec<(u64, [u8; 4096])> {

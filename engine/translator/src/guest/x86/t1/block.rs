@@ -163,6 +163,8 @@ pub(super) struct Wanted {
     pub state: *const PageState,
     pub page: *const u8,
     pub entry: u64,
+    /// The region is to be cautious: see [`crate::ir::region::Region::cautious`].
+    pub cautious: bool,
 }
 
 impl Request {
@@ -211,6 +213,8 @@ struct Inner {
     heats: Vec<Heat>,
     /// Blocks for which a region has been asked.
     wanted: HashSet<u64>,
+    /// Blocks whose regions bailed too often: the next one is to be cautious.
+    cautious: HashSet<u64>,
     /// Replaced blocks may still be executed: what they point to stays.
     #[allow(clippy::vec_box, reason = "translated code and sites hold their addresses")]
     replaced: Vec<Box<BlockInfo>>,
@@ -407,7 +411,12 @@ impl Space {
         let mut inner = self.lock();
         let key = block_key(host, key);
         let block = inner.blocks.get(&key).filter(|block| block.info.is_fresh() && block.info.second.is_none())?;
-        let wanted = Wanted { state: block.info.page, page: block.page, entry: self.ground.memory.address(block.offset) };
+        let wanted = Wanted {
+            state: block.info.page,
+            page: block.page,
+            entry: self.ground.memory.address(block.offset),
+            cautious: inner.cautious.contains(&key),
+        };
         inner.wanted.insert(key).then_some((key, wanted))
     }
 
@@ -488,6 +497,10 @@ impl Space {
         {
             let region = self.take_back(block);
             inner.replaced_regions.extend(region);
+            // Once more, with care; then no more.
+            if inner.cautious.insert(key) {
+                inner.wanted.remove(&key);
+            }
             counters.useless_regions.fetch_add(1, Ordering::Relaxed);
         }
     }

@@ -131,7 +131,7 @@ pub(crate) struct Translator {
     /// The spaces whose code may run, the newest last, and the number of that.
     spaces: Vec<Arc<Space>>,
     newest: u32,
-    /// Those that go: translated code that is on the stack may lie in them.
+    /// Those that may be gone: translated code that is on the stack may lie in them.
     leaving: Vec<Arc<Space>>,
     /// From where on the sampler takes the newest one's code to be regions'.
     regions_from: u64,
@@ -530,7 +530,7 @@ impl Cpu {
                 leave::ATTEND => return Left::Poll,
                 leave::LINK => {
                     let number = Numbered(argument);
-                    let Some(space) = self.t1.space_of(number) else { return Left::At };
+                    let space = self.t1.space_of(number);
                     self.rip = place(self, space.link_target(number));
                     link = Some((space, number));
                 }
@@ -544,7 +544,7 @@ impl Cpu {
                 }
                 leave::HOT => {
                     let number = Numbered(argument);
-                    let Some(space) = self.t1.space_of(number) else { return Left::At };
+                    let space = self.t1.space_of(number);
                     self.rip = place(self, space.heat_target(number));
                     if space.number == self.t1.newest {
                         self.want_region(&space);
@@ -602,10 +602,11 @@ impl Translator {
         self.spaces.iter().find(|space| space.part == part).cloned()
     }
 
-    /// The space of a link or counter.
-    fn space_of(&self, number: Numbered) -> Option<Arc<Space>> {
-        // Nobody else has the part as long as this CPU holds a space there.
-        self.spaces.iter().chain(&self.leaving).find(|space| space.part == number.part()).cloned()
+    /// The space of a link or counter that translated code has just named. (Nobody else has the part as long as this CPU holds a
+    /// space there.)
+    fn space_of(&self, number: Numbered) -> Arc<Space> {
+        let space = self.spaces.iter().chain(&self.leaving).find(|space| space.part == number.part());
+        space.expect("a CPU holds the spaces in which it executes").clone()
     }
 }
 

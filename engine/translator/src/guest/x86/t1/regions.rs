@@ -64,8 +64,8 @@ const SHARE: u32 = 7;
 pub(super) const BAILS: i32 = 1000;
 /// … and in what time they may happen. One costs about 50 ns; a loop over memory has one for each page that it comes to, and is
 /// worth it.
-const BAIL_TIME: Duration = Duration::from_micros(100);
-/// How often in a row that must be so. A loop that writes where code has been bails with each byte of a page or two, and then
+const BAIL_TIME: Duration = Duration::from_micros(250);
+/// How often in a row that must be so. A region that is given up is made once more, cautious. A loop that writes where code has been bails with each byte of a page or two, and then
 /// never again.
 const STRIKES: u32 = 64;
 /// Most guest instructions of a loop that is compiled with those in it.
@@ -107,6 +107,8 @@ pub(super) struct Request {
     targets: BTreeMap<u32, Vec<u64>>,
     /// What is in no loop is compiled too.
     everything: bool,
+    /// The one before bailed too often.
+    cautious: bool,
     /// How many vCPUs the machine has.
     cpus: usize,
 }
@@ -426,6 +428,7 @@ impl Request {
             return false;
         };
         self.space.forget_region(self.block);
+        self.cautious |= wanted.cautious;
         (self.block, self.block_entry, self.start) = (block, wanted.entry, start);
         true
     }
@@ -435,6 +438,7 @@ fn compile_region(mut request: Request) -> Result<Compiled, NoRegion> {
     let mut region = form(&mut request)?;
     const { assert!(GPR == 0, "the general registers are the first slots") };
     region.guesses = request.registers.to_vec();
+    region.cautious = request.cautious;
     pass::run(&mut region, pass::PIPELINE);
     tracing::trace!("a region:\n{region}");
     let bails = Box::new(AtomicI32::new(BAILS));
@@ -632,6 +636,7 @@ impl Cpu {
             registers: std::array::from_fn(|number| self.gpr[number]),
             targets: self.seen.targets(self.rip & PAGE_MASK),
             everything: options.threshold == 0,
+            cautious: wanted.cautious,
             cpus: fabric.cpu_count(),
         };
         if !options.background {

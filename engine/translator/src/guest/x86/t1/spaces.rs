@@ -9,6 +9,9 @@
 //! it ([`Space::supersede`]). Blocks lead to each other across spaces: those that led to a space that goes are put back as they
 //! were ([`Space::cut_off`]).
 //!
+//! Code may lead a vCPU to a space that is newer than all that it holds. That cannot go before those it holds, for spaces go in
+//! the order of their ages and the vCPU's parts are not free.
+//!
 //! # When a part is free again
 //! A vCPU holds the spaces that it may execute in ([`Translator::spaces`](super::Translator)). It looks for others when the
 //! number of the newest has changed: in the dispatcher, and whenever it is called for attention, as all are when a space goes.

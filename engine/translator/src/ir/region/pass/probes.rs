@@ -166,7 +166,7 @@ impl Splitting<'_> {
     fn table_around(&mut self, access: &Access, body: &mut Vec<Val>) -> Option<Access> {
         let (root, stripped) = root_of(self.region, access.address);
         let def = *self.region.def(root);
-        if def.op != Op::Address || def.ty != Ty::I64 || !def.args[1].is_some() {
+        if self.region.cautious || def.op != Op::Address || def.ty != Ty::I64 || !def.args[1].is_some() {
             return None;
         }
         let (scale, [table, index, _]) = (u32::from(def.aux & 3), def.args);
@@ -295,6 +295,9 @@ impl Splitting<'_> {
             let has = Span::unpack(inst.imm);
             if has.contains(span) && inst.aux & rights == rights {
                 return Some(known.probe);
+            }
+            if self.region.cautious {
+                continue;
             }
             let both = has.union(span);
             // Whoever is seldom here must not make those fail who are always there: for few bytes more they seldom do.
