@@ -237,13 +237,14 @@ def vmware_flat(folder, content, rng):
     return path, "vmdk"
 
 
-# Each: how it is made, and whether it can be written to.
+BOTH, OURS, NOBODY = {"ours", "qemu"}, {"ours"}, set()
+# Each: how it is made, and who can write to it. QEMU's locks keep itself out where several extents lie in one file.
 MAKERS = {
-    "virtualbox-vdi": (virtualbox_vdi, True),
-    "other-vhd": (other_vhd, True),
-    "vmware-stream": (vmware_stream, False),
-    "vmware-split": (vmware_split, True),
-    "vmware-flat": (vmware_flat, True),
+    "virtualbox-vdi": (virtualbox_vdi, BOTH),
+    "other-vhd": (other_vhd, BOTH),
+    "vmware-stream": (vmware_stream, NOBODY),
+    "vmware-split": (vmware_split, BOTH),
+    "vmware-flat": (vmware_flat, OURS),
 }
 
 
